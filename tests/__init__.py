@@ -1,0 +1,1 @@
+"""The suite: mirrors the four packages; parity/ holds the comparisons with public peers."""
