@@ -1,0 +1,1 @@
+"""What runs on a cluster: the commands behind launch.sh."""
