@@ -1,0 +1,1 @@
+"""Raw data sets in, validated tar shards and their index out."""

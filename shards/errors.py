@@ -1,0 +1,9 @@
+"""The two mistakes a user can make. Messages are one line: the file or key, the value, the fix."""
+
+
+class DataError(ValueError):
+    """The data is wrong or incomplete; the program exits 3."""
+
+
+class UsageError(ValueError):
+    """The command, a path or the configuration is wrong; the program exits 2."""

@@ -1,0 +1,110 @@
+"""What a finished shard set says of itself. It is written last: no manifest, no set."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import DataError, UsageError
+from shards.files import whole_file
+from shards.schema import SCHEMA
+from shards.taxonomy import Taxonomy
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of a set; `samples` counts."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A shard set.
+
+    `tasks` are those for which every sample has its truth, `members` the extensions every sample
+    has, `licence` the publisher's table of licences, `versions` the libraries that shaped the
+    bytes, `inputs` a digest of what the set was built from.
+    """
+
+    source: str
+    taxonomy: Taxonomy
+    tasks: tuple[str, ...]
+    members: tuple[str, ...]
+    licence: tuple[dict[str, Any], ...]
+    versions: dict[str, str]
+    inputs: str
+    shards: tuple[Shard, ...]
+
+    @property
+    def samples(self) -> int:
+        """How many samples the set has."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over schema, taxonomy and the shards' hashes: equal for equal contents."""
+        shards = [shard.sha256 for shard in self.shards]
+        return digest([SCHEMA, self.taxonomy.to_json(), shards])
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json`."""
+        document = {
+            "schema": SCHEMA,
+            **asdict(self),
+            "samples": self.samples,
+            "fingerprint": self.fingerprint,
+        }
+        with whole_file(folder / MANIFEST) as file:
+            file.write(json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read `manifest.json`.
+
+        Raises UsageError where there is no finished shard set, DataError for a damaged manifest or
+        another schema.
+        """
+        path = folder / MANIFEST
+        try:
+            document = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(
+                f"{folder} is no finished shard set (no {MANIFEST}); give the folder of one split, "
+                "or make it with `./launch.sh build`"
+            ) from error
+        except ValueError as error:
+            raise DataError(f"{path}: damaged ({error}); build the set again") from error
+        if document.get("schema") != SCHEMA:
+            raise DataError(
+                f"{path}: schema {document.get('schema')}, this version reads {SCHEMA}; "
+                "build the set again"
+            )
+        try:
+            manifest = cls(
+                source=document["source"],
+                taxonomy=Taxonomy.from_json(document["taxonomy"]),
+                tasks=tuple(document["tasks"]),
+                members=tuple(document["members"]),
+                licence=tuple(document["licence"]),
+                versions=document["versions"],
+                inputs=document["inputs"],
+                shards=tuple(Shard(**shard) for shard in document["shards"]),
+            )
+            intact = manifest.fingerprint == document["fingerprint"]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: damaged ({error!r}); build the set again") from error
+        if not intact:
+            raise DataError(f"{path}: does not match its fingerprint; build the set again")
+        return manifest
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a plain JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

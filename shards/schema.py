@@ -1,0 +1,171 @@
+"""One sample, schema 1: what a source yields, which members a shard holds of it, and back.
+
+Members of a sample (`ext -> bytes`); a shard set has the same ones for every sample:
+
+- the image, its bytes untouched (`jpg`, or one other extension for the whole set);
+- `json`: `schema image_id file_name source width height`, `segments` and `instances` where there
+  is such truth, `licence` and `attribution` where the publisher names them. `category` is the class
+  index in the manifest's taxonomy, `area` and `bbox` (x, y, w, h in pixels) are the publisher's;
+- `segments.png`: panoptic truth `[H, W]`, 0 = void, n = n-th entry of `segments`;
+- `instances.png`: instance truth that may overlap, `[layers * H, W]`; an instance is where its
+  layer equals its `value`, 0 = none.
+
+Maps are 8 bit, 16 bit where a value is past 255.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, TypedDict
+
+import cv2
+import numpy as np
+
+from shards.errors import DataError
+
+SCHEMA = 1
+TASKS = ("panoptic", "instance", "semantic")
+SEGMENTS = "segments.png"
+INSTANCES = "instances.png"
+IMAGES = ("jpg", "png", "webp", "bmp")
+MAX_VALUE = 65535  # of a 16-bit map
+KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name field
+
+_PNG = (
+    *(cv2.IMWRITE_PNG_COMPRESSION, 6),
+    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),  # label maps gain nothing by filters
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A panoptic segment: the publisher's id, class index, crowd flag, area, bbox (x, y, w, h)."""
+
+    id: int
+    category: int
+    iscrowd: int
+    area: int | float
+    bbox: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance(Segment):
+    """An instance: its mask is `layers[layer] == value`."""
+
+    layer: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sample as a source yields it. A truth that the source does not have is None.
+
+    `segments_map` is `[H, W]`, `layers` `[n, H, W]` with n >= 1, both uint8 or uint16.
+    """
+
+    key: str
+    image: bytes
+    ext: str
+    file_name: str
+    source: str
+    image_id: str
+    width: int
+    height: int
+    segments: list[Segment] | None = None
+    segments_map: np.ndarray | None = None
+    instances: list[Instance] | None = None
+    layers: np.ndarray | None = None
+    rights: dict[str, str] = field(default_factory=dict)  # licence, attribution
+
+
+class Sample(TypedDict):
+    """A decoded sample; the image stays encoded. A truth that the set does not have is None."""
+
+    json: dict[str, Any]
+    image: bytes
+    segments: np.ndarray | None  # [H, W]
+    layers: np.ndarray | None  # [n, H, W]
+
+
+def key_of(file_name: str) -> str:
+    """The key of a raw file name: its relative stem with '.' -> '_'.
+
+    Raises DataError for a name that could leave the data set's folder or not fit a tar header.
+    """
+    path = PurePosixPath(file_name)
+    key = str(path.with_suffix("")).replace(".", "_") if path.name else ""
+    hostile = path.is_absolute() or ".." in path.parts or "\\" in file_name
+    if not key or hostile or not file_name.isprintable():
+        raise DataError(f"file_name {file_name!r} is not a plain relative path; rename the file")
+    if len(key.encode()) > KEY_BYTES:
+        raise DataError(f"file_name {file_name!r} is too long; keep it to {KEY_BYTES} bytes")
+    return key
+
+
+def image_ext(file_name: str) -> str:
+    """The member extension of an image file: lower case, `jpg` for every spelling of JPEG."""
+    ext = PurePosixPath(file_name).suffix[1:].lower().replace("jpeg", "jpg")
+    if ext not in IMAGES:
+        raise DataError(f"file_name {file_name!r} is not an image of {IMAGES}; convert it")
+    return ext
+
+
+def encode(record: Record) -> dict[str, bytes]:
+    """The members of a sample. A pure function of the record for equal library versions."""
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        **{name: getattr(record, name) for name in _PLAIN},
+        **record.rights,
+    }
+    members = {record.ext: record.image}
+    if record.segments is not None:
+        document["segments"] = [asdict(segment) for segment in record.segments]
+        members[SEGMENTS] = _encode_map(record.segments_map)
+    if record.instances is not None:
+        document["instances"] = [asdict(instance) for instance in record.instances]
+        members[INSTANCES] = _encode_map(record.layers.reshape(-1, record.width))
+    members["json"] = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    return members
+
+
+def decode(members: dict[str, bytes]) -> Sample:
+    """The inverse of `encode`. Raises DataError for a damaged or foreign sample."""
+    try:
+        document = json.loads(members["json"])
+        schema, shape = document["schema"], (document["height"], document["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"a sample's json member is damaged ({error!r}); rebuild it") from error
+    if schema != SCHEMA:
+        raise DataError(f"sample of schema {schema}, this version reads {SCHEMA}; rebuild the set")
+    images = [ext for ext in members if ext in IMAGES]
+    if len(images) != 1:
+        raise DataError(f"{document['file_name']}: members {sorted(members)}, not one image")
+    segments = _decode_map(members, SEGMENTS, shape)
+    layers = _decode_map(members, INSTANCES, shape)
+    if segments is not None and len(segments) != 1:
+        raise DataError(f"{SEGMENTS} has {len(segments)} layers, not one; rebuild the shard")
+    return Sample(
+        json=document,
+        image=members[images[0]],
+        segments=None if segments is None else segments[0],
+        layers=layers,
+    )
+
+
+_PLAIN = ("file_name", "height", "image_id", "source", "width")
+
+
+def _encode_map(values: np.ndarray) -> bytes:
+    assert values.dtype in (np.uint8, np.uint16), values.dtype
+    return cv2.imencode(".png", values, _PNG)[1].tobytes()
+
+
+def _decode_map(members: dict[str, bytes], ext: str, shape: tuple[int, int]) -> np.ndarray | None:
+    """A map member as layers `[n, H, W]`, or None where the sample has no such member."""
+    if ext not in members:
+        return None
+    values = cv2.imdecode(np.frombuffer(members[ext], np.uint8), cv2.IMREAD_UNCHANGED)
+    height, width = shape
+    if values is None or values.ndim != 2 or values.shape[1] != width or len(values) % height:
+        raise DataError(f"{ext} is not a map of {width}x{height} pixels; rebuild the shard")
+    return values.reshape(-1, height, width)

@@ -1,0 +1,86 @@
+"""Label spaces: which categories there are, in which order, and which of them are things."""
+
+import colorsys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from shards.errors import DataError
+
+
+@dataclass(frozen=True)
+class Category:
+    """One class: the publisher's id and name, thing or stuff, and an RGB colour for pictures."""
+
+    id: int
+    name: str
+    isthing: bool
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """An ordered label space: things by id, then stuff by id; a class index is a place in it."""
+
+    name: str
+    categories: tuple[Category, ...]
+
+    @classmethod
+    def of(cls, name: str, categories: Iterable[Category]) -> "Taxonomy":
+        """Order the categories. Raises DataError if there are none or an id occurs twice."""
+        ordered = tuple(sorted(categories, key=lambda c: (not c.isthing, c.id)))
+        ids = [c.id for c in ordered]
+        if not ids:
+            raise DataError(f"{name}: the list of categories is empty; give at least one")
+        if twice := sorted({i for i in ids if ids.count(i) > 1}):
+            raise DataError(f"{name}: category id {twice[0]} occurs twice; ids must be unique")
+        return cls(name, ordered)
+
+    def __len__(self) -> int:
+        return len(self.categories)
+
+    @property
+    def things(self) -> tuple[bool, ...]:
+        """For every class, whether it is a thing."""
+        return tuple(c.isthing for c in self.categories)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of every class."""
+        return tuple(c.name for c in self.categories)
+
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        return {c.id: i for i, c in enumerate(self.categories)}
+
+    def index(self, id: int) -> int:
+        """Class index of the publisher's category id. Raises DataError for an unknown one."""
+        try:
+            return self._index[id]
+        except KeyError:
+            raise DataError(
+                f"category id {id} is not one of the {len(self)} of {self.name}; "
+                "correct the annotation or add the category"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The taxonomy as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Taxonomy":
+        """The inverse of `to_json`."""
+        return cls(
+            value["name"],
+            tuple(
+                Category(int(c["id"]), c["name"], bool(c["isthing"]), tuple(c["color"]))
+                for c in value["categories"]
+            ),
+        )
+
+
+def palette(index: int) -> tuple[int, int, int]:
+    """A colour for a category whose publisher gives none; neighbours in `index` differ in hue."""
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
