@@ -1,0 +1,143 @@
+"""Transformer decoder with masked attention (Mask2Former, arXiv 2112.01527, section 3.2)."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.position import sine_encoding
+
+
+@dataclass
+class MaskedDecoderSettings:
+    """Sizes of the transformer decoder; `layers` layers make `layers + 1` predictions."""
+
+    layers: int = 9
+    heads: int = 8
+    feedforward: int = 2048
+
+
+class Predictions(NamedTuple):
+    """Predictions of the initial queries and after every layer; the last is the model's answer.
+
+    Mask logits are the product of the last two, without bias, and are never kept whole.
+    """
+
+    class_logits: Tensor  # [L, B, Q, K + 1], last column = no object
+    mask_embeddings: Tensor  # [L, B, Q, C]
+    mask_features: Tensor  # [B, C, H/4, W/4]
+
+
+class MaskedDecoder(nn.Module):
+    """Queries that look, layer by layer, where their own previous mask prediction says."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        queries: int,
+        dim: int,
+        levels: int,
+        settings: MaskedDecoderSettings,
+    ) -> None:
+        super().__init__()
+        self.query_feat = nn.Embedding(queries, dim)
+        self.query_embed = nn.Embedding(queries, dim)
+        self.level_embed = nn.Embedding(levels, dim)
+        self.layers = nn.ModuleList(DecoderLayer(dim, settings) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(dim)
+        self.class_head = nn.Linear(dim, num_classes + 1)
+        self.mask_head = nn.Sequential(
+            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim)
+        )
+
+    def forward(self, memory: list[Tensor], mask_features: Tensor) -> Predictions:
+        """Predictions from memory [[B, C, h, w], …], coarse to fine, and [B, C, H/4, W/4]."""
+        values, keys, guides = [], [], []
+        for x, embed in zip(memory, self.level_embed.weight, strict=True):
+            value = x.flatten(2).transpose(1, 2) + embed  # [B, h·w, C]
+            position = sine_encoding(*x.shape[2:], x.shape[1], x.device, embed.dtype)
+            # Resizing commutes with the product that makes mask logits: small features will do.
+            guide = F.interpolate(mask_features.detach(), x.shape[2:], mode="bilinear")
+            values.append(value)
+            keys.append(value + position)
+            guides.append(guide.flatten(2))  # [B, C, h·w]
+        position = self.query_embed.weight
+        x = self.query_feat.weight.expand(len(mask_features), -1, -1)  # [B, Q, C]
+        state = self.norm(x)
+        states, embeddings = [state], [self.mask_head(state)]
+        for i, layer in enumerate(self.layers):
+            level = i % len(memory)
+            permitted = attention_mask(embeddings[-1].detach() @ guides[level])
+            x = layer(x, position, keys[level], values[level], permitted)
+            state = self.norm(x)
+            states.append(state)
+            embeddings.append(self.mask_head(state))
+        class_logits = self.class_head(torch.stack(states))
+        return Predictions(class_logits, torch.stack(embeddings), mask_features)
+
+
+def attention_mask(logits: Tensor) -> Tensor:
+    """Where a query may look: [B, 1, Q, pixels] bool, for all heads, from logits [B, Q, pixels].
+
+    Pixels of probability >= 0.5 (in floating point: a logit barely below 0 still counts);
+    everywhere for a query that has none.
+    """
+    permitted = logits.sigmoid() >= 0.5
+    return (permitted | ~permitted.any(2, keepdim=True))[:, None]
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, feed-forward, each followed by residual and norm."""
+
+    def __init__(self, dim: int, settings: MaskedDecoderSettings) -> None:
+        super().__init__()
+        self.cross_attn = Attention(dim, settings.heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.self_attn = Attention(dim, settings.heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, settings.feedforward)
+        self.linear2 = nn.Linear(settings.feedforward, dim)
+        self.norm3 = nn.LayerNorm(dim)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self, x: Tensor, position: Tensor, keys: Tensor, values: Tensor, permitted: Tensor
+    ) -> Tensor:
+        """Queries [B, Q, C] -> [B, Q, C]; `position` [Q, C], `keys` and `values` [B, pixels, C]."""
+        x = self.norm1(x + self.cross_attn(x + position, keys, values, permitted))
+        query = x + position
+        x = self.norm2(x + self.self_attn(query, query, x))
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one boolean mask shared by all heads."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        fused = math.sqrt(6 / (dim + 3 * dim))  # Xavier bound of the three stacked matrices
+        for linear in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.uniform_(linear.weight, -fused, fused)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, permitted: Tensor | None = None
+    ) -> Tensor:
+        """[B, Q, C] from query [B, Q, C], key and value [B, N, C]; `permitted` [B, 1, Q, N]."""
+        q, k, v = (
+            project(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, n, C / heads]
+            for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=permitted)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))

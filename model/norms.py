@@ -1,0 +1,58 @@
+"""Normalisation layers of the convolutional parts."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics and affine terms are constants (buffers, no gradient).
+
+    Written as one multiply-add so that, unlike `F.batch_norm`, it keeps no activation for backward.
+    """
+
+    eps = 1e-5
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        scale, shift = (t.to(x.dtype)[:, None, None] for t in (scale, shift))  # [C, 1, 1]
+        return torch.addcmul(shift, x, scale)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups, fewer (a power of two) where they would hold less than 8 channels."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 8)), channels)
+
+
+def replace_batch_norm(module: nn.Module, norm: str) -> nn.Module:
+    """`module` with every BatchNorm2d turned into `norm`: frozen_batch, batch, sync_batch or group.
+
+    Statistics and affine terms are kept, except by `group`, which starts afresh.
+    """
+    if norm == "batch":
+        return module
+    if norm == "sync_batch":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, _replacement(child, norm))
+    return module
+
+
+def _replacement(batch_norm: nn.BatchNorm2d, norm: str) -> nn.Module:
+    if norm == "group":
+        return group_norm(batch_norm.num_features)
+    frozen = FrozenBatchNorm2d(batch_norm.num_features)
+    state = batch_norm.state_dict()
+    frozen.load_state_dict({name: state[name] for name in frozen.state_dict()})
+    return frozen

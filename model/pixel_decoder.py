@@ -1,0 +1,168 @@
+"""Pixel decoder: deformable encoder over strides 32, 16, 8 and one FPN step to stride 4."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.deformable_attention import deformable_attention
+from model.norms import group_norm
+from model.position import level_sizes, pixel_centres, sine_encoding
+
+LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
+
+
+@dataclass
+class PixelDecoderSettings:
+    """Sizes of the deformable encoder: layers, heads, points per head and level, FFN width."""
+
+    layers: int = 6
+    heads: int = 8
+    points: int = 4
+    feedforward: int = 1024
+
+
+class PixelDecoder(nn.Module):
+    """Multi-scale memory and per-pixel embeddings from backbone features.
+
+    Args:
+        channels: {stride: channels} of the features, strides 4 to 32.
+        dim: channels of every output.
+    """
+
+    def __init__(self, channels: dict[int, int], dim: int, settings: PixelDecoderSettings) -> None:
+        super().__init__()
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels[stride], dim, 1), group_norm(dim)) for stride in LEVELS
+        )
+        self.level_embed = nn.Parameter(torch.randn(len(LEVELS), dim))
+        layer = EncoderLayer(dim, settings)
+        # Copies share their FFN biases at the start, as in the published initialisation.
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(settings.layers))
+        self.lateral = nn.Sequential(
+            nn.Conv2d(channels[4], dim, 1, bias=False),
+            group_norm(dim),
+        )
+        self.output = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+            group_norm(dim),
+            nn.ReLU(),
+        )
+        self.mask_features = nn.Conv2d(dim, dim, 1)
+        for layer in self.layers:
+            layer.reset_weights()
+        for projection, _ in self.input_proj:
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        for conv in (self.lateral[0], self.output[0], self.mask_features):
+            nn.init.kaiming_uniform_(conv.weight, a=1)  # U(±sqrt(3 / fan_in))
+        nn.init.zeros_(self.mask_features.bias)
+
+    def forward(self, features: dict[int, Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Memory [[B, C, H/s, W/s] for s = 32, 16, 8] and mask features [B, C, H/4, W/4]."""
+        maps = [
+            project(features[stride])
+            for project, stride in zip(self.input_proj, LEVELS, strict=True)
+        ]
+        shapes = tuple((x.shape[2], x.shape[3]) for x in maps)
+        source = torch.cat([x.flatten(2) for x in maps], dim=2).transpose(1, 2)  # [B, N, C]
+        device, dim, dtype = source.device, source.shape[2], self.level_embed.dtype
+        position = torch.cat(
+            [
+                sine_encoding(*shape, dim, device, dtype) + embed
+                for shape, embed in zip(shapes, self.level_embed, strict=True)
+            ]
+        )  # [N, C]
+        centres = pixel_centres(shapes, device, dtype)
+        for layer in self.layers:
+            source = layer(source, position, centres, shapes)
+        memory = [
+            x.unflatten(2, shape)
+            for x, shape in zip(
+                source.transpose(1, 2).split([h * w for h, w in shapes], dim=2), shapes, strict=True
+            )
+        ]
+        fine = self.lateral(features[4])
+        fine = fine + F.interpolate(memory[-1], fine.shape[2:], mode="bilinear")
+        return memory, self.mask_features(self.output(fine))
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward, each with residual and LayerNorm after it."""
+
+    def __init__(self, dim: int, settings: PixelDecoderSettings) -> None:
+        super().__init__()
+        self.self_attn = DeformableSelfAttention(dim, settings.heads, settings.points)
+        self.norm1 = nn.LayerNorm(dim)
+        self.linear1 = nn.Linear(dim, settings.feedforward)
+        self.linear2 = nn.Linear(settings.feedforward, dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def reset_weights(self) -> None:
+        """Draw the weights anew; FFN biases stay."""
+        self.self_attn.reset_parameters()
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self,
+        source: Tensor,
+        position: Tensor,
+        centres: Tensor,
+        shapes: tuple[tuple[int, int], ...],
+    ) -> Tensor:
+        """Tokens [B, N, C] -> [B, N, C]; `position` [N, C] and `centres` [N, 2] belong to them."""
+        source = self.norm1(source + self.self_attn(source, position, centres, shapes))
+        return self.norm2(source + self.linear2(F.relu(self.linear1(source))))
+
+
+class DeformableSelfAttention(nn.Module):
+    """Every token attends to a few learned offsets around its own place on each level."""
+
+    def __init__(self, dim: int, heads: int, points: int) -> None:
+        super().__init__()
+        self.sampling = (heads, len(LEVELS), points)
+        samples = math.prod(self.sampling)
+        self.sampling_offsets = nn.Linear(dim, samples * 2)
+        self.attention_weights = nn.Linear(dim, samples)
+        self.value_proj = nn.Linear(dim, dim)
+        self.output_proj = nn.Linear(dim, dim)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Head h looks 1..points pixels away, on squares, in direction 2πh/heads, evenly."""
+        heads, _, points = self.sampling
+        angle = torch.arange(heads) * (2 * math.pi / heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=1)
+        direction = direction / direction.abs().amax(1, keepdim=True)
+        steps = torch.arange(1, points + 1)[:, None]
+        offsets = direction[:, None, None] * steps  # [heads, 1, points, 2]
+        offsets = offsets.expand(*self.sampling, 2).flatten()
+        for linear in (self.sampling_offsets, self.attention_weights):
+            nn.init.zeros_(linear.weight)
+        for linear in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(linear.weight)
+        for linear in (self.attention_weights, self.value_proj, self.output_proj):
+            nn.init.zeros_(linear.bias)
+        self.sampling_offsets.bias.copy_(offsets)
+
+    def forward(
+        self,
+        source: Tensor,
+        position: Tensor,
+        centres: Tensor,
+        shapes: tuple[tuple[int, int], ...],
+    ) -> Tensor:
+        heads, levels, points = self.sampling
+        value = self.value_proj(source).unflatten(2, (heads, -1))
+        with torch.autocast(source.device.type, enabled=False):  # coordinates need full precision
+            query = source.to(centres.dtype) + position
+            offsets = self.sampling_offsets(query).unflatten(2, (*self.sampling, 2))
+            sizes = level_sizes(shapes, centres.device, centres.dtype)[:, None]  # [levels, 1, 2]
+            locations = centres[:, None, None, None] + offsets / sizes
+            weights = self.attention_weights(query).unflatten(2, (heads, levels * points))
+            weights = weights.softmax(3).unflatten(3, (levels, points))
+        return self.output_proj(deformable_attention(value, shapes, locations, weights))

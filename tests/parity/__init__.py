@@ -1,0 +1,1 @@
+"""Agreement with public implementations of the same model."""
