@@ -1,0 +1,1 @@
+"""Scores that ranks can merge: panoptic quality, instance AP, semantic mIoU."""

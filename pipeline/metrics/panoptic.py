@@ -1,0 +1,124 @@
+"""Panoptic quality (Kirillov et al., Panoptic Segmentation, 2019), counted as panopticapi does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Segment = Mapping[str, Any]
+
+
+class PanopticQuality:
+    """Counters of panoptic quality per class; counters of several ranks add up by `merge`.
+
+    A true positive is a pair of one class whose IoU, void left out, exceeds 0.5. A prediction
+    mostly on void, or on a crowd of its class, is no false positive; a crowd is never missed.
+    """
+
+    def __init__(self, things: Sequence[bool]):
+        """`things[c]` says whether class c is a thing."""
+        self.things = np.array(things, bool)
+        self.iou = np.zeros(len(things))
+        self.tp = np.zeros(len(things), np.int64)
+        self.fp = np.zeros(len(things), np.int64)
+        self.fn = np.zeros(len(things), np.int64)
+
+    def update(
+        self,
+        prediction: np.ndarray,
+        prediction_segments: Sequence[Segment],
+        truth: np.ndarray,
+        truth_segments: Sequence[Segment],
+    ) -> None:
+        """Count one image.
+
+        prediction, truth: integer maps [H, W] of segment ids, 0 where there is none.
+        prediction_segments: {"id", "category"}; truth_segments: {"id", "category", "iscrowd",
+        "area"}, where the area counts as it stands. Raises ValueError where a map holds an id that
+        is not listed, a listed prediction has no pixel, or a category is not one of the classes.
+        """
+        if prediction.shape != truth.shape:
+            raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
+        predicted = self._categories("prediction", prediction_segments)
+        category = self._categories("truth", truth_segments)
+        crowd = np.array([bool(s["iscrowd"]) for s in truth_segments], bool)
+        truth_area = np.array([s["area"] for s in truth_segments], float)
+
+        height, width = len(category) + 1, len(predicted) + 1
+        codes = _ranks("truth", truth, truth_segments).astype(np.int32) * width
+        codes += _ranks("prediction", prediction, prediction_segments).astype(np.int32, copy=False)
+        shared = np.bincount(codes.ravel(), minlength=height * width)
+        shared = shared.reshape(height, width)  # pixels of each pair, void first
+        area = shared.sum(0)[1:]
+        if not area.all():
+            empty = prediction_segments[int(np.argmin(area))]
+            raise ValueError(f"prediction segment {empty['id']} has no pixel in its map")
+
+        common, void = shared[1:, 1:], shared[0, 1:]
+        union = truth_area[:, None] + area - common - void
+        same = category[:, None] == predicted
+        hits = same & ~crowd[:, None] & (2 * common > union)  # IoU > 0.5
+        t, p = hits.nonzero()
+        np.add.at(self.iou, category[t], common[t, p] / union[t, p])
+        np.add.at(self.tp, category[t], 1)
+        np.add.at(self.fn, category[~crowd & ~hits.any(1)], 1)
+        last_crowd = {int(category[n]): n for n in np.flatnonzero(crowd)}
+        ignored = void.copy()
+        for n in last_crowd.values():  # one crowd a class and image counts, the last
+            ignored += common[n] * same[n]
+        np.add.at(self.fp, predicted[~hits.any(0) & (2 * ignored <= area)], 1)
+
+    def merge(self, other: "PanopticQuality") -> None:
+        """Add the counters of another rank."""
+        assert np.array_equal(self.things, other.things)
+        self.iou += other.iou
+        self.tp += other.tp
+        self.fp += other.fp
+        self.fn += other.fn
+
+    def result(self) -> dict[str, Any]:
+        """Scores in percent: PQ, SQ, RQ, the same with _th and _st, and one row a class.
+
+        Averages run over the classes met in truth or prediction; without any they are NaN, as are
+        the rows of classes not met.
+        """
+        met = self.tp + self.fp + self.fn > 0
+        with np.errstate(invalid="ignore"):
+            rq = self.tp / (self.tp + self.fp / 2 + self.fn / 2)
+            sq = np.where(met, self.iou / np.maximum(self.tp, 1), np.nan)
+        scores = {"PQ": 100 * sq * rq, "SQ": 100 * sq, "RQ": 100 * rq}
+        groups = {"": met, "_th": met & self.things, "_st": met & ~self.things}
+        out: dict[str, Any] = {
+            name + suffix: float(values[group].mean()) if group.any() else float("nan")
+            for suffix, group in groups.items()
+            for name, values in scores.items()
+        }
+        counts = {"tp": self.tp, "fp": self.fp, "fn": self.fn}
+        out["classes"] = [
+            {name: values[c].item() for name, values in (scores | counts).items()}
+            for c in range(len(met))
+        ]
+        return out
+
+    def _categories(self, side: str, segments: Sequence[Segment]) -> np.ndarray:
+        categories = np.array([s["category"] for s in segments], np.int64)
+        outside = (categories < 0) | (categories >= len(self.things))
+        if outside.any():
+            raise ValueError(f"{side}: no category {categories[outside][0]} in {len(self.things)}")
+        return categories
+
+
+def _ranks(side: str, ids: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
+    """The map [H, W] with n for the n-th of `segments` in place of its id; void stays 0."""
+    listed = [int(s["id"]) for s in segments]
+    count, top = len(listed), int(ids.max())
+    if listed == list(range(1, count + 1)) and ids.min() >= 0 and top <= count:
+        return ids
+    if ids.min() < 0 or min(listed, default=1) < 1 or len(set(listed)) < count:
+        raise ValueError(f"{side}: segment ids must be positive and differ: {sorted(listed)}")
+    table = np.zeros(max(top, *listed) + 1, np.int32)
+    table[listed] = np.arange(1, count + 1)
+    ranks = table.take(ids)
+    if (strangers := (ranks == 0) & (ids != 0)).any():
+        raise ValueError(f"{side}: id {ids[strangers][0]} of the map is not among the segments")
+    return ranks
