@@ -163,6 +163,7 @@ class DeformableSelfAttention(nn.Module):
             offsets = self.sampling_offsets(query).unflatten(2, (*self.sampling, 2))
             sizes = level_sizes(shapes, centres.device, centres.dtype)[:, None]  # [levels, 1, 2]
             locations = centres[:, None, None, None] + offsets / sizes
-            weights = self.attention_weights(query).unflatten(2, (heads, levels * points))
-            weights = weights.softmax(3).unflatten(3, (levels, points))
+            weights = self.attention_weights(query).transpose(1, 2)  # softmax likes long rows
+            weights = weights.unflatten(1, (heads, levels * points)).softmax(2)
+            weights = weights.unflatten(2, (levels, points)).permute(0, 4, 1, 2, 3)
         return self.output_proj(deformable_attention(value, shapes, locations, weights))

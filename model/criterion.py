@@ -1,0 +1,212 @@
+"""Training loss: classification of all queries, point-sampled mask and dice losses of matched ones.
+
+Mask2Former, arXiv 2112.01527, section 3.3; every prediction of the decoder is supervised.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.masked_decoder import Predictions
+from model.matcher import Matches, match
+from model.points import sample, sample_pairs, uncertain_points
+from model.targets import Draw, Targets
+
+__all__ = ["Criterion", "CriterionSettings", "Draw", "Normalisers", "Targets", "normalisers"]
+
+
+@dataclass
+class CriterionSettings:
+    """Weights of matching costs and losses, and how many points they look at.
+
+    Attributes:
+        no_object_weight: class weight of "no object" in the cross entropy.
+        points: points of a mask in matching and in the loss.
+        oversample: candidates per point when looking for uncertain ones.
+        importance: share of points taken where the mask is uncertain.
+        class_normaliser: "global" divides the cross entropy by the weights of the whole batch,
+            "local" by those of each micro-batch, averaging micro-batches, as the paper's code does.
+    """
+
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    points: int = 12544
+    oversample: float = 3.0
+    importance: float = 0.75
+    class_normaliser: str = "global"
+
+
+class Normalisers(NamedTuple):
+    """What sums over a batch are divided by. Add those of all micro-batches field by field."""
+
+    num_masks: Tensor  # segments, matched or not
+    class_weight: Tensor  # sum of the cross entropy's class weights
+    batches: Tensor | float = 1.0  # micro-batches
+
+
+def normalisers(categories: Tensor, queries: int, settings: CriterionSettings) -> Normalisers:
+    """Normalisers (float64 scalars) of one micro-batch from its categories [B, N], -1 = padding."""
+    counts = (categories >= 0).sum(1).double()
+    matched = counts.clamp(max=queries)
+    weight = (matched + (queries - matched) * settings.no_object_weight).sum()
+    return Normalisers(counts.sum(), weight, torch.ones_like(weight))
+
+
+class Criterion:
+    """Weighted losses of a micro-batch, as its share of the loss of the global batch.
+
+    Raises:
+        ValueError: a setting out of range; names it.
+    """
+
+    def __init__(self, settings: CriterionSettings) -> None:
+        _check(settings)
+        self.settings = settings
+
+    def __call__(
+        self, predictions: Predictions, targets: Targets, draw: Draw, normalisers: Normalisers
+    ) -> dict[str, Tensor]:
+        """Scalars loss_ce, loss_mask, loss_dice (last prediction) and the same with _0 … _{L-2}.
+
+        Their sum over all terms and micro-batches is the loss. Computes in float32 (or float64, if
+        predictions are). Draws, per image and prediction i: "match/i" (points, 2), "candidates/i"
+        (pairs, oversample·points, 2), "uniform/i" (pairs, (1 - importance)·points, 2).
+
+        Raises:
+            FloatingPointError: non-finite logits; names the prediction.
+        """
+        with torch.autocast(targets.maps.device.type, enabled=False):
+            dtype = torch.promote_types(predictions.class_logits.dtype, torch.float32)
+            predictions = Predictions(*(x.to(dtype) for x in predictions))
+            matches = match(
+                predictions,
+                targets,
+                draw,
+                points=self.settings.points,
+                class_weight=self.settings.class_weight,
+                mask_weight=self.settings.mask_weight,
+                dice_weight=self.settings.dice_weight,
+            )
+            losses = self._losses(predictions, targets, matches, draw, normalisers)
+            terms = {}
+            for name, values in losses.items():
+                *auxiliary, last = values.unbind()
+                terms[name] = last
+                terms |= {f"{name}_{i}": value for i, value in enumerate(auxiliary)}
+        return terms
+
+    def _losses(
+        self,
+        predictions: Predictions,
+        targets: Targets,
+        matches: Matches,
+        draw: Draw,
+        totals: Normalisers,
+    ) -> dict[str, Tensor]:
+        """Weighted losses by prediction: three times [L]."""
+        s = self.settings
+        if s.class_normaliser == "local":
+            queries = predictions.class_logits.shape[2]
+            class_total = normalisers(targets.categories, queries, s).class_weight * totals.batches
+        else:
+            class_total = totals.class_weight
+        num_masks = totals.num_masks.clamp(min=1)
+        ce = self._classification(predictions.class_logits, targets.categories, matches)
+        bce, dice = self._masks(predictions, targets, matches, draw)
+        return {
+            "loss_ce": ce * (s.class_weight / class_total),
+            "loss_mask": bce * (s.mask_weight / num_masks),
+            "loss_dice": dice * (s.dice_weight / num_masks),
+        }
+
+    def _classification(self, logits: Tensor, categories: Tensor, matches: Matches) -> Tensor:
+        """Σ weight · cross entropy over all queries, [L]; the unmatched ones are no object."""
+        layers, _, _, classes = logits.shape
+        truth = torch.full(logits.shape[:3], classes - 1, device=logits.device)  # [L, B, Q]
+        layer = torch.arange(layers, device=logits.device)[:, None]
+        truth[layer, matches.image, matches.query] = categories[matches.image, matches.target]
+        weight = logits.new_ones(classes)
+        weight[-1] = self.settings.no_object_weight
+        loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
+        return loss.unflatten(0, truth.shape).sum((1, 2))
+
+    def _masks(
+        self, predictions: Predictions, targets: Targets, matches: Matches, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """Σ over matched pairs of cross entropy (mean over points) and of dice loss, [L] each."""
+        layers, pairs = matches.query.shape
+        if not pairs:  # zero, yet attached to the graph
+            zero = predictions.mask_embeddings.sum((1, 2, 3)) + predictions.mask_features.sum()
+            return zero * 0, zero * 0
+        logits = _matched_logits(predictions, matches)  # [L, M, h, w]
+        places, truth = zip(
+            *(
+                self._points(i, maps, targets, matches, draw)
+                for i, maps in enumerate(logits.detach())
+            ),
+            strict=True,
+        )
+        x = sample(logits.flatten(0, 1)[:, None], torch.cat(places))[:, 0]  # [L·M, P]
+        t = torch.cat(truth)
+        bce = F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1)
+        p = x.sigmoid()
+        dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
+        return bce.view(layers, pairs).sum(1), dice.view(layers, pairs).sum(1)
+
+    @torch.no_grad()
+    def _points(
+        self, i: int, logits: Tensor, targets: Targets, matches: Matches, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """Points [M, P, 2] for prediction `i` with logits [M, h, w], and the truth there [M, P]."""
+        s = self.settings
+        keep = int(s.importance * s.points)
+
+        def uniform(purpose: str, points: int) -> Tensor:
+            draws = [
+                draw(b, f"{purpose}/{i}", (count, points, 2))
+                for b, count in enumerate(matches.counts)
+                if count
+            ]
+            return torch.cat(draws).to(logits.dtype)
+
+        places = uncertain_points(
+            logits,
+            uniform("candidates", int(s.oversample * s.points)),
+            uniform("uniform", s.points - keep),
+            keep,
+        )
+        image, target = matches.image, matches.target[i]
+        layer, value = targets.layer[image, target], targets.value[image, target]
+        return places, sample_pairs(targets.maps, image, layer, value, places)
+
+
+def _matched_logits(predictions: Predictions, matches: Matches) -> Tensor:
+    """Mask logits [L, M, h, w] of the matched queries only."""
+    features = predictions.mask_features
+    layer = torch.arange(len(matches.query), device=features.device)[:, None]
+    rows = predictions.mask_embeddings[layer, matches.image, matches.query]  # [L, M, C]
+    logits = [
+        embedding @ feature
+        for embedding, feature in zip(
+            rows.split(matches.counts, dim=1), features.flatten(2).unbind(), strict=True
+        )
+    ]
+    return torch.cat(logits, dim=1).unflatten(2, features.shape[2:])
+
+
+def _check(settings: CriterionSettings) -> None:
+    if settings.points < 1:
+        raise ValueError(f"criterion.points={settings.points}: at least 1 is needed")
+    if settings.oversample < 1:
+        raise ValueError(f"criterion.oversample={settings.oversample}: at least 1 is needed")
+    if not 0 <= settings.importance <= 1:
+        raise ValueError(f"criterion.importance={settings.importance} is not in [0, 1]")
+    if settings.class_normaliser not in ("global", "local"):
+        raise ValueError(
+            f"criterion.class_normaliser={settings.class_normaliser!r}: global or local"
+        )

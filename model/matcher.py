@@ -1,0 +1,113 @@
+"""Bipartite matching of queries and segments, for all predictions of a step at once."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from model.masked_decoder import Predictions
+from model.points import sample, sample_shared
+from model.targets import Draw, Targets
+
+
+class Matches(NamedTuple):
+    """Assigned pairs. All predictions have the same M = Σ min(Q, N_b) of them, image by image and,
+    within an image, in the order of its targets."""
+
+    image: Tensor  # i64 [M]
+    query: Tensor  # i64 [L, M]
+    target: Tensor  # i64 [L, M], position in the image's targets
+    counts: list[int]  # pairs of each image
+
+
+@torch.no_grad()
+def match(
+    predictions: Predictions,
+    targets: Targets,
+    draw: Draw,
+    *,
+    points: int,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> Matches:
+    """Cheapest one-to-one assignment for every prediction and image (Hungarian algorithm).
+
+    The whole step costs one copy to the host and one back. Draws: "match/i" of shape (points, 2)
+    for prediction i of each image.
+
+    Raises:
+        FloatingPointError: non-finite class or mask logits; names the first such prediction.
+    """
+    cost = class_weight * class_cost(predictions.class_logits, targets.categories)
+    for i, embeddings in enumerate(predictions.mask_embeddings):
+        places = _draw_points(draw, f"match/{i}", len(embeddings), points, embeddings)
+        features = sample(predictions.mask_features, places)  # [B, C, P]
+        masks = sample_shared(targets.maps, targets.layer, targets.value, places)  # [B, N, P]
+        mask, dice = mask_costs(embeddings @ features, masks)
+        cost[i] += mask_weight * mask + dice_weight * dice
+    return _assign(cost, predictions, targets.categories)
+
+
+def class_cost(logits: Tensor, categories: Tensor) -> Tensor:
+    """−p(category of target n | query q): [L, B, Q, N] from [L, B, Q, K + 1] and [B, N]."""
+    index = categories.clamp(min=0)[None, :, None].expand(*logits.shape[:3], -1)
+    return -logits.softmax(3).gather(3, index)
+
+
+def mask_costs(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean binary cross entropy and dice loss of every pair, [B, Q, N] each.
+
+    Args:
+        logits: [B, Q, P]. masks: in [0, 1], [B, N, P].
+    """
+    truth = masks.transpose(1, 2)  # [B, P, N]
+    probability = logits.sigmoid()
+    # BCE(x, t) = softplus(x) - x·t; softplus is its own linear part beyond 50 to all digits
+    negative = F.softplus(logits, threshold=50).sum(2, keepdim=True)  # [B, Q, 1]
+    bce = (negative - logits @ truth) / logits.shape[2]
+    size = probability.sum(2, keepdim=True) + truth.sum(1, keepdim=True)  # [B, Q, N]
+    return bce, 1 - (2 * (probability @ truth) + 1) / (size + 1)
+
+
+def _draw_points(draw: Draw, purpose: str, batch: int, points: int, like: Tensor) -> Tensor:
+    return torch.stack([draw(b, purpose, (points, 2)) for b in range(batch)]).to(like.dtype)
+
+
+def _assign(cost: Tensor, predictions: Predictions, categories: Tensor) -> Matches:
+    """Pairs from costs [L, B, Q, N], by way of one packed copy to the host."""
+    layers, batch = cost.shape[:2]
+    health = torch.stack(
+        (
+            predictions.class_logits.sum((1, 2, 3)),
+            predictions.mask_embeddings.sum((1, 2, 3)) + predictions.mask_features.sum(),
+        )
+    )  # [2, L]: a NaN or infinity anywhere makes the sum one
+    packed = torch.cat((health.flatten(), categories.flatten() >= 0, cost.flatten())).cpu().numpy()
+    head, real, flat = np.split(packed, np.cumsum([health.numel(), categories.numel()]))
+    for kind, values in zip(("class", "mask"), head.reshape(2, layers), strict=True):
+        if not np.isfinite(values).all():
+            first = int(np.argmin(np.isfinite(values)))
+            raise FloatingPointError(f"prediction {first} has non-finite {kind} logits")
+    costs = flat.reshape(cost.shape)
+    real = real.reshape(categories.shape) > 0
+    pairs = [[_solve(costs[i, b], real[b], i) for b in range(batch)] for i in range(layers)]
+    counts = [pair.shape[1] for pair in pairs[0]]
+    image = np.repeat(np.arange(batch), counts)
+    both = np.stack([np.concatenate(row, axis=1) for row in pairs])  # [L, 2, M]
+    table = torch.from_numpy(np.concatenate((image[None], both.reshape(2 * layers, -1))))
+    table = table.to(cost.device, non_blocking=True)  # [1 + 2L, M]
+    return Matches(table[0], table[1::2], table[2::2], counts)
+
+
+def _solve(cost: np.ndarray, real: np.ndarray, prediction: int) -> np.ndarray:
+    """Query and target of each pair, [2, min(Q, n)], from costs [Q, N] of n real targets."""
+    columns = np.flatnonzero(real)
+    cost = cost[:, columns]
+    if not np.isfinite(cost).all():
+        raise FloatingPointError(f"prediction {prediction} has non-finite mask logits")
+    row, query = linear_sum_assignment(cost.T)  # rows of targets come sorted
+    return np.stack((query, columns[row]))
