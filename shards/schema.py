@@ -92,11 +92,11 @@ def key_of(file_name: str) -> str:
 
     Raises DataError for a name that could leave the data set's folder or not fit a tar header.
     """
-    path = PurePosixPath(file_name)
-    key = str(path.with_suffix("")).replace(".", "_") if path.name else ""
-    hostile = path.is_absolute() or ".." in path.parts or "\\" in file_name
-    if not key or hostile or not file_name.isprintable():
+    path = PurePosixPath(str(file_name))
+    hostile = path.is_absolute() or ".." in path.parts or "\\" in str(file_name)
+    if file_name != str(file_name) or not path.name or hostile or not file_name.isprintable():
         raise DataError(f"file_name {file_name!r} is not a plain relative path; rename the file")
+    key = str(path.with_suffix("")).replace(".", "_")
     if len(key.encode()) > KEY_BYTES:
         raise DataError(f"file_name {file_name!r} is too long; keep it to {KEY_BYTES} bytes")
     return key
@@ -108,6 +108,13 @@ def image_ext(file_name: str) -> str:
     if ext not in IMAGES:
         raise DataError(f"file_name {file_name!r} is not an image of {IMAGES}; convert it")
     return ext
+
+
+def map_type(largest: int) -> type[np.unsignedinteger]:
+    """The type of a map with values up to `largest`. Raises DataError past 16 bit."""
+    if largest > MAX_VALUE:
+        raise DataError(f"{largest} segments in one map, at most {MAX_VALUE} fit; split the image")
+    return np.uint8 if largest <= 255 else np.uint16
 
 
 def encode(record: Record) -> dict[str, bytes]:
