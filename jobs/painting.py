@@ -83,18 +83,18 @@ def _paint_ground(rng: np.random.Generator, side: int) -> tuple[Array, Array]:
     kinds = np.concatenate([rng.permutation(3), rng.integers(0, 3, 1)])[: len(sites)] + 1
     if len(sites) > 1 and rng.random() < _VOID_REGION_SHARE:
         kinds[0] = 0
-    canvas = np.zeros((side, side, 3), np.float32)
+    planes = np.zeros((3, side, side), np.float32)
     for weight, kind in zip(blend, kinds, strict=True):
         first = _colour(rng, saturation=(0.08, 0.5), value=(0.35, 0.95))
         shift = rng.choice([-1, 1]) * rng.uniform(28, 55) * rng.uniform(0.7, 1.3, 3)
         change = np.clip(first + shift, 15, 245).astype(np.float32) - first
         tone = _stuff_texture(rng, int(kind), x, y)
-        canvas += weight[..., None] * first + (weight * tone)[..., None] * change
+        planes += first[:, None, None] * weight + change[:, None, None] * (weight * tone)
     ground = kinds[closeness.argmax(0)]
     if len(sites) > 1 and rng.random() < _VOID_BORDER_SHARE:
         top = np.sort(closeness, axis=0)
         ground[top[-1] - top[-2] < rng.uniform(1, 4)] = 0
-    return canvas, ground
+    return cv2.merge(planes), ground
 
 
 def _sites(rng: np.random.Generator) -> Array:
@@ -205,11 +205,16 @@ def _area(polygons: list[Array]) -> float:
 
 def _coverage(polygons: list[Array], side: int) -> Array:
     """Share of each pixel inside the polygons (even-odd): float32 [S, S] in 0..1."""
-    shift = 4
-    scaled = [np.rint((p * _SUPERSAMPLE - 0.5) * (1 << shift)).astype(np.int32) for p in polygons]
-    fine = np.zeros((side * _SUPERSAMPLE, side * _SUPERSAMPLE), np.uint8)
-    cv2.fillPoly(fine, scaled, 255, shift=shift)
-    return cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    points = np.concatenate(polygons)
+    x0, y0 = np.clip(np.floor(points.min(0)), 0, side - 1).astype(int).tolist()
+    x1, y1 = np.clip(np.ceil(points.max(0)), 1, side).astype(int).tolist()
+    shift, corner = 4, (x0, y0)
+    scaled = [((p - corner) * _SUPERSAMPLE - 0.5) * (1 << shift) for p in polygons]
+    fine = np.zeros(((y1 - y0) * _SUPERSAMPLE, (x1 - x0) * _SUPERSAMPLE), np.uint8)
+    cv2.fillPoly(fine, [np.rint(p).astype(np.int32) for p in scaled], 255, shift=shift)
+    cover = np.zeros((side, side), np.float32)
+    cover[y0:y1, x0:x1] = cv2.resize(fine, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
+    return cover / 255
 
 
 def _paint_object(
