@@ -1,0 +1,135 @@
+"""`./launch.sh <command>`: the commands, their help, and what an error looks like."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.errors import RunFailed
+from shards.errors import DataError, UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train Mask2Former from raw data to scored pictures. "
+    "Also: setup (make the environment), test [--all] (the suite).",
+)
+
+Run = Annotated[str, typer.Argument(help="A name under runs/, or a path.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(help="best, last or a step. Default: best where a score is known, else last."),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for data, shards, run and pictures.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """The whole main path, small, on this machine: data, shards, training, scores, pictures."""
+    from jobs.demo import demo
+
+    demo(out)
+
+
+@app.command()
+def build(
+    source: Annotated[str, typer.Argument(help="Layout of the raw data: coco.")],
+    root: Annotated[Path, typer.Option(help="Folder of the raw data.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shard sets, one a split.")],
+    splits: Annotated[str | None, typer.Option(help="Splits by comma. Default: all found.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First images of each split.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all CPUs.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks by comma. Default: all served.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Number of shards a split.")] = None,
+) -> None:
+    """Convert a raw data set into shards; says which tasks the result serves."""
+    from jobs.build import build
+
+    build(source, root, out, splits, limit, jobs, tasks, shards)
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help="A preset's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change.")
+    ] = None,
+) -> None:
+    """Train, or go on where the run of that name stopped."""
+    from jobs.train import train
+
+    train(preset, overrides or [])
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Another shard set of the same classes.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+) -> None:
+    """Score a run on its val set: PQ, AP and mIoU from one pass."""
+    from jobs.evaluate import evaluate
+
+    evaluate(run, checkpoint, data, images)
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")],
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Segment images: panoptic overlays and COCO-format JSON."""
+    from jobs.predict import predict
+
+    predict(run, images, out, checkpoint)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="overfit.")],
+    json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
+) -> None:
+    """Measure what we claim, beside a peer where there is one."""
+    from jobs.bench import bench
+
+    bench(name, json)
+
+
+def main() -> int:
+    """Run a command. 0 done, 2 bad usage or config, 3 bad data, 1 failed."""
+    try:
+        app(standalone_mode=False)
+    except DataError as error:
+        return _complain(str(error), 3)
+    except UsageError as error:
+        return _complain(str(error), 2)
+    except RunFailed as error:
+        return _complain(str(error), 1)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain("interrupted", 130)
+    except typer.TyperException as error:
+        error.show()
+        return 2
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""`build`: raw data to shards, and what the result is good for."""
+
+from pathlib import Path
+
+from shards.build import build as build_shards
+
+
+def build(
+    source: str,
+    root: Path,
+    out: Path,
+    splits: str | None = None,
+    limit: int | None = None,
+    jobs: int | None = None,
+    tasks: str | None = None,
+    shards: int | None = None,
+) -> None:
+    """Build the shard sets and say what they serve."""
+    summary = build_shards(
+        source,
+        root,
+        out,
+        splits=splits.split(",") if splits else None,
+        limit=limit,
+        jobs=jobs,
+        tasks=tasks.split(",") if tasks else None,
+        shards=shards,
+    )
+    for split, facts in summary.items():
+        print(
+            f"{out / split}: {facts['samples']} images in {facts['shards']} shards, "
+            f"{facts['bytes'] / 2**20:.1f} MiB; serves {', '.join(facts['tasks'])}"
+        )

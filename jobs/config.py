@@ -1,0 +1,242 @@
+"""A run's settings: defaults < preset < key=value, checked before anything starts."""
+
+import dataclasses
+import difflib
+import json
+import keyword
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from model.mask2former import Mask2Former
+from pipeline.schedule import lr_multiplier
+from pipeline.settings import RunSettings
+from pipeline.store import Store
+from shards.errors import UsageError
+from shards.schema import TASKS
+
+PRESETS = Path(__file__).parent / "presets"
+RUNS = Path("runs")
+
+
+@dataclass
+class ScalingSettings:
+    """Number of workers, and whether each has a GPU (null: if this machine has one)."""
+
+    workers: int = 1
+    gpu: bool | None = None
+
+
+@dataclass
+class FailureSettings:
+    """How often workers that died are started again."""
+
+    max_restarts: int = 20
+
+
+@dataclass
+class Config(RunSettings):
+    """Everything a preset or the command line can set."""
+
+    scaling: ScalingSettings = field(default_factory=ScalingSettings)
+    failure: FailureSettings = field(default_factory=FailureSettings)
+
+
+def load(preset: str, overrides: list[str]) -> Config:
+    """The config of a preset (its name, or a YAML file) with `key=value` overrides.
+
+    Raises UsageError for unknown presets, keys and values; unknown keys with the nearest known.
+    """
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+        raise UsageError(
+            f"no preset {preset!r}{_nearest(preset, known)}; known: {', '.join(known)}"
+        )
+    config = merge(_read(path), overrides)
+    config.name = config.name or path.stem
+    for name in ("train", "val"):
+        if getattr(config.data, name) == MISSING:
+            raise UsageError(f"data.{name} is not set; add data.{name}=SHARDS/{name}")
+        setattr(config.data, name, str(Path(getattr(config.data, name)).expanduser().absolute()))
+    return config
+
+
+def merge(settings: dict[str, Any], overrides: list[str]) -> Config:
+    """Defaults < settings < `key=value` overrides, typed. Raises UsageError naming the key."""
+    for override in overrides:
+        if not re.match(r"[\w.]+=", override):
+            raise UsageError(f"{override!r} is not key=value")
+    config = OmegaConf.structured(Config)
+    known = _dotted(OmegaConf.to_container(config))
+    try:
+        parts = [OmegaConf.create(settings), OmegaConf.from_dotlist(overrides)]
+        for part in parts:
+            config = OmegaConf.merge(config, _to_fields(OmegaConf.to_container(part)))
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        key = _to_names_key(error.full_key or "")
+        if error.key is not None and key not in known and "not in" in str(error):
+            raise UsageError(f"unknown key {key}{_nearest(key, known)}") from error
+        raise UsageError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain data with the names that users write; `merge(to_dict(c), [])` gives `c` back."""
+    return _to_names(dataclasses.asdict(config))
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved config."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run by name or path. Raises UsageError if there is none."""
+    for folder in (Path(run), RUNS / run):
+        if (folder / "config.yaml").is_file():
+            return folder.absolute()
+    known = sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))
+    raise UsageError(
+        f"no run {run!r}{_nearest(run, known)}; runs: {', '.join(known) or 'none yet'}"
+    )
+
+
+def load_run(folder: Path) -> Config:
+    """The resolved config of a run."""
+    return merge(_read(folder / "config.yaml"), [])
+
+
+def load_environment(folder: Path) -> dict[str, Any]:
+    """What a run was started with, beside its config."""
+    return json.loads((folder / "environment.json").read_text())
+
+
+def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[str]:
+    """`key: old -> new` for every key that differs, but for those that start as `may_change`."""
+    before, after = (_flat(to_dict(config)) for config in (old, new))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(may_change)
+    ]
+
+
+def check(config: Config) -> tuple[Store, Store]:
+    """The train and val sets, once everything a worker would trip over has been looked at.
+
+    Raises UsageError naming the key, the value and what to do.
+    """
+    if not re.fullmatch(r"[\w][\w.-]*", config.name):
+        raise UsageError(f"name={config.name}: use letters, digits, '.', '_' and '-'")
+    positive = {
+        "trainer.steps": config.trainer.steps,
+        "trainer.log_every": config.trainer.log_every,
+        "batch.global": config.batch.global_,
+        "batch.micro": config.batch.micro,
+        "scaling.workers": config.scaling.workers,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.keep": config.checkpoint.keep,
+        "evaluation.every_steps": config.evaluation.every_steps,
+        "criterion.points": config.criterion.points,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise UsageError(f"{key}={value}: at least 1 is needed")
+    choices = {
+        "task": (config.task, TASKS),
+        "zero.stage": (config.zero.stage, (0, 1, 2, 3)),
+        "data.augment": (config.data.augment, ("lsj", "none")),
+        "tracking.wandb.mode": (config.tracking.wandb.mode, ("offline", "online", "disabled")),
+        "criterion.class_normaliser": (config.criterion.class_normaliser, ("global", "local")),
+    }
+    for key, (value, known) in choices.items():
+        if value not in known:
+            raise UsageError(f"{key}={value}: known are {', '.join(map(str, known))}")
+    if config.data.crop % 32:
+        raise UsageError(f"data.crop={config.data.crop} is not a multiple of 32")
+    per_step = config.batch.micro * config.scaling.workers
+    if config.batch.global_ % per_step:
+        raise UsageError(
+            f"batch.global={config.batch.global_} is not a multiple of batch.micro="
+            f"{config.batch.micro} x scaling.workers={config.scaling.workers}"
+        )
+    if config.scaling.gpu and not torch.cuda.is_available():
+        raise UsageError("scaling.gpu=true: this machine has no GPU that torch can use")
+    train, val = Store(Path(config.data.train), config.data.limit), Store(Path(config.data.val))
+    if len(train) == 0:
+        raise UsageError(f"data.train={config.data.train} holds no sample")
+    for key, store in (("data.train", train), ("data.val", val)):
+        if config.task not in store.manifest.tasks:
+            served = ", ".join(store.manifest.tasks)
+            raise UsageError(f"task={config.task}: {key}={store.folder} serves {served}")
+    if train.manifest.taxonomy != val.manifest.taxonomy:
+        raise UsageError(f"data.train={train.folder} and data.val={val.folder}: other classes")
+    try:
+        lr_multiplier(config.schedule, config.trainer.steps)
+        with torch.device("meta"):
+            Mask2Former(config.model, len(train.manifest.taxonomy.categories))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return train, val
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not isinstance(settings, dict):
+        raise UsageError(f"{path}: not a mapping of settings")
+    return settings
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names) or "none yet"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+# A field cannot be called `global`, a word of Python's: fields carry a trailing underscore.
+
+
+def _to_fields(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {f"{k}_" if keyword.iskeyword(str(k)) else k: _to_fields(v) for k, v in node.items()}
+
+
+def _to_names(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {_to_names_key(str(key)): _to_names(value) for key, value in node.items()}
+
+
+def _to_names_key(key: str) -> str:
+    return re.sub(r"_(?=\.|$)", "", key)
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _dotted(node: dict[str, Any]) -> list[str]:
+    """Every key and section."""
+    leaves = list(_flat(_to_names(node)))
+    sections = {leaf.rsplit(".", n)[0] for leaf in leaves for n in range(1, leaf.count(".") + 1)}
+    return sorted({*leaves, *sections})

@@ -1,0 +1,50 @@
+"""AdamW's parameter groups: which tensor decays, and at which rate it learns."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+@dataclass
+class OptimizerSettings:
+    """AdamW with the reference's constants; `clip` is the global L2 norm of all gradients."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    backbone_lr_multiplier: float = 0.1
+    clip: float = 0.01
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict]:
+    """Groups for AdamW: {backbone, head} x {decayed, not decayed}; frozen tensors are left out.
+
+    Not decayed: norms, embeddings and Swin's relative-position tables. Everything else is,
+    biases and the pixel decoder's level embedding included, as in the reference.
+    """
+    not_decayed = set()
+    for module_name, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            full = f"{module_name}.{name}".lstrip(".")
+            if isinstance(module, (*NORMS, nn.Embedding)) or "relative_position_bias_table" in name:
+                not_decayed.add(full)
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "backbone" if name.startswith("backbone.") else "head"
+        decays = name not in not_decayed
+        group = groups.setdefault((part, decays), {
+            "name": f"{part}.{'decay' if decays else 'no_decay'}",
+            "params": [],
+            "lr": settings.lr * (settings.backbone_lr_multiplier if part == "backbone" else 1.0),
+            "weight_decay": settings.weight_decay if decays else 0.0,
+        })  # fmt: skip
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -1,0 +1,272 @@
+"""The training loop of one worker. Knows torch.distributed, not who started the processes."""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.criterion import Criterion, Normalisers, normalisers
+from model.mask2former import Mask2Former, normalise
+from model.targets import Draw, Targets
+from pipeline import checkpoint
+from pipeline.batch import Batch
+from pipeline.engine import Engine, Step
+from pipeline.evaluate import HEADLINE, evaluate
+from pipeline.meter import Meter
+from pipeline.optimizer import parameter_groups
+from pipeline.order import ORDER_VERSION, WINDOW, keyed_seed
+from pipeline.runs import CHECKPOINTS, best_step, save_scores, summarise
+from pipeline.schedule import lr_multiplier
+from pipeline.settings import RunSettings
+from pipeline.store import Store
+from pipeline.stream import Share, loader, train_stream
+from pipeline.track import EVENTS, Tracker, rows, truncate
+from shards.errors import UsageError
+
+MAX_SKIPPED_IN_A_ROW = 20
+PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")
+
+
+def train(settings: RunSettings, folder: Path, launch: str = "") -> None:
+    """Train until `trainer.steps`, from the newest whole checkpoint in `folder` or from scratch.
+
+    Call it on every rank of an initialised process group. `launch` names the start by a user, so
+    that its restarts can be told from it in events.jsonl.
+    """
+    Worker(settings, folder, launch).run()
+
+
+def draws(seed: int, batch: Batch) -> Draw:
+    """Uniform numbers keyed by (seed, epoch, sample key, purpose): the same on any rank."""
+    device = batch.images.device
+
+    def draw(image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        key = keyed_seed(seed, batch.epochs[image], batch.keys[image], purpose)
+        generator = torch.Generator(device).manual_seed(key)
+        return torch.rand(shape, generator=generator, device=device)
+
+    return draw
+
+
+def everywhere(decide) -> Any:
+    """What rank 0 decides, on every rank."""
+    box = [decide() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+class Worker:
+    """One rank: its share of the data, its engine, and on rank 0 the run's records."""
+
+    def __init__(self, settings: RunSettings, folder: Path, launch: str):
+        self.settings, self.folder, self.launch = settings, folder, launch
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(self.device)
+        self.store = Store(Path(settings.data.train), settings.data.limit)
+        self.val = Store(Path(settings.data.val))
+        self.attempt = everywhere(self._count_starts) + 1
+        self.tracker = Tracker(
+            folder,
+            settings.tracking.wandb,
+            active=self.rank == 0,
+            name=settings.name,
+            run_id=f"{settings.name}-{keyed_seed(folder) % 16**8:08x}",
+            config=dataclasses.asdict(settings) | {"world_size": self.world},
+        )
+        torch.manual_seed(settings.seed)
+        model = Mask2Former(settings.model, len(self.store.manifest.taxonomy.categories))
+        self.engine = Engine(
+            model.to(self.device),
+            parameter_groups(model, settings.optimizer),
+            zero=settings.zero,
+            clip=settings.optimizer.clip,
+            global_batch=settings.batch.global_,
+            micro_batch=settings.batch.micro,
+            device=self.device,
+        )
+        self.criterion = Criterion(settings.criterion)
+        self.multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
+        self.meter = Meter(settings.batch.global_)
+        self.step = self.position = self.updates = 0
+
+    def run(self) -> None:
+        """The whole loop: resume, step, log, save, evaluate, summarise."""
+        settings, steps = self.settings, self.settings.trainer.steps
+        self._resume()
+        if self.step == 0:
+            self._save()  # a disk that cannot hold a checkpoint is found out now
+            if settings.evaluation.at_start:
+                self._evaluate()
+        batches = iter(self._loader())
+        skipped = 0
+        self.meter.restart()
+        while self.step < steps:
+            losses, outcome = self._one_step(batches)
+            self.step += 1
+            self.position += settings.batch.global_
+            self.updates += outcome.applied
+            skipped = 0 if outcome.applied else skipped + 1
+            self._check(outcome, skipped)
+            last = self.step == steps
+            if self.step % settings.trainer.log_every == 0 or last:
+                self._log(losses, outcome)
+            if self.step % settings.checkpoint.every_steps == 0 or last:
+                self._save()
+            if self.step % settings.evaluation.every_steps == 0 or last:
+                self._evaluate()
+        if self.rank == 0:
+            summarise(self.folder, settings.task)
+        self.tracker.event("finish", step=self.step, position=self.position)
+        self.tracker.finish()
+
+    def _one_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], Step]:
+        """One optimiser step on one global batch; losses are this rank's part of its sums."""
+        accumulation = self.settings.batch.global_ // (self.settings.batch.micro * self.world)
+        with self.meter.waiting():
+            micro_batches = [next(batches).to(self.device) for _ in range(accumulation)]
+        whole = self._normalisers(micro_batches)
+        total: dict[str, Tensor] = {}
+        for batch in micro_batches:
+            draw = draws(self.settings.seed, batch)
+            predictions = self.engine(normalise(batch.images), draw)
+            targets = Targets(batch.maps, batch.categories, batch.layer, batch.value)
+            losses = self.criterion(predictions, targets, draw, whole)
+            self.engine.backward(sum(losses.values()))
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + loss.detach()
+        self.meter.step()
+        return total, self.engine.step(self.multiplier(self.step))
+
+    def _normalisers(self, batches: list[Batch]) -> Normalisers:
+        """Sums over the global batch; they follow from truth alone, so before any forward."""
+        queries, criterion = self.settings.model.queries, self.settings.criterion
+        parts = [normalisers(batch.categories, queries, criterion) for batch in batches]
+        sums = torch.stack([torch.stack(tuple(part)) for part in parts]).sum(0)
+        dist.all_reduce(sums)
+        return Normalisers(*sums)
+
+    def _loader(self):
+        settings = self.settings
+        share = Share(settings.batch.global_, settings.batch.micro, self.world, self.rank)
+        stream = train_stream(
+            settings.data, self.store, settings.task, settings.seed, self.position, share
+        )
+        return loader(stream, settings.data.loader_workers, pin=self.device.type == "cuda")
+
+    def _check(self, outcome: Step, skipped: int) -> None:
+        if not outcome.applied:
+            self.tracker.event("skipped", step=self.step, grad_norm=str(outcome.grad_norm))
+        if skipped >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"step {self.step}: {skipped} gradients in a row are not finite; "
+                f"lower optimizer.lr={self.settings.optimizer.lr}"
+            )
+
+    def _log(self, losses: dict[str, Tensor], outcome: Step) -> None:
+        values = torch.stack(list(losses.values()))
+        dist.all_reduce(values)
+        named = dict(zip(losses, values.tolist(), strict=True))
+        named = {"loss": sum(named.values()), **named}
+        lr = self.settings.optimizer.lr * self.multiplier(self.step - 1)
+        row = {"position": self.position, **named, "lr": lr, "grad_norm": outcome.grad_norm}
+        self.tracker.metrics(self.step, row | self.meter.read())
+
+    def _evaluate(self) -> None:
+        scores = evaluate(self.engine.module, self.val, self.settings.evaluation, self.device)
+        if self.rank == 0:
+            save_scores(self.folder, self.step, scores)
+            known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}
+            self.tracker.metrics(self.step, {f"val/{name}": value for name, value in known.items()})
+            self.tracker.event("evaluation", step=self.step, **known)
+        self.meter.restart()
+
+    # Checkpoints
+
+    def _count_starts(self) -> int:
+        return sum(row["event"] == "start" for row in rows(self.folder / EVENTS))
+
+    def _order(self) -> dict[str, Any]:
+        """What the order of samples is a function of, beside the position."""
+        return {
+            "version": ORDER_VERSION,
+            "window": WINDOW,
+            "seed": self.settings.seed,
+            "fingerprint": self.store.manifest.fingerprint,
+            "samples": len(self.store),
+        }
+
+    def _resume(self) -> None:
+        found: Path | None = everywhere(lambda: checkpoint.newest(
+            self.folder / CHECKPOINTS, lambda text: self.tracker.event("damage", text=text)
+        ))  # fmt: skip
+        if found:
+            state, trainer = checkpoint.load(found)
+            if trainer["order"] != self._order():
+                was, now = trainer["order"], self._order()
+                changed = [
+                    f"{key}: {was[key]} -> {now[key]}" for key in now if was[key] != now[key]
+                ]
+                raise UsageError(f"{found}: the data order has changed: {', '.join(changed)}")
+            if self.settings.zero.stage == 3:
+                self.engine.load_shards(found / "deepspeed")
+            else:
+                self.engine.load_state(state, trainer["updates"])
+            self.step, self.position = trainer["step"], trainer["position"]
+            self.updates = trainer["updates"]
+            if self.rank == 0:
+                truncate(self.folder, self.step)
+        pids = [0] * self.world
+        dist.all_gather_object(pids, os.getpid())
+        self.tracker.event(
+            "start",
+            attempt=self.attempt,
+            launch=self.launch,
+            world_size=self.world,
+            zero_stage=self.settings.zero.stage,
+            process_ids=pids,
+            host=platform.node(),
+            device=str(self.device),
+            threads=torch.get_num_threads(),
+            step=self.step,
+            position=self.position,
+            checkpoint=found.name if found else None,
+        )
+
+    def _save(self) -> None:
+        """All ranks gather, rank 0 writes. A full disk costs this checkpoint, not the run."""
+        folder = self.folder / CHECKPOINTS / checkpoint.name_of(self.step, self.attempt)
+        state = self.engine.state()
+        if self.settings.zero.stage == 3:
+            self.engine.save_shards(folder / "deepspeed")
+        if self.rank > 0:
+            return
+        trainer = {
+            "step": self.step,
+            "position": self.position,
+            "updates": self.updates,
+            "order": self._order(),
+            "world_size": self.world,
+            "zero_stage": self.settings.zero.stage,
+            "taxonomy": self.store.manifest.taxonomy.to_json(),
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        try:
+            checkpoint.save(folder, state, trainer)
+        except OSError as error:
+            if self.step == 0:
+                raise
+            self.tracker.event("checkpoint_failed", step=self.step, error=str(error))
+            return
+        self.tracker.event("checkpoint", step=self.step, position=self.position, name=folder.name)
+        best = best_step(self.folder, self.settings.task)
+        checkpoint.prune(self.folder / CHECKPOINTS, self.settings.checkpoint.keep, best)
