@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, PreTrainedConfig, ResNetConfig, SwinConfig
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetBackbone,
+    ResNetConfig,
+    SwinBackbone,
+    SwinConfig,
+)
 
 from model.norms import replace_batch_norm
 from model.targets import Draw
@@ -44,10 +51,15 @@ BACKBONES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
     ),
 }
 
+BODIES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
+    ResNetConfig: ResNetBackbone,
+    SwinConfig: SwinBackbone,
+}
+
 # A classification checkpoint lacks Swin's output norms (which start at identity, as published) and
 # has a head beyond the backbone.
-_FRESH = ("hidden_states_norms.",)
-_DROPPED = ("classifier.", "swin.layernorm.", "layernorm.")
+_FRESH = "hidden_states_norms."
+_DROPPED = "classifier."
 
 
 class Backbone(nn.Module):
@@ -74,7 +86,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         config = _config(name, dict(overrides or {}), norm, drop_path)
-        body = AutoBackbone.from_config(config) if weights == "none" else _load(weights, config)
+        family = BODIES[type(config)]
+        body = family(config) if weights == "none" else _load(family, weights, config)
         self.channels = dict(zip(STRIDES, body.channels, strict=True))
         self.drop_paths = nn.ModuleList()
         if isinstance(config, SwinConfig):
@@ -166,15 +179,20 @@ def _config(name: str, overrides: dict[str, Any], norm: str, drop_path: float) -
     return family(**fields, out_features=["stage1", "stage2", "stage3", "stage4"])
 
 
-def _load(folder: str, config: PreTrainedConfig) -> nn.Module:
+def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) -> PreTrainedModel:
     """A backbone with the weights in `folder`; missing or unknown tensors are errors."""
     try:
-        body, info = AutoBackbone.from_pretrained(
-            folder, config=config, local_files_only=True, output_loading_info=True
+        # not AutoBackbone: it asks the hub even about a folder
+        body, info = family.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(f"model.weights={folder!r} cannot be loaded: {error}") from error
-    missing = [name for name in info["missing_keys"] if not name.startswith(_FRESH + _DROPPED)]
+    missing = [name for name in info["missing_keys"] if not name.startswith(_FRESH)]
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith(_DROPPED)]
     for what, names in (("lacks", missing), ("has unknown", unexpected)):
         if names:
