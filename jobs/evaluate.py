@@ -11,7 +11,7 @@ from rich.table import Table
 from jobs import config as configs
 from pipeline.evaluate import HEADLINE
 from pipeline.evaluate import evaluate as score
-from pipeline.runs import load_model, save_scores, summarise, write_json
+from pipeline.runs import load_model, scores_path, summarise, write_json
 from pipeline.store import Store
 from shards.errors import UsageError
 
@@ -44,7 +44,8 @@ def evaluate(
     scores = score(model, store, settings, device, advance=lambda: next(bar))
     next(bar, None)
     if data is None and images is None:
-        path = save_scores(folder, step, scores)
+        path = scores_path(folder, step)
+        write_json(path, {"step": step, **scores})
         summarise(folder, config.task)
     else:
         path = folder / "evaluations" / f"{store.folder.name}-{count}-step-{step:09d}.json"

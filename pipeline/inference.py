@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model import segment
 from model.mask2former import Mask2Former, normalise
-from model.segment import SegmentSettings
+from model.segment import ImagePrediction, SegmentSettings
 from pipeline.augment import resize
 
 
@@ -62,21 +62,14 @@ def infer(
     pixels, valid = network_input(image, settings)
     with torch.autocast(device.type, enabled=False):
         predictions = model(pixels.to(device))
-    shared = {
-        "class_logits": predictions.class_logits[-1, 0],
-        "mask_embeddings": predictions.mask_embeddings[-1, 0],
-        "mask_features": predictions.mask_features[0],
-        "input_size": tuple(pixels.shape[-2:]),
-        "valid_size": valid,
-        "output_size": image.shape[:2],
-    }
-    panoptic, segments = segment.panoptic(**shared, things=things, settings=settings.segment)
-    instances = segment.instances(**shared, things=things, settings=settings.segment)
+    prediction = ImagePrediction.of(predictions, 0, valid, image.shape[:2])
+    panoptic, segments = segment.panoptic(prediction, things, settings.segment)
+    instances = segment.instances(prediction, things, settings.segment)
     return Result(
         panoptic=panoptic.cpu().numpy(),
         segments=segments,
         scores=instances["scores"].cpu().numpy(),
         categories=instances["categories"].cpu().numpy(),
         masks=instances["masks"].cpu().numpy(),
-        semantic=segment.semantic(**shared).cpu().numpy(),
+        semantic=segment.semantic(prediction).cpu().numpy(),
     )

@@ -29,11 +29,9 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def save_scores(folder: Path, step: int, scores: dict[str, Any]) -> Path:
-    """Keep an evaluation under the step it is of."""
-    path = folder / EVALUATIONS / f"step-{step:09d}.json"
-    write_json(path, {"step": step, **scores})
-    return path
+def scores_path(folder: Path, step: int) -> Path:
+    """The file that holds the scores of a step on the run's val set."""
+    return folder / EVALUATIONS / f"step-{step:09d}.json"
 
 
 def all_scores(folder: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from pipeline.evaluate import HEADLINE, evaluate
 from pipeline.meter import Meter
 from pipeline.optimizer import parameter_groups
 from pipeline.order import ORDER_VERSION, WINDOW, keyed_seed
-from pipeline.runs import CHECKPOINTS, best_step, save_scores, summarise
+from pipeline.runs import CHECKPOINTS, best_step, scores_path, summarise, write_json
 from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
 from pipeline.store import Store
@@ -105,11 +105,9 @@ class Worker:
         self._resume()
         if self.step == 0:
             self._save()  # a disk that cannot hold a checkpoint is found out now
-            if settings.evaluation.at_start:
-                self._evaluate()
         batches = iter(self._loader())
         skipped = 0
-        self.meter.restart()
+        self._evaluate_if_due()
         while self.step < steps:
             losses, outcome = self._one_step(batches)
             self.step += 1
@@ -122,8 +120,7 @@ class Worker:
                 self._log(losses, outcome)
             if self.step % settings.checkpoint.every_steps == 0 or last:
                 self._save()
-            if self.step % settings.evaluation.every_steps == 0 or last:
-                self._evaluate()
+            self._evaluate_if_due()
         if self.rank == 0:
             summarise(self.folder, settings.task)
         self.tracker.event("finish", step=self.step, position=self.position)
@@ -181,10 +178,16 @@ class Worker:
         row = {"position": self.position, **named, "lr": lr, "grad_norm": outcome.grad_norm}
         self.tracker.metrics(self.step, row | self.meter.read())
 
-    def _evaluate(self) -> None:
-        scores = evaluate(self.engine.module, self.val, self.settings.evaluation, self.device)
+    def _evaluate_if_due(self) -> None:
+        """Score the net at this step, unless it was done before a restart."""
+        settings = self.settings.evaluation
+        due = self.step > 0 and self.step % settings.every_steps == 0
+        due |= self.step == self.settings.trainer.steps or (self.step == 0 and settings.at_start)
+        if not due or everywhere(lambda: scores_path(self.folder, self.step).exists()):
+            return
+        scores = evaluate(self.engine.module, self.val, settings, self.device)
         if self.rank == 0:
-            save_scores(self.folder, self.step, scores)
+            write_json(scores_path(self.folder, self.step), {"step": self.step, **scores})
             known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}
             self.tracker.metrics(self.step, {f"val/{name}": value for name, value in known.items()})
             self.tracker.event("evaluation", step=self.step, **known)
