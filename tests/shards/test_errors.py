@@ -243,3 +243,9 @@ def test_an_error_in_a_worker_process_arrives_whole(tmp_path):
     with pytest.raises(DataError, match=r"a\.png.*5x5"):
         build("coco", raw, tmp_path / "out", shards=2, jobs=2, report=lambda line: None)
     assert not Path(tmp_path / "out/val/manifest.json").exists()
+
+
+def test_an_update_that_fails_leaves_no_manifest(raw, tmp_path):
+    build("coco", raw, tmp_path / "out", report=lambda line: None)
+    resize("val2017/b.png")(raw)
+    failing(raw, tmp_path / "out", DataError, r"b\.png.*5x5")
