@@ -11,9 +11,12 @@ from rich.table import Table
 from jobs import config as configs
 from pipeline.evaluate import HEADLINE
 from pipeline.evaluate import evaluate as score
-from pipeline.runs import load_model, scores_path, summarise, write_json
+from pipeline.pictures import sheet, write_png
+from pipeline.runs import PICTURES, load_model, scores_path, summarise, write_json
 from pipeline.store import Store
 from shards.errors import UsageError
+
+PICTURED = 8  # first images of the val set
 
 
 def evaluate(
@@ -46,12 +49,17 @@ def evaluate(
     if data is None and images is None:
         path = scores_path(folder, step)
         write_json(path, {"step": step, **scores})
-        summarise(folder, config.task)
     else:
         path = folder / "evaluations" / f"{store.folder.name}-{count}-step-{step:09d}.json"
         write_json(path, {"step": step, "data": str(store.folder), "images": count, **scores})
+    if "panoptic" in store.manifest.tasks:
+        samples = list(range(min(PICTURED, count)))
+        picture = folder / PICTURES / f"{path.stem}.png"
+        write_png(picture, sheet(model, store, settings, device, samples))
+        print(f"pictures: {picture}")
     show(scores, f"{folder.name}, step {step}, {count} images of {store.folder}")
     print(f"all classes: {path}")
+    summarise(folder, config.task)
     return scores
 
 

@@ -12,6 +12,7 @@ from rich.progress import track
 
 from jobs import config as configs
 from pipeline.inference import Result, infer
+from pipeline.pictures import write_png
 from pipeline.render import overlay
 from pipeline.runs import load_model, write_json
 from pipeline.stream import read_image
@@ -47,8 +48,8 @@ def predict(run: str, paths: list[Path], out: Path, checkpoint: str | None = Non
         image = read_image(path.read_bytes(), str(path))
         result = infer(model, image, config.evaluation, taxonomy.things, device)
         picture = overlay(image, result.panoptic, result.segments, taxonomy)
-        _write_png(out / f"{path.stem}.png", picture)
-        _write_png(out / "panoptic" / f"{path.stem}.png", _id_colours(result.panoptic))
+        write_png(out / f"{path.stem}.png", picture)
+        write_png(out / "panoptic" / f"{path.stem}.png", _id_colours(result.panoptic))
         height, width = image.shape[:2]
         sizes.append({"id": path.stem, "file_name": path.name, "height": height, "width": width})
         panoptic.append(_panoptic_entry(path.stem, result, taxonomy))
@@ -77,11 +78,6 @@ def _images(paths: list[Path]) -> Iterator[Path]:
             yield path
         else:
             raise UsageError(f"{path} does not exist; give images or folders of images")
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    path.write_bytes(encoded.tobytes())
 
 
 def _id_colours(ids: np.ndarray) -> np.ndarray:

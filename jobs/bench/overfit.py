@@ -1,0 +1,82 @@
+"""Eight photographs by heart, scored at native size: PQ by minute, and the bound of stride 4."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from jobs import config as configs
+from jobs.bench import row
+from jobs.build import build
+from jobs.train import ROOT, train
+from model.segment import STRIDE
+from pipeline.augment import fit
+from pipeline.evaluate import load_sample
+from pipeline.metrics.panoptic import PanopticQuality
+from pipeline.store import Store
+from pipeline.track import EVENTS, rows as read_rows
+from shards.schema import Sample
+
+RECIPE = Path(__file__).with_suffix(".yaml")
+SAMPLE = ROOT / "tests" / "data" / "coco_ccby"
+IMAGES = 8
+
+
+def rows() -> list[dict]:
+    """Train from scratch in runs/overfit and score as `evaluate` does."""
+    folder = configs.RUNS / "overfit"
+    shutil.rmtree(folder, ignore_errors=True)
+    shards = configs.RUNS / "overfit-shards"
+    build("coco", SAMPLE, shards, splits="train", limit=IMAGES)
+    sets = [f"data.{name}={shards / 'train'}" for name in ("train", "val")]
+    train(str(RECIPE), sets)
+    crop = configs.load(str(RECIPE), sets).data.crop
+    bound = stride_bound(Store(shards / "train"), crop)
+    events = read_rows(folder / EVENTS)
+    start = next(event["time"] for event in events if event["event"] == "start")
+    curve = [
+        ((event["time"] - start) / 60, event["PQ"])
+        for event in events
+        if event["event"] == "evaluation"
+    ]
+    print("minute  PQ")
+    for minute, quality in curve:
+        print(f"{minute:6.1f}  {quality:.1f}")
+    reached = [minute for minute, quality in curve if quality >= 90]
+    last_minute, last = curve[-1]
+    return [
+        row("overfit.pq", "PQ", last, better="higher", target=">= 90"),
+        row("overfit.minutes", "min", last_minute, better="lower", target="<= 15"),
+        row("overfit.minutes_to_90", "min", reached[0] if reached else float("nan"),
+            better="lower", target="<= 15"),
+        row("overfit.pq_bound_stride4", "PQ", bound, better="higher"),
+    ]  # fmt: skip
+
+
+def stride_bound(store: Store, crop: int) -> float:
+    """PQ of the truth itself after a trip through stride-4 masks of the training size."""
+    quality = PanopticQuality(store.manifest.taxonomy.things)
+    for number in range(len(store)):
+        _, sample = load_sample(store, number)
+        truth = [s | {"id": n} for n, s in enumerate(sample["json"]["segments"], start=1)]
+        kept = [segment for segment in truth if not segment["iscrowd"]]
+        ids = _through_stride(sample, [segment["id"] for segment in kept], crop)
+        found = [segment for segment in kept if (ids == segment["id"]).any()]
+        quality.update(ids, found, sample["segments"], truth)
+    return quality.result()["PQ"]
+
+
+def _through_stride(sample: Sample, values: list[int], crop: int) -> np.ndarray:
+    """The map [H, W] as a net would give it whose stride-4 probabilities are the exact areas."""
+    segments = sample["segments"]
+    image = np.zeros((*segments.shape, 3), np.uint8)
+    _, maps, (rows, columns) = fit(image, segments[None], crop)
+    masks = torch.from_numpy(np.stack([maps[0] == value for value in values])).float()[None]
+    logits = F.avg_pool2d(masks, STRIDE) - 0.5  # [1, n, crop/4, crop/4]
+    logits = F.interpolate(logits, (crop, crop), mode="bilinear")[..., :rows, :columns]
+    logits = F.interpolate(logits, segments.shape, mode="bilinear")[0]
+    value, owner = logits.max(0)
+    ids = torch.tensor(values)[owner] * (value >= 0)
+    return ids.numpy().astype(np.int32)

@@ -1,0 +1,43 @@
+"""A sheet to look at: image, truth and prediction side by side."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from model.mask2former import Mask2Former
+from pipeline.evaluate import load_sample
+from pipeline.inference import InferenceSettings, infer
+from pipeline.render import overlay, side_by_side
+from pipeline.store import Store
+
+
+def sheet(
+    model: Mask2Former,
+    store: Store,
+    settings: InferenceSettings,
+    device: torch.device,
+    samples: list[int],
+) -> np.ndarray:
+    """u8 [H, W, 3]: a row for each sample of a set with panoptic truth."""
+    taxonomy = store.manifest.taxonomy
+    rows = []
+    for number in samples:
+        image, sample = load_sample(store, number)
+        result = infer(model, image, settings, taxonomy.things, device)
+        truth = [s | {"id": n} for n, s in enumerate(sample["json"]["segments"], start=1)]
+        nothing = np.zeros(image.shape[:2], np.int32)
+        rows.append([
+            overlay(image, nothing, [], taxonomy),
+            overlay(image, sample["segments"], truth, taxonomy),
+            overlay(image, result.panoptic, result.segments, taxonomy),
+        ])  # fmt: skip
+    return side_by_side(["image", "truth", "prediction"], *rows)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a u8 [H, W, 3] RGB picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    path.write_bytes(encoded.tobytes())
