@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -28,6 +29,18 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift, x, scale)
 
 
+class StandardisedConv2d(nn.Conv2d):
+    """Convolution whose filters have mean 0 and norm 1 (weight standardisation, arXiv 1903.10520).
+
+    Group normalisation, unlike batch normalisation, leaves each channel its mean over the data;
+    filters without mean make up for it, and nets learn from scratch several times faster.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = F.normalize(self.weight - self.weight.mean((1, 2, 3), keepdim=True), dim=(1, 2, 3))
+        return self._conv_forward(x, weight, self.bias)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm of 32 groups, fewer (a power of two) where they would hold less than 8 channels."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 8)), channels)
@@ -36,7 +49,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 def replace_batch_norm(module: nn.Module, norm: str) -> nn.Module:
     """`module` with every BatchNorm2d turned into `norm`: frozen_batch, batch, sync_batch or group.
 
-    Statistics and affine terms are kept, except by `group`, which starts afresh.
+    Statistics and affine terms are kept, except by `group`, which starts afresh and standardises
+    the filters of every convolution.
     """
     if norm == "batch":
         return module
@@ -46,6 +60,8 @@ def replace_batch_norm(module: nn.Module, norm: str) -> nn.Module:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
                 setattr(parent, name, _replacement(child, norm))
+            elif isinstance(child, nn.Conv2d) and norm == "group":
+                child.__class__ = StandardisedConv2d
     return module
 
 

@@ -143,3 +143,23 @@ def test_weights_from_a_folder(name: str, tmp_path) -> None:
 def test_wrong_settings_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Backbone(**arguments)
+
+
+def test_group_norm_standardises_filters():
+    """Filters act with mean 0 and norm 1, whatever their own scale and offset."""
+    torch.manual_seed(0)
+    body = Backbone("resnet", TINY_RESNET, norm="group").double()
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    before = body(images)
+    with torch.no_grad():
+        for module in body.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.mul_(3).add_(0.7)
+    after = body(images)
+    for stride, feature in before.items():
+        torch.testing.assert_close(after[stride], feature, rtol=1e-9, atol=1e-9)
+    conv = next(m for m in body.modules() if isinstance(m, nn.Conv2d))
+    filters = conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
+    filters = filters / filters.square().sum((1, 2, 3), keepdim=True).sqrt()
+    oracle = F.conv2d(images, filters, None, conv.stride, conv.padding)
+    torch.testing.assert_close(conv(images), oracle, rtol=1e-12, atol=1e-12)
