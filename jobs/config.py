@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from model.criterion import Criterion
 from model.mask2former import Mask2Former
 from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
@@ -62,29 +63,43 @@ def load(preset: str, overrides: list[str]) -> Config:
     config = merge(_read(path), overrides)
     config.name = config.name or path.stem
     for name in ("train", "val"):
-        if getattr(config.data, name) == MISSING:
-            raise UsageError(f"data.{name} is not set; add data.{name}=SHARDS/{name}")
         setattr(config.data, name, str(Path(getattr(config.data, name)).expanduser().absolute()))
     return config
 
 
 def merge(settings: dict[str, Any], overrides: list[str]) -> Config:
     """Defaults < settings < `key=value` overrides, typed. Raises UsageError naming the key."""
-    for override in overrides:
-        if not re.match(r"[\w.]+=", override):
-            raise UsageError(f"{override!r} is not key=value")
+    parts = [{key: value} for key, value in settings.items()]
+    parts += [_parse(override) for override in overrides]
     config = OmegaConf.structured(Config)
     known = _dotted(OmegaConf.to_container(config))
+    section = ""
     try:
-        parts = [OmegaConf.create(settings), OmegaConf.from_dotlist(overrides)]
         for part in parts:
-            config = OmegaConf.merge(config, _to_fields(OmegaConf.to_container(part)))
+            section = str(next(iter(part)))
+            config = OmegaConf.merge(config, _to_fields(part))
         return OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        name = error.full_key
+        raise UsageError(
+            f"{name} is not set; add {name}={name.replace('data.', 'SHARDS/')}"
+        ) from error
     except OmegaConfBaseException as error:
-        key = _to_names_key(error.full_key or "")
+        key = _to_names_key(error.full_key or section)
         if error.key is not None and key not in known and "not in" in str(error):
             raise UsageError(f"unknown key {key}{_nearest(key, known)}") from error
         raise UsageError(f"{key}: {str(error).splitlines()[0]}") from error
+
+
+def _parse(override: str) -> dict[str, Any]:
+    """The nested mapping of one `key=value`; the value is YAML."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise UsageError(f"{override!r} is not key=value")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"{key}={value}: the value cannot be read; quote it, as YAML") from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -144,23 +159,43 @@ def check(config: Config) -> tuple[Store, Store]:
         "checkpoint.every_steps": config.checkpoint.every_steps,
         "checkpoint.keep": config.checkpoint.keep,
         "evaluation.every_steps": config.evaluation.every_steps,
-        "criterion.points": config.criterion.points,
+        "evaluation.images": config.evaluation.images,
+        "evaluation.short": config.evaluation.short,
+        "evaluation.long": config.evaluation.long,
+        "data.limit": config.data.limit,
     }
     for key, value in positive.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise UsageError(f"{key}={value}: at least 1 is needed")
+    not_negative = {
+        "data.loader_workers": config.data.loader_workers,
+        "failure.max_restarts": config.failure.max_restarts,
+        "schedule.warmup_steps": config.schedule.warmup_steps,
+        "optimizer.lr": config.optimizer.lr,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+    }
+    for key, value in not_negative.items():
+        if value < 0:
+            raise UsageError(f"{key}={value}: at least 0 is needed")
     choices = {
         "task": (config.task, TASKS),
         "zero.stage": (config.zero.stage, (0, 1, 2, 3)),
         "data.augment": (config.data.augment, ("lsj", "none")),
         "tracking.wandb.mode": (config.tracking.wandb.mode, ("offline", "online", "disabled")),
-        "criterion.class_normaliser": (config.criterion.class_normaliser, ("global", "local")),
     }
     for key, (value, known) in choices.items():
         if value not in known:
             raise UsageError(f"{key}={value}: known are {', '.join(map(str, known))}")
-    if config.data.crop % 32:
-        raise UsageError(f"data.crop={config.data.crop} is not a multiple of 32")
+    sides = {
+        "data.crop": config.data.crop,
+        "evaluation.size_divisor": config.evaluation.size_divisor,
+    }
+    for key, value in sides.items():
+        if value < 1 or value % 32:
+            raise UsageError(f"{key}={value} is not a multiple of 32")
+    scale = config.data.scale
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise UsageError(f"data.scale={scale}: give the least and the largest, as [0.1,2.0]")
     per_step = config.batch.micro * config.scaling.workers
     if config.batch.global_ % per_step:
         raise UsageError(
@@ -169,7 +204,8 @@ def check(config: Config) -> tuple[Store, Store]:
         )
     if config.scaling.gpu and not torch.cuda.is_available():
         raise UsageError("scaling.gpu=true: this machine has no GPU that torch can use")
-    train, val = Store(Path(config.data.train), config.data.limit), Store(Path(config.data.val))
+    train = _store("data.train", config.data.train, config.data.limit)
+    val = _store("data.val", config.data.val)
     if len(train) == 0:
         raise UsageError(f"data.train={config.data.train} holds no sample")
     for key, store in (("data.train", train), ("data.val", val)):
@@ -177,14 +213,31 @@ def check(config: Config) -> tuple[Store, Store]:
             served = ", ".join(store.manifest.tasks)
             raise UsageError(f"task={config.task}: {key}={store.folder} serves {served}")
     if train.manifest.taxonomy != val.manifest.taxonomy:
-        raise UsageError(f"data.train={train.folder} and data.val={val.folder}: other classes")
+        raise UsageError(
+            f"data.train={train.folder} and data.val={val.folder}: other classes; "
+            "give two splits of one data set"
+        )
+    weights = config.model.weights
+    if weights != "none" and not Path(weights).is_dir():
+        raise UsageError(
+            f"model.weights={weights} is no folder; the preset's header has the command that "
+            "fetches it, model.weights=none trains from scratch"
+        )
     try:
         lr_multiplier(config.schedule, config.trainer.steps)
-        with torch.device("meta"):
+        Criterion(config.criterion)
+        with torch.device("meta" if weights == "none" else "cpu"):  # weights need memory
             Mask2Former(config.model, len(train.manifest.taxonomy.categories))
     except ValueError as error:
         raise UsageError(str(error)) from error
     return train, val
+
+
+def _store(key: str, folder: str, limit: int | None = None) -> Store:
+    try:
+        return Store(Path(folder), limit)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -195,10 +248,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UsageError(f"{path}: not a mapping of settings")
     return settings
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names) or "none yet"
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -174,8 +174,9 @@ def _config(name: str, overrides: dict[str, Any], norm: str, drop_path: float) -
             known = ", ".join(key for key in family.__annotations__ if not key.startswith("_"))
             raise ValueError(f"model.backbone_config.{key} is unknown; known: {known}")
     fields = architecture | overrides
-    if len(fields.get("depths", STRIDES)) != len(STRIDES):
-        raise ValueError(f"model.backbone_config.depths={fields['depths']}: four stages are needed")
+    for key in ("depths", "hidden_sizes"):
+        if len(fields.get(key, STRIDES)) != len(STRIDES):
+            raise ValueError(f"model.backbone_config.{key}={fields[key]}: four stages are needed")
     return family(**fields, out_features=["stage1", "stage2", "stage3", "stage4"])
 
 
@@ -191,7 +192,8 @@ def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) 
             output_loading_info=True,
         )
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"model.weights={folder!r} cannot be loaded: {error}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"model.weights={folder!r} cannot be loaded: {reason}") from error
     missing = [name for name in info["missing_keys"] if not name.startswith(_FRESH)]
     unexpected = [name for name in info["unexpected_keys"] if not name.startswith(_DROPPED)]
     for what, names in (("lacks", missing), ("has unknown", unexpected)):

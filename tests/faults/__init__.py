@@ -1,0 +1,1 @@
+"""What is killed, cut or damaged while it runs, and what becomes of the run."""

@@ -1,0 +1,161 @@
+"""Whole jobs at the least size: a net of 16 channels, photographs of 64 pixels, 16 steps."""
+
+import contextlib
+import functools
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from jobs import config as configs
+from jobs.__main__ import main
+from model.mask2former import Mask2Former
+from pipeline import checkpoint
+from pipeline.runs import CHECKPOINTS, write_json
+from pipeline.store import Store
+from shards.build import build
+from tests.shards.raw import SAMPLE
+
+ROOT = Path(__file__).parents[2]
+NAME, STEPS, GLOBAL_BATCH, EVERY, LR, WARMUP = "small", 16, 8, 2, 1e-3, 4
+TIMEOUT_S = 300
+# All that matters is said here, so that tuning the preset does not change the tests. Thresholds
+# of 0 let a net that has learnt nothing predict segments.
+SETTINGS = (
+    f"name={NAME}",
+    "data.crop=64",
+    "data.augment=lsj",
+    "data.scale=[0.5,1.5]",
+    "data.loader_workers=0",
+    f"batch.global={GLOBAL_BATCH}",
+    "batch.micro=2",
+    "model.backbone=resnet",
+    "model.backbone_config.layer_type=basic",
+    "model.backbone_config.embedding_size=8",
+    "model.backbone_config.hidden_sizes=[8,8,16,16]",
+    "model.backbone_config.depths=[1,1,1,1]",
+    "model.norm=group",
+    "model.dim=16",
+    "model.queries=12",
+    "model.pixel_decoder.layers=1",
+    "model.pixel_decoder.heads=2",
+    "model.pixel_decoder.feedforward=16",
+    "model.masked_decoder.layers=3",
+    "model.masked_decoder.heads=2",
+    "model.masked_decoder.feedforward=16",
+    "criterion.points=64",
+    "criterion.no_object_weight=0.001",
+    f"optimizer.lr={LR}",
+    "schedule.name=step",
+    "schedule.milestones=[]",
+    f"schedule.warmup_steps={WARMUP}",
+    f"trainer.steps={STEPS}",
+    "trainer.log_every=1",
+    "zero.stage=1",
+    f"checkpoint.every_steps={EVERY}",
+    "checkpoint.keep=3",
+    "evaluation.every_steps=1000",
+    "evaluation.short=64",
+    "evaluation.long=96",
+    "evaluation.segment.object_threshold=0",
+    "evaluation.segment.overlap_threshold=0",
+    "tracking.wandb.mode=offline",
+    "scaling.workers=2",
+    "scaling.gpu=false",
+)
+
+
+class Outcome(NamedTuple):
+    """How a command ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def words(shards: Path, *changes: str) -> list[str]:
+    """`train tiny …` of the small run on the sets in `shards`, with changed settings."""
+    sets = [f"data.{name}={shards / name}" for name in ("train", "val")]
+    return ["train", "tiny", *sets, *SETTINGS, *changes]
+
+
+def call(folder: Path, *command: str) -> Outcome:
+    """`python -m jobs COMMAND…` in `folder`, in this process."""
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(io.StringIO()) as err,
+        mock.patch.object(sys, "argv", ["jobs", *command]),
+    ):
+        code = main()
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen:
+    """`python -m jobs COMMAND…` in `folder`, in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs", *command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> Outcome:
+    """Wait for a started command."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Outcome(process.returncode, out, err)
+
+
+def complaint(outcome: Outcome) -> str:
+    """The one line on stderr of a command that failed."""
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@functools.cache
+def photographs(base: Path) -> Path:
+    """The CC BY sample of COCO as shard sets, built once below pytest's folder `base`."""
+    out = base / "job-photographs"
+    build("coco", SAMPLE, out, jobs=1, shards=2, report=lambda _: None)
+    return out
+
+
+@functools.cache
+def trained(base: Path) -> tuple[Path, Outcome]:
+    """The folder of the small run, trained once without interruption, and what `train` said."""
+    folder = base / "job-uninterrupted"
+    folder.mkdir()
+    outcome = finish(start(folder, *words(photographs(base))))
+    assert outcome.code == 0, outcome.err
+    return folder / "runs" / NAME, outcome
+
+
+def untrained(folder: Path, shards: Path, *changes: str) -> Path:
+    """The run folder of a small run as it stands after its first checkpoint, made without Ray."""
+    _, preset, *overrides = words(shards, *changes)
+    config = configs.load(preset, overrides)
+    run = folder / "runs" / config.name
+    run.mkdir(parents=True)
+    store = Store(Path(config.data.train))
+    fingerprints = {name: Store(shards / name).manifest.fingerprint for name in ("train", "val")}
+    write_json(run / "environment.json", {"data": fingerprints})
+    configs.save(config, run / "config.yaml")
+    torch.manual_seed(0)
+    model = Mask2Former(config.model, len(store.manifest.taxonomy.categories))
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    trainer = {"step": 0, "position": 0, "taxonomy": store.manifest.taxonomy.to_json()}
+    checkpoint.save(run / CHECKPOINTS / checkpoint.name_of(0, 1), state, trainer)
+    return run
