@@ -228,10 +228,10 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        full = parameter.detach()
         if self.stage == 3:  # shards frozen parameters too, and those have no optimiser state
             with _deepspeed().zero.GatheredParameters([parameter]):
-                return full.cpu().clone()
+                return parameter.detach().cpu().clone()
+        full = parameter.detach()
         if self._is_sharded(parameter):
             full = _deepspeed().utils.safe_get_full_fp32_param(parameter)
         return full.cpu().clone()
