@@ -1,0 +1,51 @@
+"""Run a function on every rank of a fresh gloo process group."""
+
+import os
+import socket
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run(function: Callable, world: int, *args: Any, timeout_s: float = 240) -> list[Any]:
+    """What `function(*args)` returns on each of `world` ranks, in their order.
+
+    `function` is one that a new process can import. Raises what a rank raised, and TimeoutError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        ranks = mp.spawn(_main, (world, port, folder, function, args), nprocs=world, join=False)
+        deadline = time.monotonic() + timeout_s
+        while not ranks.join(timeout=1):
+            if time.monotonic() > deadline:
+                for process in ranks.processes:
+                    process.kill()
+                raise TimeoutError(f"{function.__name__} on {world} ranks after {timeout_s} s")
+        return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(world)]
+
+
+def _main(rank: int, world: int, port: int, folder: str, function: Callable, args: tuple) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    warnings.simplefilter("ignore", FutureWarning)  # of names that DeepSpeed uses
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    torch.save(function(*args), Path(folder) / str(rank))
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # DeepSpeed's CPU helper does not survive the end of the process group
