@@ -50,7 +50,7 @@ def save(
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(state, folder / STATE)
+        _save_state(state, folder / STATE)
         (folder / TRAINER_STATE).write_text(json.dumps(trainer_state, indent=1))
         if write_shards:
             write_shards(folder)
@@ -58,6 +58,13 @@ def save(
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _save_state(state: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # a failed write is no OSError to safetensors
+        raise OSError(f"{path}: {error}") from error
 
 
 def commit(folder: Path) -> None:
