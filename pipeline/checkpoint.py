@@ -115,13 +115,16 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
-def prune(checkpoints: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints and the one at step `best`.
+def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step` and the one at step `best`.
 
     COMMITTED goes first, so a crash half-way leaves nothing that looks whole. Folders that were
-    never committed are left-overs of a crash, older than the checkpoint just written.
+    never committed are left-overs of a crash, older than the checkpoint just written, at `step`.
+    Whole ones past it were passed over as damaged: they are left alone and do not count.
     """
-    kept = committed(checkpoints)[:keep]
+    whole = committed(checkpoints)
+    past = [folder for folder in whole if step_of(folder) > step]
+    kept = whole[: len(past) + keep]
     for folder in checkpoints.glob("step-*"):
         if folder not in kept and step_of(folder) != best:
             (folder / COMMITTED).unlink(missing_ok=True)

@@ -272,4 +272,5 @@ class Worker:
             return
         self.tracker.event("checkpoint", step=self.step, position=self.position, name=folder.name)
         best = best_step(self.folder, self.settings.task)
-        checkpoint.prune(self.folder / CHECKPOINTS, self.settings.checkpoint.keep, best)
+        keep = self.settings.checkpoint.keep
+        checkpoint.prune(self.folder / CHECKPOINTS, self.step, keep, best)
