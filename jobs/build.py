@@ -16,7 +16,7 @@ def build(
     shards: int | None = None,
 ) -> None:
     """Build the shard sets and say what they serve."""
-    summary = build_shards(
+    build_shards(
         source,
         root,
         out,
@@ -26,8 +26,3 @@ def build(
         tasks=tasks.split(",") if tasks else None,
         shards=shards,
     )
-    for split, facts in summary.items():
-        print(
-            f"{out / split}: {facts['samples']} images in {facts['shards']} shards, "
-            f"{facts['bytes'] / 2**20:.1f} MiB; serves {', '.join(facts['tasks'])}"
-        )

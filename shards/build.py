@@ -169,9 +169,10 @@ def _build_split(
         )
         manifest.save(folder)
         shutil.rmtree(folder / STATE)
+    size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
     report(
-        f"{name}: {manifest.samples} images in {len(manifest.shards)} shards, "
-        f"serves {', '.join(manifest.tasks)}"
+        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
+        f"{size_mib:.1f} MiB; serves {', '.join(manifest.tasks)}"
     )
     return _summary(manifest)
 
