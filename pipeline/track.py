@@ -1,7 +1,9 @@
 """What a run says: metrics.jsonl, events.jsonl and Weights & Biases. The only import of wandb."""
 
+import contextlib
 import json
 import math
+import os
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -27,17 +29,19 @@ class TrackingSettings:
 
 
 def append(path: Path, row: dict) -> None:
-    """Append one JSON line, in one write."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Append one JSON line, in one write. A line that a crash has cut short is closed first."""
+    with path.open("ab+") as file:
+        is_cut = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
+        file.write(b"\n" * is_cut + json.dumps(row).encode() + b"\n")
 
 
 def rows(path: Path) -> list[dict]:
-    """The whole lines of a JSONL file; a last line cut by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The whole lines of a JSONL file; those cut short by a crash are left out."""
+    whole = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            whole.append(json.loads(line))
+    return whole
 
 
 class Tracker:
