@@ -13,7 +13,7 @@ from pipeline.evaluate import HEADLINE
 from pipeline.runs import PICTURES, all_scores
 from shards.errors import UsageError
 
-TRAIN_IMAGES, VAL_IMAGES, SIDE, SEED = 1500, 100, 128, 0
+TRAIN_IMAGES, VAL_IMAGES, SIDE, SEED = 2000, 100, 96, 0
 
 
 def demo(out: Path) -> dict[str, Any]:

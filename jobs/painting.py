@@ -16,9 +16,10 @@ THINGS = {1: "circle", 2: "square", 4: "triangle", 7: "star", 9: "ring"}
 STUFF = {21: "stripes", 24: "checks", 28: "dots"}
 
 _SUPERSAMPLE = 4
-_SIZES = (0.12, 0.45)  # extent of an object, as a share of the image side
+_SIZES = (0.22, 0.5)  # extent of an object, as a share of the image side
 _CROWD_SIZES = (0.065, 0.09)
-_LEAST_VISIBLE = 0.5  # share of the whole shape that must stay in view
+_TURN = (-0.35, 0.35)  # of objects, radians
+_LEAST_VISIBLE = 0.65  # share of the whole shape that must stay in view
 _LEAST_STUFF = 0.01  # share of the image below which a stuff region is left unlabelled
 _EMPTY_SHARE, _CROWD_SHARE, _VOID_REGION_SHARE, _VOID_BORDER_SHARE = 0.08, 0.12, 0.15, 0.3
 
@@ -142,7 +143,7 @@ def _try_object(
     side = len(owner)
     for _ in range(20):
         size = side * np.exp(rng.uniform(*np.log(_SIZES)))
-        polygons = _place(shape, rng.uniform(0.05, 0.95, 2) * side, size, rng.uniform(0, 2 * np.pi))
+        polygons = _place(shape, rng.uniform(0.05, 0.95, 2) * side, size, rng.uniform(*_TURN))
         cover = _coverage(polygons, side)
         mask, area = cover >= 0.5, _area(polygons)
         left = np.bincount(owner[~mask], minlength=len(whole))
@@ -164,7 +165,7 @@ def _paint_crowd(rng: np.random.Generator, canvas: Array, owner: Array, shape: s
     grid = np.stack(np.meshgrid(np.arange(-3, 4), np.arange(-3, 4)), -1).reshape(-1, 2) * 1.15
     grid = grid[np.argsort(np.hypot(*(grid * rng.uniform(0.7, 1.3, 2)).T))[: rng.integers(10, 19)]]
     for spot in centre + size * (grid + rng.uniform(-0.25, 0.25, grid.shape)):
-        polygons = _place(shape, spot, size, rng.uniform(0, 2 * np.pi))
+        polygons = _place(shape, spot, size, rng.uniform(*_TURN))
         cover = _coverage(polygons, side)
         _paint_object(rng, canvas, cover, polygons, size)
         owner[cover >= 0.5] = 1
@@ -233,15 +234,11 @@ def _paint_object(
     angle, (cx, cy) = rng.uniform(0, 2 * np.pi), polygons[0].mean(0)
     y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
     u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / size
-    match rng.integers(5):
+    match rng.choice(3, p=[0.5, 0.3, 0.2]):
         case 0:  # plain
             tone = np.zeros_like(u)
         case 1:  # shaded
             tone = np.clip(u + 0.5, 0, 1) * 0.6
-        case 2:  # two halves
-            tone = np.clip(u * size + 0.5, 0, 1)
-        case 3:  # a belt
-            tone = np.clip((0.14 - np.abs(u)) * size + 0.5, 0, 1)
         case _:  # speckled
             tone = (rng.random(u.shape, np.float32) < 0.25) * 0.5
     area += cover[..., None] * (first + (second - first) * tone[..., None] - area)
