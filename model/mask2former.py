@@ -64,7 +64,9 @@ class Mask2Former(nn.Module):
         """
         if images.shape[2] % STRIDES[-1] or images.shape[3] % STRIDES[-1]:
             raise ValueError(f"images of {tuple(images.shape[2:])}: pad to multiples of 32")
-        memory, mask_features = self.pixel_decoder(self.backbone(images, draw))
+        # not called as a module: ZeRO stage 3 hooks every module and takes no dict but of names
+        features = self.backbone.forward(images, draw)
+        memory, mask_features = self.pixel_decoder(features)
         return self.masked_decoder(memory, mask_features)
 
 
