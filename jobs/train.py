@@ -3,6 +3,7 @@
 import fcntl
 import os
 import platform
+import re
 import time
 from importlib.metadata import distributions
 from pathlib import Path
@@ -76,7 +77,10 @@ def _open(folder: Path, config: Config, stores: tuple[Store, Store]) -> bool:
     data = {"train": train_set.manifest.fingerprint, "val": val_set.manifest.fingerprint}
     written = folder / "config.yaml"
     if written.exists():
-        changed = configs.differences(configs.load_run(folder), config, MAY_CHANGE)
+        # DeepSpeed's own checkpoints, those of stage 3, are for one number of workers
+        fixed = ("scaling.",) if config.zero.stage == 3 else ()
+        may_change = tuple(key for key in MAY_CHANGE if key not in fixed)
+        changed = configs.differences(configs.load_run(folder), config, may_change)
         before = configs.load_environment(folder)["data"]
         changed += [f"the shards of data.{key}" for key in data if before[key] != data[key]]
         if changed:
@@ -182,10 +186,18 @@ def _work(job: dict[str, Any]) -> str:
             "launch": job["launch"],
             "rank": int(os.environ["RANK"]),
             "kind": type(error).__name__,
-            "text": str(error),
+            "text": _text(error),
         })  # fmt: skip
         raise
     return "done"
+
+
+def _text(error: Exception) -> str:
+    """What went wrong. Of an error from a loader process, torch's text is a whole traceback."""
+    text = str(error).strip()
+    if "in DataLoader worker process" in text.partition("\n")[0]:
+        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    return text
 
 
 def _raise_last_failure(folder: Path, launch: str) -> None:

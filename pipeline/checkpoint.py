@@ -115,6 +115,11 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict]:
         ) from error
 
 
+def load_trainer(folder: Path) -> dict:
+    """The trainer's state alone."""
+    return json.loads((folder / TRAINER_STATE).read_text())
+
+
 def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
     """Remove all but the newest `keep` checkpoints up to `step` and the one at step `best`.
 

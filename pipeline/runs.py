@@ -11,7 +11,7 @@ from model.mask2former import Mask2Former
 from pipeline import checkpoint
 from pipeline.evaluate import HEADLINE, METRIC_OF_TASK
 from pipeline.settings import RunSettings
-from pipeline.track import METRICS, rows
+from pipeline.track import METRICS, rows, truncate
 from shards.errors import UsageError
 from shards.taxonomy import Taxonomy
 
@@ -44,6 +44,14 @@ def best_step(folder: Path, task: str) -> int | None:
     metric = METRIC_OF_TASK[task]
     scored = [scores for scores in all_scores(folder) if scores.get(metric) is not None]
     return max(scored, key=lambda scores: scores[metric])["step"] if scored else None
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Drop metrics and scores past `step`: a resumed run makes them again."""
+    truncate(folder, step)
+    for path in (folder / EVALUATIONS).glob("step-*"):
+        if int(path.stem.split("-")[1]) > step:
+            path.unlink()
 
 
 def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
@@ -88,8 +96,13 @@ def summarise(folder: Path, task: str) -> dict[str, Any]:
 def load_model(
     settings: RunSettings, folder: Path, which: str | None, device: torch.device
 ) -> tuple[Mask2Former, Taxonomy, int]:
-    """The model of a run's checkpoint in eval mode, its label space, and the checkpoint's step."""
+    """The model of a run's checkpoint in eval mode, its label space, and the checkpoint's step.
+
+    Raises UsageError if the run has no such checkpoint or if its bytes are not as written.
+    """
     path = choose_checkpoint(folder, which, settings.task)
+    if problem := checkpoint.damage(path):
+        raise UsageError(f"{path} is damaged ({problem}); name another with --checkpoint")
     state, trainer = checkpoint.load(path)
     taxonomy = Taxonomy.from_json(trainer["taxonomy"])
     bare = dataclasses.replace(settings.model, weights="none")

@@ -22,12 +22,12 @@ from pipeline.evaluate import HEADLINE, evaluate
 from pipeline.meter import Meter
 from pipeline.optimizer import parameter_groups
 from pipeline.order import ORDER_VERSION, WINDOW, keyed_seed
-from pipeline.runs import CHECKPOINTS, best_step, scores_path, summarise, write_json
+from pipeline.runs import CHECKPOINTS, best_step, rewind, scores_path, summarise, write_json
 from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
 from pipeline.store import Store
 from pipeline.stream import Share, loader, train_stream
-from pipeline.track import EVENTS, Tracker, rows, truncate
+from pipeline.track import EVENTS, Tracker, rows
 from shards.errors import UsageError
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -75,6 +75,7 @@ class Worker:
         self.store = Store(Path(settings.data.train), settings.data.limit)
         self.val = Store(Path(settings.data.val))
         self.attempt = everywhere(self._count_starts) + 1
+        self.step = self.position = self.updates = 0
         self.tracker = Tracker(
             folder,
             settings.tracking.wandb,
@@ -83,6 +84,7 @@ class Worker:
             run_id=f"{settings.name}-{keyed_seed(folder) % 16**8:08x}",
             config=dataclasses.asdict(settings) | {"world_size": self.world},
         )
+        self.found = self._announce()
         torch.manual_seed(settings.seed)
         model = Mask2Former(settings.model, len(self.store.manifest.taxonomy.categories))
         self.engine = Engine(
@@ -97,7 +99,6 @@ class Worker:
         self.criterion = Criterion(settings.criterion)
         self.multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
         self.meter = Meter(settings.batch.global_)
-        self.step = self.position = self.updates = 0
 
     def run(self) -> None:
         """The whole loop: resume, step, log, save, evaluate, summarise."""
@@ -208,26 +209,15 @@ class Worker:
             "samples": len(self.store),
         }
 
-    def _resume(self) -> None:
+    def _announce(self) -> Path | None:
+        """Find the checkpoint to go on from and record the start, before anything can fail."""
         found: Path | None = everywhere(lambda: checkpoint.newest(
             self.folder / CHECKPOINTS, lambda text: self.tracker.event("damage", text=text)
         ))  # fmt: skip
         if found:
-            state, trainer = checkpoint.load(found)
-            if trainer["order"] != self._order():
-                was, now = trainer["order"], self._order()
-                changed = [
-                    f"{key}: {was[key]} -> {now[key]}" for key in now if was[key] != now[key]
-                ]
-                raise UsageError(f"{found}: the data order has changed: {', '.join(changed)}")
-            if self.settings.zero.stage == 3:
-                self.engine.load_shards(found / "deepspeed")
-            else:
-                self.engine.load_state(state, trainer["updates"])
+            trainer = checkpoint.load_trainer(found)
             self.step, self.position = trainer["step"], trainer["position"]
             self.updates = trainer["updates"]
-            if self.rank == 0:
-                truncate(self.folder, self.step)
         pids = [0] * self.world
         dist.all_gather_object(pids, os.getpid())
         self.tracker.event(
@@ -244,6 +234,22 @@ class Worker:
             position=self.position,
             checkpoint=found.name if found else None,
         )
+        return found
+
+    def _resume(self) -> None:
+        if self.rank == 0:
+            rewind(self.folder, self.step)
+        if self.found is None:
+            return
+        state, trainer = checkpoint.load(self.found)
+        if trainer["order"] != self._order():
+            was, now = trainer["order"], self._order()
+            changed = [f"{key}: {was[key]} -> {now[key]}" for key in now if was[key] != now[key]]
+            raise UsageError(f"{self.found}: the data order has changed: {', '.join(changed)}")
+        if self.settings.zero.stage == 3:
+            self.engine.load_shards(self.found / "deepspeed")
+        else:
+            self.engine.load_state(state, self.updates)
 
     def _save(self) -> None:
         """All ranks gather, rank 0 writes. A full disk costs this checkpoint, not the run."""

@@ -64,6 +64,7 @@ SETTINGS = (
     "evaluation.long=96",
     "evaluation.segment.object_threshold=0",
     "evaluation.segment.overlap_threshold=0",
+    "evaluation.segment.detections=20",
     "tracking.wandb.mode=offline",
     "scaling.workers=2",
     "scaling.gpu=false",
