@@ -16,7 +16,7 @@ from pipeline.pictures import write_png
 from pipeline.render import overlay
 from pipeline.runs import load_model, write_json
 from pipeline.stream import read_image
-from shards.errors import UsageError
+from shards.errors import DataError, UsageError
 from shards.taxonomy import Taxonomy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -45,7 +45,7 @@ def predict(run: str, paths: list[Path], out: Path, checkpoint: str | None = Non
     instances: list[dict[str, Any]] = []
     sizes: list[dict[str, Any]] = []
     for path in track(images, description=f"predicting with step {step}", transient=True):
-        image = read_image(path.read_bytes(), str(path))
+        image = _read(path)
         result = infer(model, image, config.evaluation, taxonomy.things, device)
         picture = overlay(image, result.panoptic, result.segments, taxonomy)
         write_png(out / f"{path.stem}.png", picture)
@@ -78,6 +78,13 @@ def _images(paths: list[Path]) -> Iterator[Path]:
             yield path
         else:
             raise UsageError(f"{path} does not exist; give images or folders of images")
+
+
+def _read(path: Path) -> np.ndarray:
+    try:
+        return read_image(path.read_bytes(), str(path))
+    except DataError as error:
+        raise DataError(f"{path} is no image that can be read; leave it out") from error
 
 
 def _id_colours(ids: np.ndarray) -> np.ndarray:

@@ -87,7 +87,8 @@ class IndexedSource(IterableDataset):
 
 def read_image(encoded: bytes, name: str) -> np.ndarray:
     """Encoded image -> u8 [H,W,3] RGB, EXIF rotation applied. Raises DataError naming `name`."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
+    buffer = np.frombuffer(encoded, np.uint8)
+    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if encoded else None
     if image is None:
         raise DataError(f"{name}: the image does not decode; build the set again without it")
     return image

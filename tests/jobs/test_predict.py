@@ -1,0 +1,158 @@
+"""`evaluate` and `predict` of a net that has learnt nothing but predicts: their files, by peers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+
+from pipeline import checkpoint
+from tests.jobs import small
+from tests.shards.raw import SAMPLE
+
+PHOTOS = sorted((SAMPLE / "val2017").glob("*.jpg"))
+CATEGORIES = {
+    category["id"]: category
+    for category in json.loads((SAMPLE / "annotations/panoptic_val2017.json").read_text())[
+        "categories"
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def work(photographs, tmp_path_factory):
+    """A folder with an untrained run, and what predicting the validation photographs gave."""
+    folder = tmp_path_factory.mktemp("predict")
+    small.untrained(folder, photographs)
+    command = ["predict", small.NAME, str(SAMPLE / "val2017"), "--out", "seen"]
+    outcome = small.call(folder, *command)
+    assert outcome.code == 0, outcome.err
+    return folder, outcome
+
+
+@pytest.fixture(scope="module")
+def seen(work):
+    return work[0] / "seen"
+
+
+@pytest.fixture(scope="module")
+def panoptic(seen):
+    return json.loads((seen / "panoptic.json").read_text())
+
+
+def test_predict_says_what_it_did(work, panoptic):
+    found = sum(len(entry["segments_info"]) for entry in panoptic["annotations"])
+    assert found >= len(PHOTOS), "a net without thresholds predicts something everywhere"
+    assert f"{len(PHOTOS)} images, {found} segments: seen" in work[1].out
+
+
+def test_overlays_have_the_size_of_the_photographs(seen):
+    for photo in PHOTOS:
+        picture = Image.open(seen / f"{photo.stem}.png")
+        original = Image.open(photo)
+        assert picture.size == original.size
+        assert (np.asarray(picture) != np.asarray(original.convert("RGB"))).mean() > 0.1
+
+
+def test_panoptic_json_describes_its_pngs(seen, panoptic):
+    """COCO's panoptic format: id = R + 256 G + 65536 B; areas and boxes are those of the PNG."""
+    assert [image["id"] for image in panoptic["images"]] == [photo.stem for photo in PHOTOS]
+    assert {c["id"]: c["name"] for c in panoptic["categories"]} == {
+        c["id"]: c["name"] for c in CATEGORIES.values()
+    }
+    for image, entry, photo in zip(
+        panoptic["images"], panoptic["annotations"], PHOTOS, strict=True
+    ):
+        assert (image["width"], image["height"]) == Image.open(photo).size
+        assert image["file_name"] == photo.name
+        assert entry["image_id"] == image["id"]
+        pixels = np.asarray(Image.open(seen / "panoptic" / entry["file_name"]), np.int64)
+        ids = pixels @ [1, 256, 65536]
+        segments = {segment["id"]: segment for segment in entry["segments_info"]}
+        assert set(np.unique(ids)) - {0} == set(segments)
+        for number, segment in segments.items():
+            rows, columns = np.nonzero(ids == number)
+            left, top = columns.min(), rows.min()
+            box = [left, top, columns.max() - left + 1, rows.max() - top + 1]
+            assert segment["area"] == len(rows)
+            assert segment["bbox"] == box
+            assert segment["isthing"] == CATEGORIES[segment["category_id"]]["isthing"]
+            assert segment["iscrowd"] == 0
+            assert 0 <= segment["score"] <= 1
+
+
+def test_pycocotools_reads_the_instances(seen, panoptic):
+    truth = COCO()
+    truth.dataset = {
+        "images": panoptic["images"],
+        "categories": panoptic["categories"],
+        "annotations": [],
+    }
+    truth.createIndex()
+    results = truth.loadRes(str(seen / "instances.json"))
+    assert set(results.getImgIds()) == {photo.stem for photo in PHOTOS}
+    entries = json.loads((seen / "instances.json").read_text())
+    assert len(results.anns) == len(entries) >= len(PHOTOS)
+    sizes = {image["id"]: [image["height"], image["width"]] for image in panoptic["images"]}
+    for entry in entries:
+        assert CATEGORIES[entry["category_id"]]["isthing"]
+        assert entry["segmentation"]["size"] == sizes[entry["image_id"]]
+        rows, columns = np.nonzero(rle.decode(entry["segmentation"]))
+        left, top = columns.min(), rows.min()
+        assert entry["bbox"] == [left, top, columns.max() - left + 1, rows.max() - top + 1]
+        assert 0 <= entry["score"] <= 1
+
+
+def test_one_image_gives_what_the_folder_gave(work, seen):
+    folder, _ = work
+    run = str(folder / "runs" / small.NAME)
+    outcome = small.call(folder, "predict", run, str(PHOTOS[0]), "--out", "one")
+    assert outcome.code == 0, outcome.err
+    for name in (f"{PHOTOS[0].stem}.png", f"panoptic/{PHOTOS[0].stem}.png"):
+        assert (folder / "one" / name).read_bytes() == (seen / name).read_bytes()
+    assert len(json.loads((folder / "one/panoptic.json").read_text())["annotations"]) == 1
+
+
+def test_evaluate_writes_scores_pictures_and_summary(work):
+    folder, _ = work
+    run = folder / "runs" / small.NAME
+    outcome = small.call(folder, "evaluate", small.NAME)
+    assert outcome.code == 0, outcome.err
+    scores = json.loads((run / "evaluations/step-000000000.json").read_text())
+    rows = scores["classes"]
+    assert [row["name"] for row in rows][:2] == ["person", "bicycle"]
+    assert len(rows) == len(CATEGORIES)
+    assert f"{scores['mIoU']:.2f}" in outcome.out
+    Image.open(run / "pictures/step-000000000.png").verify()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["PQ"] == scores["PQ"]
+    assert summary["pictures"] == ["step-000000000.png"]
+    assert summary["checkpoint"] == "step-000000000-a01"
+
+
+def test_evaluate_on_part_of_the_data_leaves_the_scores_of_the_step(work, photographs):
+    folder, _ = work
+    run = folder / "runs" / small.NAME
+    before = {path.name for path in (run / "evaluations").glob("step-*")}
+    command = ["evaluate", small.NAME, "--data", str(photographs / "train"), "--images", "3"]
+    assert small.call(folder, *command).code == 0
+    scores = json.loads((run / "evaluations/train-3-step-000000000.json").read_text())
+    assert scores["images"] == 3
+    assert {path.name for path in (run / "evaluations").glob("step-*")} == before
+
+
+def test_a_damaged_checkpoint_is_not_scored(work, tmp_path):
+    """One flipped bit in a tensor: it would load, and give other numbers."""
+    run = shutil.copytree(work[0] / "runs" / small.NAME, tmp_path / "runs" / "flipped")
+    state = run / "checkpoints/step-000000000-a01" / checkpoint.STATE
+    content = bytearray(state.read_bytes())
+    content[-3] ^= 1
+    state.write_bytes(content)
+    for command in (["evaluate", "flipped"], ["predict", "flipped", str(PHOTOS[0]), "--out", "o"]):
+        outcome = small.call(tmp_path, *command)
+        assert outcome.code == 2
+        assert "step-000000000-a01 is damaged" in small.complaint(outcome)
+        assert "--checkpoint" in small.complaint(outcome)
