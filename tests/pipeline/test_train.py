@@ -1,0 +1,341 @@
+"""Whole runs of a tiny net on photographs: the same whatever interrupts and divides them."""
+
+import dataclasses
+import errno
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from model.criterion import Criterion, normalisers
+from model.mask2former import Mask2Former, normalise
+from model.targets import Targets
+from pipeline import checkpoint
+from pipeline.engine import ZeroSettings
+from pipeline.runs import CHECKPOINTS
+from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
+from pipeline.store import Store
+from pipeline.stream import Share, train_stream
+from pipeline.track import EVENTS, METRICS, rows
+from pipeline.train import MAX_SKIPPED_IN_A_ROW, Worker, draws, train
+from tests import distributed
+from tests.pipeline.runs import smallest
+
+STEPS, GLOBAL = 4, 8
+
+
+class Killed(BaseException):
+    """The worker dies here."""
+
+
+def attempt(settings: RunSettings, folder: Path) -> str:
+    """Train; what was raised, as text."""
+    folder.mkdir(exist_ok=True)
+    try:
+        train(settings, folder)
+    except (Exception, Killed) as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def interrupted(settings: RunSettings, folder: Path) -> list[str]:
+    """Die in the fourth step, after a checkpoint at the second and metrics of the third."""
+    one_step = Worker._one_step
+
+    def until_fourth(self, batches):
+        if self.step == 3:
+            raise Killed
+        return one_step(self, batches)
+
+    with mock.patch.object(Worker, "_one_step", until_fourth):
+        first = attempt(settings, folder)
+    return [first, attempt(settings, folder)]
+
+
+def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
+    """The disk is full when the n-th checkpoint is written."""
+    save_file, calls = checkpoint.save_file, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(*args)
+
+    with mock.patch.object(checkpoint, "save_file", full):
+        return attempt(settings, folder)
+
+
+def with_bad_gradients(settings: RunSettings, folder: Path, bad: range) -> str:
+    """The gradients of the steps in `bad` are NaN; their losses are not."""
+    losses, calls = Criterion.__call__, []
+    accumulation = settings.batch.global_ // settings.batch.micro
+
+    def spoilt(self, *args):
+        terms = losses(self, *args)
+        calls.append(None)
+        if (len(calls) - 1) // accumulation in bad:
+            terms["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
+        return terms
+
+    with mock.patch.object(Criterion, "__call__", spoilt):
+        return attempt(settings, folder)
+
+
+def lives(sets: Path, root: Path) -> dict[str, str | list[str]]:
+    """On one process: the same run undisturbed, disturbed in many ways, and divided differently."""
+    plain = smallest(sets)
+    longer = dataclasses.replace(plain, trainer=TrainerSettings(steps=30, log_every=1))
+    said = {
+        "plain": attempt(plain, root / "plain"),
+        "interrupted": interrupted(plain, root / "interrupted"),
+        "full disk": on_a_full_disk(plain, root / "full disk", failing=2),
+        "full at once": on_a_full_disk(plain, root / "full at once", failing=1),
+        "one bad": with_bad_gradients(plain, root / "one bad", range(1, 2)),
+        "all bad": with_bad_gradients(longer, root / "all bad", range(30)),
+        "micro 8": attempt(
+            dataclasses.replace(plain, batch=BatchSettings(GLOBAL, 8)), root / "micro 8"
+        ),
+        "stage 0": attempt(dataclasses.replace(plain, zero=ZeroSettings(0)), root / "stage 0"),
+        "stage 3": interrupted(dataclasses.replace(plain, zero=ZeroSettings(3)), root / "stage 3"),
+    }
+    shutil.copytree(root / "plain", root / "again")
+    said["again"] = attempt(plain, root / "again")
+    for name, change in {
+        "other seed": {"seed": 4},
+        "other samples": {"data": dataclasses.replace(plain.data, limit=7)},
+    }.items():
+        shutil.copytree(root / "plain", root / name)
+        said[name] = attempt(dataclasses.replace(plain, **change), root / name)
+    return said
+
+
+def pairs(sets: Path, root: Path) -> dict[str, str]:
+    """On two processes: a run of its own, and one that goes on from the lone process's middle."""
+    plain = smallest(sets)
+    return {
+        "two": attempt(plain, root / "two"),
+        "two, stage 3": attempt(
+            dataclasses.replace(plain, zero=ZeroSettings(3)), root / "two, stage 3"
+        ),
+        "moved": attempt(plain, root / "moved"),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(photographs, tmp_path_factory) -> tuple[Path, dict]:
+    """Folder of all runs by name, and how each of them ended."""
+    root = tmp_path_factory.mktemp("runs")
+    (said,) = distributed.run(lives, 1, photographs, root, timeout_s=500)
+    middle = Path(CHECKPOINTS) / checkpoint.name_of(2, 1)
+    shutil.copytree(root / "plain" / middle, root / "moved" / middle)
+    first, second = distributed.run(pairs, 2, photographs, root, timeout_s=500)
+    assert first == second
+    return root, said | first
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["loss"] for row in rows(folder / METRICS) if "loss" in row}
+
+
+def events(folder: Path, name: str) -> list[dict]:
+    return [row for row in rows(folder / EVENTS) if row["event"] == name]
+
+
+def end(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    newest = checkpoint.committed(folder / CHECKPOINTS)[0]
+    assert checkpoint.damage(newest) is None
+    return checkpoint.load(newest)
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Both runs ended in the same state, to the bit, by the same losses."""
+    (state, trainer), (expected, _) = end(one), end(other)
+    assert trainer["step"] == STEPS
+    assert state.keys() == expected.keys()
+    assert [name for name in state if not torch.equal(state[name], expected[name])] == []
+    assert losses(one) == losses(other)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_records(runs, photographs):
+    root, said = runs
+    folder = root / "plain"
+    assert said["plain"] == "done"
+    metrics = [row for row in rows(folder / METRICS) if "loss" in row]
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert [row["position"] for row in metrics] == [8, 16, 24, 32]
+    assert [row["lr"] for row in metrics] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+    for row in metrics:
+        terms = [v for name, v in row.items() if name.startswith("loss_")]
+        assert len(terms) == 9
+        assert row["loss"] == pytest.approx(sum(terms), rel=1e-6)
+        assert row["grad_norm"] > 0
+        assert 0 <= row["data_wait_s"] < row["step_s"]
+        assert row["images_per_s"] == pytest.approx(GLOBAL / row["interval_s"], rel=0.01)
+    (start,) = events(folder, "start")
+    assert start.items() >= {
+        "attempt": 1, "world_size": 1, "zero_stage": 1, "step": 0, "position": 0,
+        "checkpoint": None,
+    }.items()  # fmt: skip
+    assert [e["position"] for e in events(folder, "checkpoint")] == [0, 16, 32]
+    assert events(folder, "finish")[0]["position"] == 32
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["step"], summary["position"]) == (4, 32)
+    assert summary["checkpoint"] == "step-000000004-a01"
+    assert 0 <= summary["PQ"] <= 100
+
+
+@pytest.mark.slow
+def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photographs):
+    """No engine, no micro-batches: the same net, the same eight crops, the same draws."""
+    settings = smallest(photographs)
+    store = Store(photographs / "train")
+    stream = train_stream(settings.data, store, settings.task, 3, 0, Share(GLOBAL, GLOBAL))
+    batch = next(iter(stream))
+    torch.manual_seed(3)
+    model = Mask2Former(settings.model, len(store.manifest.taxonomy))
+    draw = draws(3, batch)
+    terms = Criterion(settings.criterion)(
+        model(normalise(batch.images), draw),
+        Targets(batch.maps, batch.categories, batch.layer, batch.value),
+        draw,
+        normalisers(batch.categories, settings.model.queries, settings.criterion),
+    )
+    assert losses(runs[0] / "plain")[1] == pytest.approx(sum(terms.values()).item(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(runs):
+    root, said = runs
+    folder = root / "interrupted"
+    assert said["interrupted"] == ["Killed: ", "done"]
+    first, second = events(folder, "start")
+    assert (first["position"], second["position"]) == (0, 16)
+    assert (second["attempt"], second["checkpoint"]) == (2, "step-000000002-a01")
+    assert_equal(folder, root / "plain")
+    steps = [row["step"] for row in rows(folder / METRICS) if "loss" in row]
+    assert steps == [1, 2, 3, 4]  # the third was written twice
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_too(runs):
+    """Stage 3 keeps DeepSpeed's own files. Its sums are in another order, so not to the bit."""
+    root, said = runs
+    assert said["stage 3"] == ["Killed: ", "done"]
+    assert events(root / "stage 3", "start")[1]["position"] == 16
+    assert losses(root / "stage 3") == pytest.approx(losses(root / "plain"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two", "two, stage 3", "micro 8", "stage 0"])
+def test_how_the_work_is_divided_does_not_change_the_losses(runs, name):
+    root, said = runs
+    assert said[name] == "done"
+    assert losses(root / name) == pytest.approx(losses(root / "plain"), rel=1e-4)
+    assert len(losses(root / name)) == STEPS
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_one_stopped(runs):
+    root, said = runs
+    assert said["moved"] == "done"
+    (start,) = events(root / "moved", "start")
+    assert (start["world_size"], start["position"]) == (2, 16)
+    assert len(set(start["process_ids"])) == 2
+    expected = {step: loss for step, loss in losses(root / "plain").items() if step > 2}
+    assert losses(root / "moved") == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is(runs):
+    root, said = runs
+    assert said["again"] == "done"
+    assert_equal(root / "again", root / "plain")
+    assert [e["step"] for e in events(root / "again", "checkpoint")] == [0, 2, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "change"), [("other seed", "seed: 3 -> 4"), ("other samples", "samples: 10 -> 7")]
+)
+def test_another_order_of_data_is_refused(runs, name, change):
+    root, said = runs
+    assert said[name].startswith("UsageError: ")
+    assert said[name].endswith(f"the data order has changed: {change}")
+    assert end(root / name)[1]["position"] == 32
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(runs):
+    root, said = runs
+    folder = root / "full disk"
+    assert said["full disk"] == "done"
+    (failed,) = events(folder, "checkpoint_failed")
+    assert failed["step"] == 2
+    assert "No space left" in failed["error"]
+    found = sorted(path.name for path in (folder / CHECKPOINTS).iterdir())
+    assert found == ["step-000000000-a01", "step-000000004-a01"]
+    assert_equal(folder, root / "plain")
+
+
+@pytest.mark.slow
+def test_a_disk_that_holds_no_checkpoint_is_found_out_before_training(runs):
+    root, said = runs
+    assert "No space left" in said["full at once"]
+    assert losses(root / "full at once") == {}
+
+
+@pytest.mark.slow
+def test_one_bad_gradient_is_skipped_and_recorded(runs):
+    root, said = runs
+    folder = root / "one bad"
+    assert said["one bad"] == "done"
+    (skipped,) = events(folder, "skipped")
+    assert skipped["step"] == 2
+    state, trainer = end(folder)
+    assert (trainer["step"], trainer["position"], trainer["updates"]) == (4, 32, 3)
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    second = rows(folder / METRICS)[1]
+    assert (second["step"], second["grad_norm"]) == (2, None)
+    before, after = losses(root / "plain"), losses(folder)
+    assert [before[step] == after[step] for step in (1, 2, 3, 4)] == [True, True, False, False]
+
+
+@pytest.mark.slow
+def test_twenty_bad_gradients_in_a_row_stop_the_run(runs):
+    root, said = runs
+    assert MAX_SKIPPED_IN_A_ROW == 20
+    assert said["all bad"].startswith("FloatingPointError: step 20: 20 gradients in a row")
+    assert "optimizer.lr=0.001" in said["all bad"]
+    assert [e["step"] for e in events(root / "all bad", "skipped")] == list(range(1, 21))
+    start, stop = (
+        checkpoint.load(root / "all bad" / CHECKPOINTS / checkpoint.name_of(step, 1))[0]
+        for step in (14, 18)
+    )
+    assert all(torch.equal(start[name], stop[name]) for name in start)
+
+
+def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
+    def numbers(seed, position, share, purpose="match/0"):
+        stream = train_stream(smallest(photographs).data, train_set, "panoptic", 3, position, share)
+        batch = next(iter(stream))
+        draw = draws(seed, batch)
+        return {p: draw(b, purpose, (5, 2)) for b, p in enumerate(batch.positions)}
+
+    whole = numbers(3, 0, Share(8, 8))
+    for rank in range(4):
+        for position, drawn in numbers(3, 0, Share(8, 2, 4, rank)).items():
+            assert torch.equal(drawn, whole[position])
+            assert drawn.dtype == torch.float32
+            assert ((drawn >= 0) & (drawn < 1)).all()
+    different = [
+        *whole.values(),
+        *numbers(4, 0, Share(8, 8)).values(),
+        *numbers(3, 0, Share(8, 8), "match/1").values(),
+        *numbers(3, 10, Share(8, 8)).values(),
+    ]
+    assert len({tuple(drawn.flatten().tolist()) for drawn in different}) == 32
