@@ -53,9 +53,8 @@ def evaluate(
         path = folder / "evaluations" / f"{store.folder.name}-{count}-step-{step:09d}.json"
         write_json(path, {"step": step, "data": str(store.folder), "images": count, **scores})
     if "panoptic" in store.manifest.tasks:
-        samples = list(range(min(PICTURED, count)))
         picture = folder / PICTURES / f"{path.stem}.png"
-        write_png(picture, sheet(model, store, settings, device, samples))
+        write_png(picture, sheet(model, store, settings, device, min(PICTURED, count)))
         print(f"pictures: {picture}")
     show(scores, f"{folder.name}, step {step}, {count} images of {store.folder}")
     print(f"all classes: {path}")

@@ -34,6 +34,7 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # training is what this machine is for
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
     "HF_HUB_OFFLINE": "1",  # weights are named by folder; nothing is fetched while training
 }
@@ -89,8 +90,9 @@ def _open(folder: Path, config: Config, stores: tuple[Store, Store]) -> bool:
                 "give those, or another name=NAME"
             )
         whole = committed(folder / CHECKPOINTS)
-        if (folder / SUMMARY).exists() and whole and step_of(whole[0]) >= config.trainer.steps:
-            print(f"{folder} is finished ({step_of(whole[0])} steps); for more: trainer.steps=N")
+        finished = [row["step"] for row in rows(folder / EVENTS) if row["event"] == "finish"]
+        if finished and max(finished) >= config.trainer.steps:
+            print(f"{folder} is finished ({max(finished)} steps); for more: trainer.steps=N")
             return False
         if whole:
             print(f"{folder}: going on from step {step_of(whole[0])}")

@@ -18,22 +18,25 @@ def sheet(
     store: Store,
     settings: InferenceSettings,
     device: torch.device,
-    samples: list[int],
+    count: int,
 ) -> np.ndarray:
-    """u8 [H, W, 3]: a row for each sample of a set with panoptic truth."""
+    """u8 [H, W, 3]: the first `count` samples of a set with panoptic truth, two in a row."""
     taxonomy = store.manifest.taxonomy
-    rows = []
-    for number in samples:
+    triples = []
+    for number in range(min(count, len(store))):
         image, sample = load_sample(store, number)
         result = infer(model, image, settings, taxonomy.things, device)
         truth = [s | {"id": n} for n, s in enumerate(sample["json"]["segments"], start=1)]
         nothing = np.zeros(image.shape[:2], np.int32)
-        rows.append([
+        triples.append([
             overlay(image, nothing, [], taxonomy),
             overlay(image, sample["segments"], truth, taxonomy),
             overlay(image, result.panoptic, result.segments, taxonomy),
         ])  # fmt: skip
-    return side_by_side(["image", "truth", "prediction"], *rows)
+    if len(triples) % 2:
+        triples.append([np.full_like(picture, 255) for picture in triples[-1]])
+    rows = [left + right for left, right in zip(triples[::2], triples[1::2], strict=True)]
+    return side_by_side(["image", "truth", "prediction"] * 2, *rows)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

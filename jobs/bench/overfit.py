@@ -16,7 +16,8 @@ from pipeline.augment import fit
 from pipeline.evaluate import load_sample
 from pipeline.metrics.panoptic import PanopticQuality
 from pipeline.store import Store
-from pipeline.track import EVENTS, rows as read_rows
+from pipeline.track import EVENTS
+from pipeline.track import rows as read_rows
 from shards.schema import Sample
 
 RECIPE = Path(__file__).with_suffix(".yaml")
