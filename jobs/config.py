@@ -1,4 +1,4 @@
-"""A run's settings: defaults < preset < key=value, checked before anything starts."""
+"""A run's settings: defaults < preset < key=value."""
 
 import dataclasses
 import difflib
@@ -9,18 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from model.criterion import Criterion
-from model.mask2former import Mask2Former
-from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
-from pipeline.store import Store
 from shards.errors import UsageError
-from shards.schema import TASKS
 
 PRESETS = Path(__file__).parent / "presets"
 RUNS = Path("runs")
@@ -63,7 +57,9 @@ def load(preset: str, overrides: list[str]) -> Config:
     config = merge(_read(path), overrides)
     config.name = config.name or path.stem
     for name in ("train", "val"):
-        setattr(config.data, name, str(Path(getattr(config.data, name)).expanduser().absolute()))
+        setattr(config.data, name, _absolute(getattr(config.data, name)))
+    if config.model.weights != "none":
+        config.model.weights = _absolute(config.model.weights)
     return config
 
 
@@ -135,7 +131,7 @@ def load_environment(folder: Path) -> dict[str, Any]:
 
 def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[str]:
     """`key: old -> new` for every key that differs, but for those that start as `may_change`."""
-    before, after = (_flat(to_dict(config)) for config in (old, new))
+    before, after = (flat(to_dict(config)) for config in (old, new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
@@ -143,101 +139,8 @@ def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[s
     ]
 
 
-def check(config: Config) -> tuple[Store, Store]:
-    """The train and val sets, once everything a worker would trip over has been looked at.
-
-    Raises UsageError naming the key, the value and what to do.
-    """
-    if not re.fullmatch(r"[\w][\w.-]*", config.name):
-        raise UsageError(f"name={config.name}: use letters, digits, '.', '_' and '-'")
-    positive = {
-        "trainer.steps": config.trainer.steps,
-        "trainer.log_every": config.trainer.log_every,
-        "batch.global": config.batch.global_,
-        "batch.micro": config.batch.micro,
-        "scaling.workers": config.scaling.workers,
-        "checkpoint.every_steps": config.checkpoint.every_steps,
-        "checkpoint.keep": config.checkpoint.keep,
-        "evaluation.every_steps": config.evaluation.every_steps,
-        "evaluation.images": config.evaluation.images,
-        "evaluation.short": config.evaluation.short,
-        "evaluation.long": config.evaluation.long,
-        "data.limit": config.data.limit,
-    }
-    for key, value in positive.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{key}={value}: at least 1 is needed")
-    not_negative = {
-        "data.loader_workers": config.data.loader_workers,
-        "failure.max_restarts": config.failure.max_restarts,
-        "schedule.warmup_steps": config.schedule.warmup_steps,
-        "optimizer.lr": config.optimizer.lr,
-        "optimizer.weight_decay": config.optimizer.weight_decay,
-    }
-    for key, value in not_negative.items():
-        if value < 0:
-            raise UsageError(f"{key}={value}: at least 0 is needed")
-    choices = {
-        "task": (config.task, TASKS),
-        "zero.stage": (config.zero.stage, (0, 1, 2, 3)),
-        "data.augment": (config.data.augment, ("lsj", "none")),
-        "tracking.wandb.mode": (config.tracking.wandb.mode, ("offline", "online", "disabled")),
-    }
-    for key, (value, known) in choices.items():
-        if value not in known:
-            raise UsageError(f"{key}={value}: known are {', '.join(map(str, known))}")
-    sides = {
-        "data.crop": config.data.crop,
-        "evaluation.size_divisor": config.evaluation.size_divisor,
-    }
-    for key, value in sides.items():
-        if value < 1 or value % 32:
-            raise UsageError(f"{key}={value} is not a multiple of 32")
-    scale = config.data.scale
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        raise UsageError(f"data.scale={scale}: give the least and the largest, as [0.1,2.0]")
-    per_step = config.batch.micro * config.scaling.workers
-    if config.batch.global_ % per_step:
-        raise UsageError(
-            f"batch.global={config.batch.global_} is not a multiple of batch.micro="
-            f"{config.batch.micro} x scaling.workers={config.scaling.workers}"
-        )
-    if config.scaling.gpu and not torch.cuda.is_available():
-        raise UsageError("scaling.gpu=true: this machine has no GPU that torch can use")
-    train = _store("data.train", config.data.train, config.data.limit)
-    val = _store("data.val", config.data.val)
-    if len(train) == 0:
-        raise UsageError(f"data.train={config.data.train} holds no sample")
-    for key, store in (("data.train", train), ("data.val", val)):
-        if config.task not in store.manifest.tasks:
-            served = ", ".join(store.manifest.tasks)
-            raise UsageError(f"task={config.task}: {key}={store.folder} serves {served}")
-    if train.manifest.taxonomy != val.manifest.taxonomy:
-        raise UsageError(
-            f"data.train={train.folder} and data.val={val.folder}: other classes; "
-            "give two splits of one data set"
-        )
-    weights = config.model.weights
-    if weights != "none" and not Path(weights).is_dir():
-        raise UsageError(
-            f"model.weights={weights} is no folder; the preset's header has the command that "
-            "fetches it, model.weights=none trains from scratch"
-        )
-    try:
-        lr_multiplier(config.schedule, config.trainer.steps)
-        Criterion(config.criterion)
-        with torch.device("meta" if weights == "none" else "cpu"):  # weights need memory
-            Mask2Former(config.model, len(train.manifest.taxonomy.categories))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return train, val
-
-
-def _store(key: str, folder: str, limit: int | None = None) -> Store:
-    try:
-        return Store(Path(folder), limit)
-    except UsageError as error:
-        raise UsageError(f"{key}: {error}") from error
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -274,18 +177,19 @@ def _to_names_key(key: str) -> str:
     return re.sub(r"_(?=\.|$)", "", key)
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted key."""
+    leaves = {}
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def _dotted(node: dict[str, Any]) -> list[str]:
     """Every key and section."""
-    leaves = list(_flat(_to_names(node)))
+    leaves = list(flat(_to_names(node)))
     sections = {leaf.rsplit(".", n)[0] for leaf in leaves for n in range(1, leaf.count(".") + 1)}
     return sorted({*leaves, *sections})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from jobs import config as configs
+from jobs.check import check
 from jobs.config import Config
 from jobs.errors import RunFailed
 from jobs.follow import Follower
@@ -48,7 +49,7 @@ def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
     """
     config = configs.load(preset, overrides)
     folder = (runs / config.name).absolute()
-    stores = configs.check(config)
+    stores = check(config)
     with _lock(folder):
         if not _open(folder, config, stores):
             return folder

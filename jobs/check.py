@@ -1,0 +1,111 @@
+"""A config is looked at before anything is started: what a worker would trip over is exit 2."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from jobs.config import Config, flat, to_dict
+from model.criterion import Criterion
+from model.mask2former import Mask2Former
+from pipeline.schedule import lr_multiplier
+from pipeline.store import Store
+from shards.errors import UsageError
+from shards.schema import TASKS
+
+AT_LEAST = {
+    1: (
+        "trainer.steps trainer.log_every batch.global batch.micro scaling.workers data.limit "
+        "checkpoint.every_steps checkpoint.keep "
+        "evaluation.every_steps evaluation.images evaluation.short evaluation.long"
+    ),
+    0: (
+        "data.loader_workers failure.max_restarts schedule.warmup_steps "
+        "optimizer.lr optimizer.weight_decay"
+    ),
+}
+CHOICES = {
+    "task": TASKS,
+    "zero.stage": (0, 1, 2, 3),
+    "data.augment": ("lsj", "none"),
+    "tracking.wandb.mode": ("offline", "online", "disabled"),
+}
+MULTIPLES_OF_32 = ("data.crop", "evaluation.size_divisor")
+
+
+def check(config: Config) -> tuple[Store, Store]:
+    """The train and val sets of a config that can be trained.
+
+    Raises UsageError naming the key, the value and what to do.
+    """
+    _check_values(config)
+    stores = _check_data(config)
+    _check_model(config, len(stores[0].manifest.taxonomy.categories))
+    return stores
+
+
+def _check_values(config: Config) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", config.name):
+        raise UsageError(f"name={config.name}: use letters, digits, '.', '_' and '-'")
+    values = flat(to_dict(config))
+    for least, keys in AT_LEAST.items():
+        for key in keys.split():
+            if values[key] is not None and values[key] < least:
+                raise UsageError(f"{key}={values[key]}: at least {least} is needed")
+    for key, known in CHOICES.items():
+        if values[key] not in known:
+            raise UsageError(f"{key}={values[key]}: known are {', '.join(map(str, known))}")
+    for key in MULTIPLES_OF_32:
+        if values[key] < 1 or values[key] % 32:
+            raise UsageError(f"{key}={values[key]} is not a multiple of 32")
+    scale = config.data.scale
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+        raise UsageError(f"data.scale={scale}: give the least and the largest, as [0.1,2.0]")
+    micro, workers = config.batch.micro, config.scaling.workers
+    if config.batch.global_ % (micro * workers):
+        raise UsageError(
+            f"batch.global={config.batch.global_} is not a multiple of "
+            f"batch.micro={micro} x scaling.workers={workers}"
+        )
+    if config.scaling.gpu and not torch.cuda.is_available():
+        raise UsageError("scaling.gpu=true: this machine has no GPU that torch can use")
+
+
+def _check_data(config: Config) -> tuple[Store, Store]:
+    train = _store("data.train", config.data.train, config.data.limit)
+    val = _store("data.val", config.data.val)
+    for key, store in (("data.train", train), ("data.val", val)):
+        if len(store) == 0:
+            raise UsageError(f"{key}={store.folder} holds no sample")
+        if config.task not in store.manifest.tasks:
+            served = ", ".join(store.manifest.tasks)
+            raise UsageError(f"task={config.task}: {key}={store.folder} serves {served}")
+    if train.manifest.taxonomy != val.manifest.taxonomy:
+        raise UsageError(
+            f"data.train={train.folder} and data.val={val.folder}: other classes; "
+            "give two splits of one data set"
+        )
+    return train, val
+
+
+def _store(key: str, folder: str, limit: int | None = None) -> Store:
+    try:
+        return Store(Path(folder), limit)
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from error
+
+
+def _check_model(config: Config, num_classes: int) -> None:
+    weights = config.model.weights
+    if weights != "none" and not Path(weights).is_dir():
+        raise UsageError(
+            f"model.weights={weights} is no folder; the preset's header has the command that "
+            "fetches it, model.weights=none trains from scratch"
+        )
+    try:
+        lr_multiplier(config.schedule, config.trainer.steps)
+        Criterion(config.criterion)
+        with torch.device("meta" if weights == "none" else "cpu"):  # weights need memory
+            Mask2Former(config.model, num_classes)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
