@@ -134,12 +134,12 @@ def test_photographs_reach_the_bound_of_masks_at_stride_4(photographs, settings,
     assert scores["AP"] > ap
 
 
-def numbers(scores: dict) -> dict[str, float | None]:
-    """All scores, those of the classes under names of their own."""
+def numbers(scores: dict) -> dict[str, float]:
+    """All scores, those of the classes under names of their own; -1 for null."""
     flat = {name: value for name, value in scores.items() if name != "classes"}
     for row in scores["classes"]:
         flat |= {f"{row['name']}.{key}": value for key, value in row.items() if key != "name"}
-    return flat
+    return {name: -1 if value is None else value for name, value in flat.items()}
 
 
 @pytest.mark.slow
