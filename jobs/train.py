@@ -33,7 +33,7 @@ RAY_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # training is what this machine is for
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",

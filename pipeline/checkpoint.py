@@ -38,13 +38,10 @@ def step_of(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
-def save(
-    folder: Path,
-    state: dict[str, Tensor],
-    trainer_state: dict,
-    write_shards: Callable[[Path], None] | None = None,
-) -> None:
+def save(folder: Path, state: dict[str, Tensor], trainer_state: dict) -> None:
     """Write one checkpoint; a crash at any point leaves a folder without COMMITTED.
+
+    What stands in the folder already (DeepSpeed's shards, at stage 3) becomes part of it.
 
     On an OSError (a full disk) the partial folder is removed and the error raised again.
     """
@@ -52,8 +49,6 @@ def save(
     try:
         _save_state(state, folder / STATE)
         (folder / TRAINER_STATE).write_text(json.dumps(trainer_state, indent=1))
-        if write_shards:
-            write_shards(folder)
         commit(folder)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
