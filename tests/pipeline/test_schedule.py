@@ -31,6 +31,12 @@ def test_milestones_and_factor_are_settings():
     assert [multiplier(t) for t in range(8)] == [1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
+def test_milestones_are_rounded_to_the_nearest_step():
+    multiplier = lr_multiplier(ScheduleSettings(milestones=[0.29]), 100)
+    assert 0.29 * 100 < 29  # in floating point
+    assert [multiplier(t) for t in (28, 29)] == [1.0, 0.1]
+
+
 @pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
 def test_poly_is_the_power_of_what_is_left(power):
     multiplier = lr_multiplier(ScheduleSettings(name="poly", power=power), 160_000)
