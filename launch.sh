@@ -59,7 +59,10 @@ PY
     "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --progress-bar off \
       -c "$root/constraints.txt" -r "$venv/requirements.txt" setuptools wheel \
       || fail 'pip could not install the packages (its message is above); run ./launch.sh setup again'
-    "$venv/bin/python" -c 'from pipeline.engine import load_cpu_helper; load_cpu_helper()' \
+    "$venv/bin/python" -P -c 'import torch
+if not torch.cuda.is_available():
+    from pipeline.engine import load_cpu_helper
+    load_cpu_helper()' \
       || fail "DeepSpeed's CPU helper did not compile (its message is above)"
     stamp >"$venv/.complete"
   fi
@@ -82,4 +85,4 @@ case ${1:-} in
     ;;
 esac
 is_ready || setup
-exec "$venv/bin/python" -m jobs "$@"
+exec "$venv/bin/python" -P -m jobs "$@" # -P: not the modules of the current folder

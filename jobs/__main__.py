@@ -109,7 +109,7 @@ def bench(
 def main() -> int:
     """Run a command. 0 done, 2 bad usage or config, 3 bad data, 1 failed."""
     try:
-        app(standalone_mode=False)
+        app(standalone_mode=False, prog_name="./launch.sh")
     except DataError as error:
         return _complain(str(error), 3)
     except UsageError as error:

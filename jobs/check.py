@@ -67,8 +67,14 @@ def _check_values(config: Config) -> None:
             f"batch.global={config.batch.global_} is not a multiple of "
             f"batch.micro={micro} x scaling.workers={workers}"
         )
-    if config.scaling.gpu and not torch.cuda.is_available():
+    gpus = torch.cuda.device_count()
+    if config.scaling.gpu and gpus == 0:
         raise UsageError("scaling.gpu=true: this machine has no GPU that torch can use")
+    if config.scaling.gpu is not False and 0 < gpus < workers:
+        raise UsageError(
+            f"scaling.workers={workers}: this machine has {gpus} GPUs; "
+            f"give scaling.workers={gpus} or scaling.gpu=false"
+        )
 
 
 def _check_data(config: Config) -> tuple[Store, Store]:

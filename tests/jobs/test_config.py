@@ -218,3 +218,10 @@ def test_weights_are_loaded_before_workers_start(sets, tmp_path):
     refused(r"model\.weights='.*weights' .*stages\.3", [*overrides, deeper])
     (folder / "model.safetensors").unlink()
     refused(r"model\.weights='.*weights' cannot be loaded: .*model\.safetensors", overrides)
+
+
+def test_more_workers_than_gpus_are_refused(sets, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    gpus = ["scaling.gpu=null", "scaling.workers=2"]
+    refused(r"scaling\.workers=2: .* 1 GPUs; give scaling\.workers=1 or", [*sets, *gpus])
+    check(configs.load("tiny", [*sets, "scaling.gpu=false", "scaling.workers=2"]))
