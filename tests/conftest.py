@@ -1,4 +1,4 @@
-"""Marker rules: `slow` tests run with --all, `gpu` tests with a GPU, and no test is skipped quietly."""
+"""`slow` tests run with --all, `gpu` tests with a GPU, and no test is skipped quietly."""
 
 import os
 
