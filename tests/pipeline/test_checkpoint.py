@@ -22,15 +22,12 @@ def state_of(step: int) -> dict[str, torch.Tensor]:
     }
 
 
-def shards(folder: Path) -> None:
-    """What a sharded engine writes beside our files."""
-    (folder / "deepspeed").mkdir()
-    (folder / "deepspeed" / "rank0.pt").write_bytes(bytes(range(100)))
-
-
 def save(root: Path, step: int, attempt: int = 1) -> Path:
+    """A checkpoint of a sharded engine, which has written its own files beside ours."""
     folder = root / checkpoint.name_of(step, attempt)
-    checkpoint.save(folder, state_of(step), {"step": step}, shards)
+    (folder / "deepspeed").mkdir(parents=True)
+    (folder / "deepspeed" / "rank0.pt").write_bytes(bytes(range(100)))
+    checkpoint.save(folder, state_of(step), {"step": step})
     return folder
 
 
