@@ -58,6 +58,7 @@ def save(folder: Path, state: dict[str, Tensor], trainer_state: dict) -> None:
 def _save_state(state: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(state, path)
+        path.chmod(0o644)  # safetensors keeps it to the owner; a run folder is shared
     except SafetensorError as error:  # a failed write is no OSError to safetensors
         raise OSError(f"{path}: {error}") from error
 

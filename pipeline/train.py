@@ -237,6 +237,12 @@ class Worker:
         return found
 
     def _resume(self) -> None:
+        checkpoints = self.folder / CHECKPOINTS
+        if self.found is None and everywhere(lambda: checkpoint.committed(checkpoints)):
+            raise UsageError(
+                f"{checkpoints}: every checkpoint is damaged (see {EVENTS}); "
+                "restore one, or remove them all to start from scratch"
+            )
         if self.rank == 0:
             rewind(self.folder, self.step)
         if self.found is None:

@@ -110,6 +110,10 @@ def lives(sets: Path, root: Path) -> dict[str, str | list[str]]:
     }.items():
         shutil.copytree(root / "plain", root / name)
         said[name] = attempt(dataclasses.replace(plain, **change), root / name)
+    shutil.copytree(root / "plain", root / "all damaged")
+    for path in (root / "all damaged" / CHECKPOINTS).glob("*/state.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    said["all damaged"] = attempt(plain, root / "all damaged")
     return said
 
 
@@ -280,6 +284,15 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(runs):
     found = sorted(path.name for path in (folder / CHECKPOINTS).iterdir())
     assert found == ["step-000000000-a01", "step-000000004-a01"]
     assert_equal(folder, root / "plain")
+
+
+@pytest.mark.slow
+def test_damage_to_every_checkpoint_is_no_fresh_start(runs):
+    root, said = runs
+    assert said["all damaged"].startswith("UsageError: ")
+    assert "every checkpoint is damaged" in said["all damaged"]
+    assert len(events(root / "all damaged", "damage")) == 3
+    assert losses(root / "all damaged") == losses(root / "plain")
 
 
 @pytest.mark.slow
