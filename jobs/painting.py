@@ -19,7 +19,7 @@ _SUPERSAMPLE = 4
 _SIZES = (0.22, 0.5)  # extent of an object, as a share of the image side
 _CROWD_SIZES = (0.065, 0.09)
 _TURN = (-0.35, 0.35)  # of objects, radians
-_LEAST_VISIBLE = 0.65  # share of the whole shape that must stay in view
+_LEAST_VISIBLE = 0.75  # share of the whole shape that must stay in view
 _LEAST_STUFF = 0.01  # share of the image below which a stuff region is left unlabelled
 _EMPTY_SHARE, _CROWD_SHARE, _VOID_REGION_SHARE, _VOID_BORDER_SHARE = 0.08, 0.12, 0.15, 0.3
 
@@ -45,7 +45,7 @@ def paint(rng: np.random.Generator, side: int) -> Scene:
             _paint_crowd(rng, canvas, owner, THINGS[category])
             objects.append((category, 1))
             whole.append(float(np.count_nonzero(owner)))
-        for _ in range(rng.integers(2, 6 if crowded else 9)):
+        for _ in range(2 + rng.binomial(3 if crowded else 6, 0.3)):
             category = int(rng.choice(list(THINGS)))
             if area := _try_object(rng, canvas, owner, THINGS[category], whole):
                 objects.append((category, 0))
