@@ -40,10 +40,10 @@ def all_scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def best_step(folder: Path, task: str) -> int | None:
-    """The step whose evaluation has the highest score of `task`, or None without one."""
+    """The step that scored highest in `task`, the last of equals; None without a score."""
     metric = METRIC_OF_TASK[task]
     scored = [scores for scores in all_scores(folder) if scores.get(metric) is not None]
-    return max(scored, key=lambda scores: scores[metric])["step"] if scored else None
+    return max((scores[metric], scores["step"]) for scores in scored)[1] if scored else None
 
 
 def rewind(folder: Path, step: int) -> None:

@@ -10,6 +10,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from pipeline import checkpoint
+from pipeline.runs import best_step, scores_path, write_json
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 
@@ -156,3 +157,10 @@ def test_a_damaged_checkpoint_is_not_scored(work, tmp_path):
         assert outcome.code == 2
         assert "step-000000000-a01 is damaged" in small.complaint(outcome)
         assert "--checkpoint" in small.complaint(outcome)
+
+
+def test_of_equal_scores_the_last_is_best(tmp_path):
+    """A net that scores nothing yet has still learnt more than at its start."""
+    for step, quality in {0: 0.0, 10: 0.0}.items():
+        write_json(scores_path(tmp_path, step), {"step": step, "PQ": quality})
+    assert best_step(tmp_path, "panoptic") == 10
