@@ -1,0 +1,266 @@
+"""From raw photographs to scores and pictures: real workers, real DeepSpeed, at the least size."""
+
+import json
+import math
+import shutil
+
+import pytest
+import xxhash
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from wandb.proto.wandb_internal_pb2 import Record
+
+from pipeline.track import EVENTS, METRICS, rows
+from shards.manifest import Manifest
+from tests.jobs import small
+from tests.shards.raw import SAMPLE
+
+pytestmark = pytest.mark.slow
+
+TERMS = {
+    f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0", "_1", "_2")
+}
+SUMMARY = {  # DESIGN's contract
+    "PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU",
+    "step", "position", "wall_s", "checkpoint", "pictures",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """A copy of the trained small run, in a folder of its own, and what `train` said."""
+    run, outcome = small.trained(base)
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(run, folder / "runs" / small.NAME, symlinks=True)
+    return folder, outcome
+
+
+@pytest.fixture(scope="module")
+def run(trained):
+    return trained[0] / "runs" / small.NAME
+
+
+def of_kind(run, kind):
+    return [event for event in rows(run / EVENTS) if event["event"] == kind]
+
+
+def losses(run):
+    """The rows of training steps."""
+    return [row for row in rows(run / METRICS) if "loss" in row]
+
+
+def test_train_says_what_it_does(trained):
+    _, outcome = trained
+    assert "attempt 1: 2 workers, ZeRO 1 on cpu, from scratch" in outcome.out
+    assert f"step {small.STEPS}: PQ" in outcome.out
+    assert "done: " in outcome.out
+    assert "Traceback" not in outcome.err
+    assert "error" not in outcome.err.lower()
+
+
+def test_the_run_folder_holds_what_was_asked_for(run, photographs):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    for setting in small.SETTINGS:
+        key, _, value = setting.partition("=")
+        node = config
+        for part in key.split("."):
+            node = node[part]
+        assert node == yaml.safe_load(value) or float(node) == float(value)
+    environment = json.loads((run / "environment.json").read_text())
+    fingerprints = {
+        name: Manifest.load(photographs / name).fingerprint for name in ("train", "val")
+    }
+    assert environment["data"] == fingerprints
+    assert environment["packages"]["torch"].startswith("2.")
+    assert not list(run.glob("*.tmp"))
+
+
+def test_events_tell_the_story(run):
+    events = rows(run / EVENTS)
+    start, *_, end = events
+    assert start["event"] == "start"
+    assert (start["world_size"], start["zero_stage"], start["attempt"]) == (2, 1, 1)
+    assert len(set(start["process_ids"])) == 2
+    assert (start["step"], start["position"], start["checkpoint"]) == (0, 0, None)
+    saved = [(event["step"], event["position"]) for event in of_kind(run, "checkpoint")]
+    expected = range(0, small.STEPS + 1, small.EVERY)
+    assert saved == [(step, step * small.GLOBAL_BATCH) for step in expected]
+    assert [event["step"] for event in of_kind(run, "evaluation")] == [small.STEPS]
+    assert (end["event"], end["step"]) == ("finish", small.STEPS)
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+
+
+def test_metrics_have_one_row_a_step(run):
+    trained = losses(run)
+    assert [row["step"] for row in trained] == list(range(1, small.STEPS + 1))
+    for row in trained:
+        step = row["step"]
+        assert row["position"] == step * small.GLOBAL_BATCH
+        assert {name for name in row if name.startswith("loss_")} == TERMS
+        assert row["loss"] == pytest.approx(math.fsum(row[name] for name in TERMS), rel=1e-9)
+        assert all(row[name] > 0 for name in TERMS)
+        warmed = min(1, step / (small.WARMUP + 1))  # linear from lr / (warmup + 1), then flat
+        assert row["lr"] == pytest.approx(small.LR * warmed, rel=1e-9)
+        assert row["grad_norm"] > 0
+        assert row["images_per_s"] == pytest.approx(
+            small.GLOBAL_BATCH / row["interval_s"], rel=0.01
+        )
+    assert sum(row["loss"] for row in trained[-4:]) < sum(row["loss"] for row in trained[:4])
+    (scored,) = [row for row in rows(run / METRICS) if "val/PQ" in row]
+    assert scored["step"] == small.STEPS
+
+
+def wandb_records(path):
+    """The records of an offline W&B file: 7 bytes, then LevelDB's log of blocks of 32 KiB."""
+    content, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(record)
+            record = b""
+
+
+def test_wandb_has_the_same_rows_offline(run):
+    (path,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    records = [r for r in wandb_records(path) if r.WhichOneof("record_type") == "history"]
+    history = [
+        {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+        for record in records
+    ]
+    trained = [row for row in history if "loss" in row]
+    assert [row["loss"] for row in trained] == [row["loss"] for row in losses(run)]
+    assert [row["trainer/step"] for row in trained] == list(range(1, small.STEPS + 1))
+
+
+def test_checkpoints_are_whole_and_the_newest_are_kept(run, photographs):
+    folders = sorted((run / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == [
+        f"step-{step:09d}-a01" for step in (small.STEPS - 4, small.STEPS - 2, small.STEPS)
+    ]
+    for folder in folders:
+        manifest = json.loads((folder / "MANIFEST.json").read_text())
+        files = {path.name for path in folder.iterdir()}
+        assert files == {*manifest, "MANIFEST.json", "COMMITTED"}
+        for name, seen in manifest.items():
+            content = (folder / name).read_bytes()
+            assert seen["bytes"] == len(content)
+            assert seen["xxh3_128"] == xxhash.xxh3_128_hexdigest(content)
+    trainer = json.loads((folders[-1] / "trainer_state.json").read_text())
+    assert trainer["position"] == small.STEPS * small.GLOBAL_BATCH
+    assert trainer["updates"] == small.STEPS
+    assert trainer["order"]["fingerprint"] == Manifest.load(photographs / "train").fingerprint
+    state = load_file(folders[-1] / "state.safetensors")
+    moments = {name for name in state if name.startswith("exp_avg.")}
+    assert moments
+    assert all(state[name].abs().sum() > 0 for name in moments if "conv" in name)
+
+
+def test_summary_is_as_the_contract_says(run):
+    summary = json.loads((run / "summary.json").read_text())
+    scores = json.loads((run / f"evaluations/step-{small.STEPS:09d}.json").read_text())
+    assert set(summary) == SUMMARY
+    for name in ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU"):
+        assert summary[name] == scores[name]
+        assert 0 <= summary[name] <= 100
+    assert (summary["step"], summary["position"]) == (small.STEPS, 128)
+    assert summary["wall_s"] > 0
+    assert (run / "checkpoints" / summary["checkpoint"]).is_dir()
+
+
+def test_evaluate_repeats_the_scores_of_the_workers(trained, run):
+    """Two ranks that share the images, and one process that has them all, count the same."""
+    path = run / f"evaluations/step-{small.STEPS:09d}.json"
+    of_workers = json.loads(path.read_text())
+    outcome = small.call(trained[0], "evaluate", small.NAME)
+    assert outcome.code == 0, outcome.err
+    alone = json.loads(path.read_text())
+    assert of_workers["mIoU"] > 0
+    for name in SUMMARY & set(alone) - {"step"}:
+        assert alone[name] == pytest.approx(of_workers[name], rel=1e-3, abs=1e-3), name
+    assert f"step {small.STEPS}, 5 images" in outcome.out
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["pictures"] == [f"step-{small.STEPS:09d}.png"]
+
+
+def test_predict_writes_its_files(trained):
+    folder, _ = trained
+    command = ["predict", small.NAME, str(SAMPLE / "val2017"), "--out", "seen"]
+    outcome = small.call(folder, *command, "--checkpoint", "last")
+    assert outcome.code == 0, outcome.err
+    stems = sorted(path.stem for path in (SAMPLE / "val2017").iterdir())
+    pictures = sorted((folder / "seen").glob("*.png"))
+    assert [path.stem for path in pictures] == stems
+    for path in pictures:
+        assert Image.open(path).size == Image.open(SAMPLE / f"val2017/{path.stem}.jpg").size
+    document = json.loads((folder / "seen/panoptic.json").read_text())
+    assert [entry["image_id"] for entry in document["annotations"]] == stems
+
+
+def test_a_finished_run_is_left_alone(trained, run, photographs):
+    before = (run / EVENTS).read_bytes()
+    outcome = small.call(trained[0], *small.words(photographs))
+    assert outcome.code == 0
+    assert f"is finished ({small.STEPS} steps); for more: trainer.steps=N" in outcome.out
+    assert (run / EVENTS).read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def stages(base, photographs, tmp_path_factory):
+    """Runs of the other ZeRO stages; the one of stage 2 is the longest."""
+    folder = tmp_path_factory.mktemp("stages")
+
+    def train(stage, steps):
+        changes = [f"name=zero{stage}", f"zero.stage={stage}", f"trainer.steps={steps}"]
+        outcome = small.finish(small.start(folder, *small.words(photographs, *changes)))
+        assert outcome.code == 0, outcome.err
+        return folder / "runs" / f"zero{stage}"
+
+    return {0: train(0, 4), 2: train(2, small.STEPS + 4), 3: train(3, 4)}
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_stage_takes_the_same_steps(stage, stages, run):
+    """What ZeRO shards is a matter of memory: losses agree to rounding with those of stage 1."""
+    assert {event["zero_stage"] for event in of_kind(stages[stage], "start")} == {stage}
+    for ours, theirs in zip(losses(stages[stage]), losses(run), strict=False):
+        for name in ("step", "position", "loss", "grad_norm", "lr"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), (ours["step"], name)
+    last = max(row["step"] for row in losses(stages[stage]))
+    assert last == {0: 4, 2: small.STEPS + 4, 3: 4}[stage]
+
+
+def test_a_run_of_stage_3_is_evaluated(stages):
+    outcome = small.call(stages[3].parents[1], "evaluate", stages[3].name)
+    assert outcome.code == 0, outcome.err
+    assert "step 4, 5 images" in outcome.out
+
+
+def test_a_run_goes_on_with_fewer_workers_and_more_steps(trained, run, stages, photographs):
+    """One worker instead of two: the same order of samples, the same losses to rounding."""
+    before = losses(run)
+    changes = [f"trainer.steps={small.STEPS + 4}", "scaling.workers=1"]
+    outcome = small.finish(small.start(trained[0], *small.words(photographs, *changes)))
+    assert outcome.code == 0, outcome.err
+    assert f"going on from step {small.STEPS}" in outcome.out
+    start = of_kind(run, "start")[-1]
+    assert (start["world_size"], start["attempt"], start["step"]) == (1, 2, small.STEPS)
+    assert start["position"] == small.STEPS * small.GLOBAL_BATCH
+    after = losses(run)
+    assert after[: small.STEPS] == before
+    assert [row["step"] for row in after] == list(range(1, small.STEPS + 5))
+    for ours, whole in zip(after[small.STEPS :], losses(stages[2])[small.STEPS :], strict=True):
+        assert ours["position"] == whole["position"]
+        assert ours["loss"] == pytest.approx(whole["loss"], rel=1e-2)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["position"] == (small.STEPS + 4) * small.GLOBAL_BATCH
