@@ -1,0 +1,126 @@
+"""What the documents tell a user to type is understood, and what they point at exists."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from jobs import config as configs
+from jobs.__main__ import app
+from jobs.check import check
+from tests.jobs import small
+
+ROOT = Path(__file__).parents[1]
+PRESETS = {path.stem: path.read_text() for path in sorted(configs.PRESETS.glob("*.yaml"))}
+DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+COMMANDS = typer.main.get_command(app).commands
+OF_LAUNCH = {"setup", "test"}  # launch.sh does these itself
+
+
+def fenced(text: str) -> list[str]:
+    """The lines of a document's `sh` blocks, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = (re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines())
+    return [line for line in lines if line]
+
+
+def headers() -> list[tuple[str, str]]:
+    """(file, command) for every command in the head of a preset."""
+    return [
+        (name, line.lstrip("# "))
+        for name, text in PRESETS.items()
+        for line in text.splitlines()
+        if re.match(r"#\s+(\./launch\.sh|\.venv/)", line)
+    ]
+
+
+TYPED = [(name, line) for name, text in DOCUMENTS.items() for line in fenced(text)] + headers()
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    shards = small.photographs(tmp_path_factory.getbasetemp())
+    return [f"data.{name}={shards / name}" for name in ("train", "val")]
+
+
+def parse(words: list[str]) -> dict:
+    """The parameters of a command line, by the application itself. Nothing is run."""
+    name, *rest = words
+    assert name in COMMANDS
+    return COMMANDS[name].make_context(name, list(rest)).params
+
+
+@pytest.mark.parametrize(("document", "line"), TYPED, ids=lambda value: value[:60])
+def test_every_line_can_be_typed(document, line, sets, pytestconfig):
+    program, *words = shlex.split(line)
+    if program.startswith(".venv/bin/"):
+        assert (Path(sys.prefix) / program.removeprefix(".venv/")).exists()
+        return
+    assert program == "./launch.sh"
+    if words[0] in OF_LAUNCH:
+        assert [word for word in words[1:] if not pytestconfig.getoption(word)] in ([], ["--all"])
+        return
+    parameters = parse(words)
+    if words[0] == "train":
+        kept = [word for word in parameters["overrides"] if not word.startswith("data.")]
+        anywhere = ["scaling.gpu=false", "model.weights=none"]
+        check(configs.load(parameters["preset"], [*kept, *sets, *anywhere]))
+
+
+def test_the_first_two_commands_are_demo_and_test():
+    demo, test, *_ = fenced(DOCUMENTS["README.md"])
+    assert (demo, test) == ("./launch.sh demo", "./launch.sh test")
+
+
+def test_the_table_lists_every_command():
+    table = DOCUMENTS["README.md"].partition("## Commands")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    usages = [usage for cell in cells for usage in re.findall(r"`(.+?)`", cell)]
+    assert {usage.split()[0] for usage in usages} == OF_LAUNCH | set(COMMANDS)
+    for usage in usages:
+        words = [word.strip("[]…") for word in usage.replace("key=value …", "").split()]
+        if words[0] not in OF_LAUNCH:
+            parse([word for word in words if word])
+
+
+def test_every_preset_says_how_it_is_started():
+    for name in PRESETS:
+        lines = [line for preset, line in headers() if preset == name]
+        assert any(f"./launch.sh train {name} " in line for line in lines), name
+
+
+def test_weights_are_fetched_to_where_the_presets_look():
+    for name, text in PRESETS.items():
+        weights = configs.load(name, ["data.train=a", "data.val=b"]).model.weights
+        if weights == "none":
+            continue
+        folder = Path(weights).relative_to(Path.cwd())
+        assert re.search(rf"hf download \S+ --local-dir {folder}$", text, re.MULTILINE), name
+        if name == "coco_panoptic_r50":
+            assert re.findall(r"--local-dir (\S+)", DOCUMENTS["README.md"]) == [str(folder)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_it_points_at_exist(document):
+    text = DOCUMENTS[document]
+    links = [link for link in re.findall(r"\]\((.+?)\)", text) if "://" not in link]
+    code = re.findall(r"`([\w./-]+(?:\.md|\.py|\.txt|\.sh|\.toml|/))`", text)
+    assert links + code
+    of_runs = ("runs/", "checkpoints/", "evaluations/", "pictures/", "wandb/")
+    raw_coco = ("train2017/", "val2017/", "annotations/")
+    for path in links + code:
+        if not path.startswith((*of_runs, *raw_coco)):
+            assert (ROOT / path).exists(), path
+
+
+def test_settings_it_names_exist():
+    known = configs._dotted(configs.to_dict(configs.Config()))
+    text = DOCUMENTS["README.md"]
+    packages = "data|batch|model|criterion|optimizer|schedule|trainer|zero|scaling|failure|tracking"
+    named = re.findall(rf"`?\b((?:{packages})\.[\w.]+)", text)
+    assert len(named) > 5
+    for key in named:
+        assert key in known, key
