@@ -14,9 +14,14 @@ COLUMNS = ("name", "unit", "ours", "peer", "peer_name", "ratio", "better", "targ
 
 
 def bench(name: str, out: Path | None = None) -> list[dict]:
-    """Run one benchmark; print its rows and write them to `out`. Raises UsageError for a typo."""
+    """Run one benchmark; print its rows and write them to `out`.
+
+    Raises UsageError for an unknown name and for a file that has no folder to be in.
+    """
     if name not in NAMES:
         raise UsageError(f"no benchmark {name!r}; known: {', '.join(NAMES)}")
+    if out and not out.absolute().parent.is_dir():
+        raise UsageError(f"--json {out}: there is no folder {out.absolute().parent}; make it first")
     rows = import_module(f"jobs.bench.{name}").rows()
     table = Table(*COLUMNS)
     for row in rows:

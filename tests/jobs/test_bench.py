@@ -41,6 +41,11 @@ def test_unknown_name_lists_the_known():
         bench.bench("overfitt")
 
 
+def test_rows_without_a_place_to_go_are_not_measured(tmp_path):
+    with pytest.raises(UsageError, match=r"--json .*nowhere/rows.json: .*make it first"):
+        bench.bench("overfit", tmp_path / "nowhere" / "rows.json")
+
+
 def test_rows_are_written_as_they_are_printed(monkeypatch, tmp_path, capsys):
     row = bench.row("overfit.pq", "PQ", 91.237, better="higher", target=">= 90")
     monkeypatch.setattr("jobs.bench.overfit.rows", lambda: [row])
