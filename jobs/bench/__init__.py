@@ -32,12 +32,14 @@ def bench(name: str, out: Path | None = None) -> list[dict]:
     return rows
 
 
-def row(name: str, unit: str, ours: float, *, better: str, target: str | None = None) -> dict:
-    """One measurement without a peer."""
+def row(
+    name: str, unit: str, ours: float | None, *, better: str, target: str | None = None
+) -> dict:
+    """One measurement without a peer; `ours` is None where it was not reached."""
     return dict.fromkeys(COLUMNS) | {
         "name": name,
         "unit": unit,
-        "ours": round(ours, 2),
+        "ours": None if ours is None else round(ours, 2),
         "better": better,
         "target": target,
     }

@@ -50,7 +50,7 @@ def rows() -> list[dict]:
     return [
         row("overfit.pq", "PQ", last, better="higher", target=">= 90"),
         row("overfit.minutes", "min", last_minute, better="lower", target="<= 15"),
-        row("overfit.minutes_to_90", "min", reached[0] if reached else float("nan"),
+        row("overfit.minutes_to_90", "min", reached[0] if reached else None,
             better="lower", target="<= 15"),
         row("overfit.pq_bound_stride4", "PQ", bound, better="higher"),
     ]  # fmt: skip
