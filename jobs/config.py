@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
+from shards.files import whole_file
 
 PRESETS = Path(__file__).parent / "presets"
 RUNS = Path("runs")
@@ -105,7 +106,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved config."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    with whole_file(path) as file:
+        file.write(yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
 
 def run_folder(run: str) -> Path:

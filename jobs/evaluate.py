@@ -12,7 +12,7 @@ from jobs import config as configs
 from pipeline.evaluate import HEADLINE
 from pipeline.evaluate import evaluate as score
 from pipeline.pictures import sheet, write_png
-from pipeline.runs import PICTURES, load_model, scores_path, summarise, write_json
+from pipeline.runs import EVALUATIONS, PICTURES, load_model, scores_path, summarise, write_json
 from pipeline.store import Store
 from shards.errors import UsageError
 
@@ -50,7 +50,7 @@ def evaluate(
         path = scores_path(folder, step)
         write_json(path, {"step": step, **scores})
     else:
-        path = folder / "evaluations" / f"{store.folder.name}-{count}-step-{step:09d}.json"
+        path = folder / EVALUATIONS / f"{store.folder.name}-{count}-step-{step:09d}.json"
         write_json(path, {"step": step, "data": str(store.folder), "images": count, **scores})
     if "panoptic" in store.manifest.tasks:
         picture = folder / PICTURES / f"{path.stem}.png"

@@ -13,6 +13,7 @@ from pipeline.evaluate import HEADLINE, METRIC_OF_TASK
 from pipeline.settings import RunSettings
 from pipeline.track import METRICS, rows, truncate
 from shards.errors import UsageError
+from shards.files import whole_file
 from shards.taxonomy import Taxonomy
 
 CHECKPOINTS = "checkpoints"
@@ -24,9 +25,8 @@ SUMMARY = "summary.json"
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 
 def scores_path(folder: Path, step: int) -> Path:

@@ -9,6 +9,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards.files import whole_file
+
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 
@@ -121,6 +123,5 @@ def truncate(folder: Path, step: int) -> None:
     """Drop metric rows past `step`: a resumed run writes them again."""
     path = folder / METRICS
     kept = [row for row in rows(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    temporary.replace(path)
+    with whole_file(path) as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
