@@ -97,7 +97,7 @@ def predict(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="overfit.")],
+    name: Annotated[str, typer.Argument(help="A module of jobs/bench/, such as overfit.")],
     json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,
 ) -> None:
     """Measure what we claim, beside a peer where there is one."""

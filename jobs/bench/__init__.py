@@ -1,15 +1,19 @@
 """`bench NAME`: what we claim, measured; rows for people and for machines."""
 
 import json
+import statistics
+import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 from rich.console import Console
 from rich.table import Table
 
 from shards.errors import UsageError
 
-NAMES = ("overfit",)
+NAMES = tuple(module.name for module in iter_modules(__path__))
 COLUMNS = ("name", "unit", "ours", "peer", "peer_name", "ratio", "better", "target")
 
 
@@ -33,13 +37,43 @@ def bench(name: str, out: Path | None = None) -> list[dict]:
 
 
 def row(
-    name: str, unit: str, ours: float | None, *, better: str, target: str | None = None
+    name: str,
+    unit: str,
+    ours: float | None,
+    *,
+    better: str,
+    target: str | None = None,
+    peer: float | None = None,
+    peer_name: str | None = None,
 ) -> dict:
-    """One measurement without a peer; `ours` is None where it was not reached."""
-    return dict.fromkeys(COLUMNS) | {
+    """One measurement; None is what was not reached, or has no peer. `ratio` is ours to peer's."""
+    return {
         "name": name,
         "unit": unit,
-        "ours": None if ours is None else round(ours, 2),
+        "ours": ours and _short(ours),
+        "peer": peer and _short(peer),
+        "peer_name": peer_name,
+        "ratio": _short(ours / peer) if ours is not None and peer else None,
         "better": better,
         "target": target,
     }
+
+
+def _short(value: float) -> float:
+    """To two decimals, and to three digits where that is finer."""
+    return round(value, 2) if abs(value) >= 1 else float(f"{value:.3g}")
+
+
+def alternate(works: dict[str, Callable[[], object]], times: int = 5) -> dict[str, float]:
+    """Seconds that each of `works` takes, median of `times` turns, after one that does not count.
+
+    They take turns, so that what else the machine does falls on all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(times + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}

@@ -37,7 +37,7 @@ def test_recipe_is_what_the_benchmark_says(photographs):
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(UsageError, match=r"'overfitt'.*known: overfit"):
+    with pytest.raises(UsageError, match=r"'overfitt'.*known: .*overfit"):
         bench.bench("overfitt")
 
 
@@ -55,3 +55,19 @@ def test_rows_are_written_as_they_are_printed(monkeypatch, tmp_path, capsys):
     assert set(row) == set(bench.COLUMNS)
     assert np.isclose(row["ours"], 91.24)
     assert "91.24" in capsys.readouterr().out
+
+
+def test_row_beside_a_peer_has_the_ratio():
+    row = bench.row(
+        "step.time", "s", 0.12345, peer=0.5, peer_name="them", better="lower", target="<= 0.6"
+    )
+    assert (row["ours"], row["peer"], row["ratio"]) == (0.123, 0.5, 0.247)
+
+
+def test_works_take_turns_and_the_first_does_not_count():
+    turns = []
+    works = {name: lambda name=name: turns.append(name) for name in ("ours", "peer")}
+    seconds = bench.alternate(works, times=2)
+    assert turns == ["ours", "peer"] * 3
+    assert set(seconds) == {"ours", "peer"}
+    assert all(0 <= taken < 1 for taken in seconds.values())
