@@ -43,7 +43,7 @@ def truth_of(sample: Sample, task: str, num_things: int) -> Truth:
     """The training truth of `task`: panoptic segments, instances, or classes; crowds are dropped.
 
     The first `num_things` classes are things. Instances come from the thing segments where a set
-    has no instance truth of its own; semantic classes come from the segments.
+    has no instance truth of its own, semantic classes where it has no semantic truth.
     """
     assert task in TASKS, task
     segments = sample["json"].get("segments", [])
@@ -54,9 +54,12 @@ def truth_of(sample: Sample, task: str, num_things: int) -> Truth:
         ]  # fmt: skip
         return Truth(sample["layers"], *_columns(entries))
     if task == "semantic":
-        classes = np.zeros(len(segments) + 1, np.uint16)
-        classes[1:] = [segment["category"] + 1 for segment in segments]
-        maps = classes[sample["segments"]][None]
+        if sample["semantic"] is not None:
+            maps = sample["semantic"][None]
+        else:
+            classes = np.zeros(len(segments) + 1, np.uint16)
+            classes[1:] = [segment["category"] + 1 for segment in segments]
+            maps = classes[sample["segments"]][None]
         present = np.flatnonzero(np.bincount(maps.ravel(), minlength=1)[1:])
         return Truth(maps, *_columns([(int(c), 0, int(c) + 1) for c in present]))
     kept = [

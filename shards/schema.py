@@ -8,7 +8,9 @@ Members of a sample (`ext -> bytes`); a shard set has the same ones for every sa
   index in the manifest's taxonomy, `area` and `bbox` (x, y, w, h in pixels) are the publisher's;
 - `segments.png`: panoptic truth `[H, W]`, 0 = void, n = n-th entry of `segments`;
 - `instances.png`: instance truth that may overlap, `[layers * H, W]`; an instance is where its
-  layer equals its `value`, 0 = none.
+  layer equals its `value`, 0 = none;
+- `semantic.png`: semantic truth `[H, W]` where it is its own, 0 = ignored, c + 1 = class c; else it
+  follows from the segments.
 
 Maps are 8 bit, 16 bit where a value is past 255.
 """
@@ -27,6 +29,7 @@ SCHEMA = 1
 TASKS = ("panoptic", "instance", "semantic")
 SEGMENTS = "segments.png"
 INSTANCES = "instances.png"
+SEMANTIC = "semantic.png"
 IMAGES = ("jpg", "png", "webp", "bmp")
 MAX_VALUE = 65535  # of a 16-bit map
 KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name field
@@ -60,7 +63,8 @@ class Instance(Segment):
 class Record:
     """A sample as a source yields it. A truth that the source does not have is None.
 
-    `segments_map` is `[H, W]`, `layers` `[n, H, W]` with n >= 1, both uint8 or uint16.
+    `segments_map` and `semantic` are `[H, W]`, `layers` `[n, H, W]` with n >= 1, all uint8 or
+    uint16.
     """
 
     key: str
@@ -75,6 +79,7 @@ class Record:
     segments_map: np.ndarray | None = None
     instances: list[Instance] | None = None
     layers: np.ndarray | None = None
+    semantic: np.ndarray | None = None
     rights: dict[str, str] = field(default_factory=dict)  # licence, attribution
 
 
@@ -85,6 +90,7 @@ class Sample(TypedDict):
     image: bytes
     segments: np.ndarray | None  # [H, W]
     layers: np.ndarray | None  # [n, H, W]
+    semantic: np.ndarray | None  # [H, W]
 
 
 def key_of(file_name: str) -> str:
@@ -131,6 +137,8 @@ def encode(record: Record) -> dict[str, bytes]:
     if record.instances is not None:
         document["instances"] = [asdict(instance) for instance in record.instances]
         members[INSTANCES] = _encode_map(record.layers.reshape(-1, record.width))
+    if record.semantic is not None:
+        members[SEMANTIC] = _encode_map(record.semantic)
     members["json"] = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     return members
 
@@ -147,15 +155,12 @@ def decode(members: dict[str, bytes]) -> Sample:
     images = [ext for ext in members if ext in IMAGES]
     if len(images) != 1:
         raise DataError(f"{document['file_name']}: members {sorted(members)}, not one image")
-    segments = _decode_map(members, SEGMENTS, shape)
-    layers = _decode_map(members, INSTANCES, shape)
-    if segments is not None and len(segments) != 1:
-        raise DataError(f"{SEGMENTS} has {len(segments)} layers, not one; rebuild the shard")
     return Sample(
         json=document,
         image=members[images[0]],
-        segments=None if segments is None else segments[0],
-        layers=layers,
+        segments=_decode_flat(members, SEGMENTS, shape),
+        layers=_decode_map(members, INSTANCES, shape),
+        semantic=_decode_flat(members, SEMANTIC, shape),
     )
 
 
@@ -176,3 +181,13 @@ def _decode_map(members: dict[str, bytes], ext: str, shape: tuple[int, int]) -> 
     if values is None or values.ndim != 2 or values.shape[1] != width or len(values) % height:
         raise DataError(f"{ext} is not a map of {width}x{height} pixels; rebuild the shard")
     return values.reshape(-1, height, width)
+
+
+def _decode_flat(members: dict[str, bytes], ext: str, shape: tuple[int, int]) -> np.ndarray | None:
+    """A map member of one layer as `[H, W]`, or None."""
+    layers = _decode_map(members, ext, shape)
+    if layers is None:
+        return None
+    if len(layers) != 1:
+        raise DataError(f"{ext} has {len(layers)} layers, not one; rebuild the shard")
+    return layers[0]

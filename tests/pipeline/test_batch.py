@@ -34,10 +34,11 @@ INSTANCES = [
 ]
 
 
-def sample(segments=None, listed=(), layers=None, instances=()):
+def sample(segments=None, listed=(), layers=None, instances=(), semantic=None):
     document = {"segments": list(listed), "instances": list(instances)}
     document = {key: value for key, value in document.items() if value or key == "segments"}
-    return {"json": document, "image": b"", "segments": segments, "layers": layers}
+    maps = {"segments": segments, "layers": layers, "semantic": semantic}
+    return {"json": document, "image": b"", **maps}
 
 
 def masks(truth: Truth) -> Counter:
@@ -89,6 +90,13 @@ def test_an_image_without_segments_has_no_entries(task):
     assert truth.maps.shape == (1, 4, 6)
     only_crowd = truth_of(sample(void + 1, [entry(1, iscrowd=1)]), task, THINGS)
     assert only_crowd.categories == ([1] if task == "semantic" else [])
+
+
+def test_semantic_truth_of_its_own_is_taken_as_it_is():
+    own = np.array([[0, 1, 1, 4, 4]] * 4, np.uint8)
+    for segments in ((SEGMENTS, LISTED), ()):
+        truth = truth_of(sample(*segments, semantic=own), "semantic", THINGS)
+        assert masks(truth) == expected((0, own == 1), (3, own == 4))
 
 
 def test_an_image_without_instances_has_no_entries():

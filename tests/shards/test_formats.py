@@ -113,6 +113,7 @@ RECORD = Record(
     segments_map=np.eye(3, 4, dtype=np.uint8),
     instances=[Instance(9, 0, 1, 3, [0, 0, 3, 3], 1, 300)],
     layers=np.stack([np.zeros((3, 4)), np.eye(3, 4) * 300]).astype(np.uint16),
+    semantic=np.arange(12, dtype=np.uint8).reshape(3, 4),
     rights={"licence": "http://cc/by"},
 )
 
@@ -137,6 +138,7 @@ def test_decode_is_the_inverse_of_encode():
     for ours, theirs in (
         (sample["segments"], RECORD.segments_map),
         (sample["layers"], RECORD.layers),
+        (sample["semantic"], RECORD.semantic),
     ):
         assert ours.dtype == theirs.dtype
         assert np.array_equal(ours, theirs)
@@ -150,6 +152,7 @@ def test_decode_is_the_inverse_of_encode():
         {"json": json.dumps({"schema": 2, "width": 4, "height": 3}).encode()},
         {"segments.png": b"no png"},
         {"segments.png": encode(dataclasses.replace(RECORD, width=2))["instances.png"]},
+        {"semantic.png": encode(RECORD)["instances.png"]},
         {"png": b"a second image"},
     ],
 )
