@@ -15,7 +15,7 @@ from pipeline.inference import Result, infer
 from pipeline.pictures import write_png
 from pipeline.render import overlay
 from pipeline.runs import load_model, write_json
-from pipeline.stream import read_image
+from pipeline.stages import read_image
 from shards.errors import DataError, UsageError
 from shards.taxonomy import Taxonomy
 

@@ -3,10 +3,26 @@
 Source: the reference's large-scale jitter, in its order: flip, resize, crop or pad.
 """
 
+from dataclasses import dataclass, field
+
 import cv2
 import numpy as np
 
 PAD_VALUE = 128  # of the image, before normalisation; maps are padded with 0 = no segment
+
+
+@dataclass
+class AugmentSettings:
+    """What a sample is turned into.
+
+    `augment` is `lsj` (flip, large-scale jitter, crop) or `none` (fit the crop, no randomness).
+    `keep_empty` keeps segments that the crop has cut away, as the reference does for panoptic.
+    """
+
+    crop: int = 1024
+    augment: str = "lsj"
+    scale: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    keep_empty: bool = True
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -15,8 +15,8 @@ from pipeline.inference import InferenceSettings, Result, infer
 from pipeline.metrics.instance import InstanceScores
 from pipeline.metrics.panoptic import PanopticQuality
 from pipeline.metrics.semantic import SemanticScores
+from pipeline.stages import read_image
 from pipeline.store import Store
-from pipeline.stream import read_image
 from shards.index import members
 from shards.schema import Sample, decode
 from shards.taxonomy import Taxonomy

@@ -19,6 +19,7 @@ from pipeline import checkpoint
 from pipeline.batch import Batch
 from pipeline.engine import Engine, Step
 from pipeline.evaluate import HEADLINE, evaluate
+from pipeline.loader import loader
 from pipeline.meter import Meter
 from pipeline.optimizer import parameter_groups
 from pipeline.order import ORDER_VERSION, WINDOW, keyed_seed
@@ -26,7 +27,7 @@ from pipeline.runs import CHECKPOINTS, best_step, rewind, scores_path, summarise
 from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
 from pipeline.store import Store
-from pipeline.stream import Share, loader, train_stream
+from pipeline.stream import Share, train_stream
 from pipeline.track import EVENTS, Tracker, rows
 from shards.errors import UsageError
 

@@ -12,15 +12,11 @@ import webdataset as wds
 from PIL import Image
 from pycocotools.coco import COCO
 
+from pipeline.loader import loader
 from pipeline.order import epoch_order
+from pipeline.stages import decode_stage
 from pipeline.store import Store
-from pipeline.stream import (
-    DataSettings,
-    Share,
-    decode_stage,
-    loader,
-    train_stream,
-)
+from pipeline.stream import DataSettings, Share, train_stream
 from shards.errors import DataError
 from shards.index import members
 from tests.shards.raw import SAMPLE, panoptic_ids
