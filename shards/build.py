@@ -17,7 +17,7 @@ import xxhash
 from shards.errors import DataError, UsageError
 from shards.files import sha256
 from shards.index import SAMPLES, offsets_path, save_rows
-from shards.manifest import MANIFEST, Manifest, digest
+from shards.manifest import MANIFEST, File, Manifest, digest
 from shards.output import claim, clear, locked
 from shards.parallel import run_jobs
 from shards.schema import SCHEMA, TASKS, image_ext
@@ -165,6 +165,7 @@ def _build_split(
             licence=plan.split.licence,
             versions=_versions(),
             inputs=plan.inputs,
+            index=File.of(folder / SAMPLES),
             shards=tuple(made[job.tar][0] for job in todo),
         )
         manifest.save(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError, UsageError
-from shards.files import whole_file
+from shards.files import sha256, whole_file
 from shards.schema import SCHEMA
 from shards.taxonomy import Taxonomy
 
@@ -25,12 +25,25 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class File:
+    """Size and hash (hex) of a file beside the manifest."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> "File":
+        """What `path` is now."""
+        return cls(path.stat().st_size, sha256(path))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A shard set.
 
     `tasks` are those for which every sample has its truth, `members` the extensions every sample
     has, `licence` the publisher's table of licences, `versions` the libraries that shaped the
-    bytes, `inputs` a digest of what the set was built from.
+    bytes, `inputs` a digest of what the set was built from, `index` is `samples.parquet`.
     """
 
     source: str
@@ -40,6 +53,7 @@ class Manifest:
     licence: tuple[dict[str, Any], ...]
     versions: dict[str, str]
     inputs: str
+    index: File
     shards: tuple[Shard, ...]
 
     @property
@@ -61,6 +75,7 @@ class Manifest:
             "samples": self.samples,
             "fingerprint": self.fingerprint,
         }
+        document["checksum"] = digest(document)
         with whole_file(folder / MANIFEST) as file:
             file.write(json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
 
@@ -81,28 +96,24 @@ class Manifest:
             ) from error
         except ValueError as error:
             raise DataError(f"{path}: damaged ({error}); build the set again") from error
-        if document.get("schema") != SCHEMA:
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if schema != SCHEMA:
             raise DataError(
-                f"{path}: schema {document.get('schema')}, this version reads {SCHEMA}; "
-                "build the set again"
+                f"{path}: schema {schema}, this version reads {SCHEMA}; build the set again"
             )
-        try:
-            manifest = cls(
-                source=document["source"],
-                taxonomy=Taxonomy.from_json(document["taxonomy"]),
-                tasks=tuple(document["tasks"]),
-                members=tuple(document["members"]),
-                licence=tuple(document["licence"]),
-                versions=document["versions"],
-                inputs=document["inputs"],
-                shards=tuple(Shard(**shard) for shard in document["shards"]),
-            )
-            intact = manifest.fingerprint == document["fingerprint"]
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{path}: damaged ({error!r}); build the set again") from error
-        if not intact:
-            raise DataError(f"{path}: does not match its fingerprint; build the set again")
-        return manifest
+        if document.pop("checksum", None) != digest(document):
+            raise DataError(f"{path}: does not match its checksum; build the set again")
+        return cls(
+            source=document["source"],
+            taxonomy=Taxonomy.from_json(document["taxonomy"]),
+            tasks=tuple(document["tasks"]),
+            members=tuple(document["members"]),
+            licence=tuple(document["licence"]),
+            versions=document["versions"],
+            inputs=document["inputs"],
+            index=File(**document["index"]),
+            shards=tuple(Shard(**shard) for shard in document["shards"]),
+        )
 
 
 def digest(value: Any) -> str:
