@@ -1,7 +1,9 @@
 """A config is looked at before anything is started: what a worker would trip over is exit 2."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,13 +12,14 @@ from model.criterion import Criterion
 from model.mask2former import Mask2Former
 from pipeline.schedule import lr_multiplier
 from pipeline.store import Store
+from pipeline.stream import order_of, train_sets
 from shards.errors import UsageError
 from shards.schema import TASKS
 
 AT_LEAST = {
     1: (
-        "trainer.steps trainer.log_every batch.global batch.micro scaling.workers data.limit "
-        "checkpoint.every_steps checkpoint.keep "
+        "trainer.steps trainer.log_every batch.global batch.micro scaling.workers "
+        "data.limit data.window checkpoint.every_steps checkpoint.keep "
         "evaluation.every_steps evaluation.images evaluation.short evaluation.long"
     ),
     0: (
@@ -33,15 +36,15 @@ CHOICES = {
 MULTIPLES_OF_32 = ("data.crop", "evaluation.size_divisor")
 
 
-def check(config: Config) -> tuple[Store, Store]:
-    """The train and val sets of a config that can be trained.
+def check(config: Config) -> tuple[list[Store], Store]:
+    """The train sets and the val set of a config that can be trained.
 
     Raises UsageError naming the key, the value and what to do.
     """
     _check_values(config)
-    stores = _check_data(config)
-    _check_model(config, len(stores[0].manifest.taxonomy.categories))
-    return stores
+    train, val = _check_data(config)
+    _check_model(config, len(val.manifest.taxonomy.categories))
+    return train, val
 
 
 def _check_values(config: Config) -> None:
@@ -77,26 +80,27 @@ def _check_values(config: Config) -> None:
         )
 
 
-def _check_data(config: Config) -> tuple[Store, Store]:
-    train = _store("data.train", config.data.train, config.data.limit)
-    val = _store("data.val", config.data.val)
-    for key, store in (("data.train", train), ("data.val", val)):
+def _check_data(config: Config) -> tuple[list[Store], Store]:
+    train = _opened("data.train", lambda: train_sets(config.data))
+    val = _opened("data.val", lambda: Store(Path(config.data.val)))
+    for key, store in (*(("data.train", store) for store in train), ("data.val", val)):
         if len(store) == 0:
             raise UsageError(f"{key}={store.folder} holds no sample")
         if config.task not in store.manifest.tasks:
             served = ", ".join(store.manifest.tasks)
             raise UsageError(f"task={config.task}: {key}={store.folder} serves {served}")
-    if train.manifest.taxonomy != val.manifest.taxonomy:
+    if train[0].manifest.taxonomy != val.manifest.taxonomy:
         raise UsageError(
-            f"data.train={train.folder} and data.val={val.folder}: other classes; "
+            f"data.train={train[0].folder} and data.val={val.folder}: other classes; "
             "give two splits of one data set"
         )
+    order_of(train, config.data, config.seed)
     return train, val
 
 
-def _store(key: str, folder: str, limit: int | None = None) -> Store:
+def _opened(key: str, sets: Callable[[], Any]) -> Any:
     try:
-        return Store(Path(folder), limit)
+        return sets()
     except UsageError as error:
         raise UsageError(f"{key}: {error}") from error
 

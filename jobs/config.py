@@ -57,8 +57,8 @@ def load(preset: str, overrides: list[str]) -> Config:
         )
     config = merge(_read(path), overrides)
     config.name = config.name or path.stem
-    for name in ("train", "val"):
-        setattr(config.data, name, _absolute(getattr(config.data, name)))
+    config.data.val = _absolute(config.data.val)
+    config.data.train = _sets(config.data.train)
     if config.model.weights != "none":
         config.model.weights = _absolute(config.model.weights)
     return config
@@ -139,6 +139,14 @@ def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[s
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(may_change)
     ]
+
+
+def _sets(train: Any) -> str | list[str]:
+    if isinstance(train, list) and train and all(isinstance(path, str) for path in train):
+        return [_absolute(path) for path in train]
+    if not isinstance(train, str):
+        raise UsageError(f"data.train={train}: give the folder of a shard set, or a list of them")
+    return _absolute(train)
 
 
 def _absolute(path: str) -> str:

@@ -73,10 +73,11 @@ def _lock(folder: Path):
     return lock
 
 
-def _open(folder: Path, config: Config, stores: tuple[Store, Store]) -> bool:
+def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bool:
     """Write a new run's config, or hold an old one against it. False if the run is finished."""
-    train_set, val_set = stores
-    data = {"train": train_set.manifest.fingerprint, "val": val_set.manifest.fingerprint}
+    train, val = stores
+    prints = [store.manifest.fingerprint for store in train]
+    data = {"train": prints if len(prints) > 1 else prints[0], "val": val.manifest.fingerprint}
     written = folder / "config.yaml"
     if written.exists():
         # DeepSpeed's own checkpoints, those of stage 3, are for one number of workers

@@ -4,6 +4,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import xxhash
 
 from shards.errors import DataError, UsageError
@@ -44,10 +45,8 @@ class Store:
     @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples in each shard, in the order of the index."""
-        sizes = [0] * len(self.names)
-        for shard in self.index.shard[: self.count]:
-            sizes[shard] += 1
-        return tuple(sizes)
+        counts = np.bincount(self.index.shard[: self.count], minlength=len(self.names))
+        return tuple(counts.tolist())
 
     def read(self, sample: int) -> bytes:
         """The bytes of one sample, headers included. Raises DataError if they are not as built."""

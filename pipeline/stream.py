@@ -1,8 +1,9 @@
 """Shards to batches: a webdataset pipeline on a source that is addressed by position."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import webdataset as wds
@@ -10,19 +11,48 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.augment import AugmentSettings
 from pipeline.batch import collate
-from pipeline.order import epoch_order, micro_batch_positions
+from pipeline.order import WINDOW, Order, SetOrder, dealt, micro_batch_positions
 from pipeline.stages import augment_stage, decode_stage
 from pipeline.store import Store
+from shards.errors import UsageError
 
 
 @dataclass
 class DataSettings(AugmentSettings):
-    """Shard sets and how they are read. `limit` trains on the first samples only."""
+    """Shard sets and how they are read.
 
-    train: str = "???"
+    `train` is one shard set or a list of them, of one taxonomy; then `weights` says how often each
+    has its turn (none: every sample as often as any other). The samples of `window` shards are
+    shuffled together. `limit` trains on the first samples of each set only.
+    """
+
+    train: Any = "???"
     val: str = "???"
+    weights: list[float] = field(default_factory=list)
+    window: int = WINDOW
     limit: int | None = None
     loader_workers: int = 4
+
+
+def train_sets(settings: DataSettings) -> list[Store]:
+    """The shard sets of `data.train`. Raises UsageError where there is none, or other classes."""
+    folders = [settings.train] if isinstance(settings.train, str) else settings.train
+    stores = [Store(Path(folder), settings.limit) for folder in folders]
+    for store in stores[1:]:
+        if store.manifest.taxonomy != stores[0].manifest.taxonomy:
+            raise UsageError(
+                f"{stores[0].folder} and {store.folder}: other classes; "
+                "only sets of one label space can be trained on together"
+            )
+    return stores
+
+
+def order_of(stores: Sequence[Store], settings: DataSettings, seed: int) -> Order:
+    """The order of a run on these shard sets."""
+    return Order(
+        [SetOrder(s.shard_sizes, seed, s.manifest.fingerprint, settings.window) for s in stores],
+        settings.weights,
+    )
 
 
 @dataclass(frozen=True)
@@ -41,13 +71,21 @@ class IndexedSource(IterableDataset):
     Loader process j of n takes micro-batches j, j+n, ...: torch's loader deals them out in turn.
     """
 
-    def __init__(self, store: Store, seed: int, position: int, share: Share):
-        self.store, self.seed, self.position, self.share = store, seed, position, share
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        settings: DataSettings,
+        seed: int,
+        position: int,
+        share: Share,
+    ):
+        self.stores, self.settings, self.seed = stores, settings, seed
+        self.position, self.share = position, share
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)
-        sizes, fingerprint = self.store.shard_sizes, self.store.manifest.fingerprint
+        order = order_of(self.stores, self.settings, self.seed)
         batches = micro_batch_positions(
             self.position,
             global_batch=self.share.global_batch,
@@ -55,29 +93,32 @@ class IndexedSource(IterableDataset):
             world_size=self.share.world_size,
             rank=self.share.rank,
         )
-        for number, positions in enumerate(batches):
-            if number % turns != turn:
-                continue
+        for positions in dealt(batches, turn, turns):
             for position in positions:
-                epoch, place = divmod(position, len(self.store))
-                sample = int(epoch_order(sizes, self.seed, fingerprint, epoch)[place])
+                place = order.at(position)
+                store = self.stores[place.set]
                 yield {
-                    "key": self.store.index.key[sample],
+                    "key": store.index.key[place.sample],
                     "position": position,
-                    "epoch": epoch,
-                    "blob": self.store.read(sample),
+                    "epoch": place.epoch,
+                    "blob": store.read(place.sample),
                 }
 
 
 def train_stream(
-    settings: DataSettings, store: Store, task: str, seed: int, position: int, share: Share
+    settings: DataSettings,
+    stores: Store | Sequence[Store],
+    task: str,
+    seed: int,
+    position: int,
+    share: Share,
 ) -> wds.DataPipeline:
     """The training pipeline of one rank from `position` on: an iterable of `Batch`."""
+    stores = [stores] if isinstance(stores, Store) else stores
+    num_things = sum(stores[0].manifest.taxonomy.things)
     return wds.DataPipeline(
-        IndexedSource(store, seed, position, share),
-        wds.map(partial(
-            decode_stage, task=task, num_things=sum(store.manifest.taxonomy.things)
-        )),
+        IndexedSource(stores, settings, seed, position, share),
+        wds.map(partial(decode_stage, task=task, num_things=num_things)),
         wds.map(partial(augment_stage, settings=settings, seed=seed)),
         wds.batched(share.micro_batch, collation_fn=collate, partial=False),
-    )  # fmt: skip
+    )

@@ -22,12 +22,12 @@ from pipeline.evaluate import HEADLINE, evaluate
 from pipeline.loader import loader
 from pipeline.meter import Meter
 from pipeline.optimizer import parameter_groups
-from pipeline.order import ORDER_VERSION, WINDOW, keyed_seed
+from pipeline.order import differences, keyed_seed
 from pipeline.runs import CHECKPOINTS, best_step, rewind, scores_path, summarise, write_json
 from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
 from pipeline.store import Store
-from pipeline.stream import Share, train_stream
+from pipeline.stream import Share, order_of, train_sets, train_stream
 from pipeline.track import EVENTS, Tracker, rows
 from shards.errors import UsageError
 
@@ -73,7 +73,9 @@ class Worker:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self.device)
-        self.store = Store(Path(settings.data.train), settings.data.limit)
+        self.stores = train_sets(settings.data)
+        self.order = order_of(self.stores, settings.data, settings.seed).identity()
+        self.taxonomy = self.stores[0].manifest.taxonomy
         self.val = Store(Path(settings.data.val))
         self.attempt = everywhere(self._count_starts) + 1
         self.step = self.position = self.updates = 0
@@ -87,7 +89,7 @@ class Worker:
         )
         self.found = self._announce()
         torch.manual_seed(settings.seed)
-        model = Mask2Former(settings.model, len(self.store.manifest.taxonomy.categories))
+        model = Mask2Former(settings.model, len(self.taxonomy.categories))
         self.engine = Engine(
             model.to(self.device),
             parameter_groups(model, settings.optimizer),
@@ -158,7 +160,7 @@ class Worker:
         settings = self.settings
         share = Share(settings.batch.global_, settings.batch.micro, self.world, self.rank)
         stream = train_stream(
-            settings.data, self.store, settings.task, settings.seed, self.position, share
+            settings.data, self.stores, settings.task, settings.seed, self.position, share
         )
         return loader(stream, settings.data.loader_workers, pin=self.device.type == "cuda")
 
@@ -200,16 +202,6 @@ class Worker:
     def _count_starts(self) -> int:
         return sum(row["event"] == "start" for row in rows(self.folder / EVENTS))
 
-    def _order(self) -> dict[str, Any]:
-        """What the order of samples is a function of, beside the position."""
-        return {
-            "version": ORDER_VERSION,
-            "window": WINDOW,
-            "seed": self.settings.seed,
-            "fingerprint": self.store.manifest.fingerprint,
-            "samples": len(self.store),
-        }
-
     def _announce(self) -> Path | None:
         """Find the checkpoint to go on from and record the start, before anything can fail."""
         found: Path | None = everywhere(lambda: checkpoint.newest(
@@ -249,9 +241,7 @@ class Worker:
         if self.found is None:
             return
         state, trainer = checkpoint.load(self.found)
-        if trainer["order"] != self._order():
-            was, now = trainer["order"], self._order()
-            changed = [f"{key}: {was[key]} -> {now[key]}" for key in now if was[key] != now[key]]
+        if changed := differences(trainer["order"], self.order):
             raise UsageError(f"{self.found}: the data order has changed: {', '.join(changed)}")
         if self.settings.zero.stage == 3:
             self.engine.load_shards(self.found / "deepspeed")
@@ -270,10 +260,10 @@ class Worker:
             "step": self.step,
             "position": self.position,
             "updates": self.updates,
-            "order": self._order(),
+            "order": self.order,
             "world_size": self.world,
             "zero_stage": self.settings.zero.stage,
-            "taxonomy": self.store.manifest.taxonomy.to_json(),
+            "taxonomy": self.taxonomy.to_json(),
             "versions": {name: version(name) for name in PACKAGES},
         }
         try:

@@ -36,7 +36,7 @@ def refused(pattern: str, overrides: list[str], preset: str = "tiny") -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_loads_and_checks(preset, sets):
     config = configs.load(preset, [*sets, *ANYWHERE])
-    train, val = check(config)
+    (train,), val = check(config)
     assert (len(train), len(val)) == (10, 5)
     assert config.name == preset
 
@@ -55,6 +55,18 @@ def test_presets_set_what_the_published_runs_set():
         assert (config.model.queries, config.model.dim) == (100, 256)
         assert config.model.masked_decoder.layers == 9
         assert config.schedule.milestones == pytest.approx([0.8889, 0.9630], abs=1e-4)
+
+
+def test_a_mixture_of_shard_sets_is_trained_on_together(photographs):
+    both = ["train", "val"]
+    sets = f"data.train=[{photographs / 'train'},{photographs / 'val'}]"
+    overrides = [sets, f"data.val={photographs / 'val'}", "data.weights=[3,1]", *ANYWHERE]
+    config = configs.load("tiny", overrides)
+    assert config.data.train == [str(photographs / name) for name in both]
+    train, _ = check(config)
+    assert [len(store) for store in train] == [10, 5]
+    assert configs.merge(configs.to_dict(config), []) == config
+    refused(r"data\.weights=\[3\.0\]: give one to each of 2 sets", [*overrides, "data.weights=[3]"])
 
 
 def test_overrides_win_over_the_preset_and_the_preset_over_defaults(tmp_path):
@@ -136,6 +148,10 @@ WRONG = {
     "evaluation.images=0": r"evaluation\.images=0: at least 1",
     "evaluation.size_divisor=48": r"evaluation\.size_divisor=48 .*multiple of 32",
     "data.limit=0": r"data\.limit=0: at least 1",
+    "data.window=0": r"data\.window=0: at least 1",
+    "data.weights=[1,2]": r"data\.weights=\[1\.0, 2\.0\]: give one to each of 1 sets",
+    "data.train=[]": r"data\.train=\[\]: give the folder",
+    "data.train=5": r"data\.train=5: give the folder",
     "data.loader_workers=-1": r"data\.loader_workers=-1: at least 0",
     "failure.max_restarts=-1": r"failure\.max_restarts=-1: at least 0",
     "optimizer.lr=-1": r"optimizer\.lr=-1\.0: at least 0",
@@ -204,6 +220,8 @@ def test_sets_must_serve_the_task_and_have_the_same_classes(sets, tmp_path):
     check(configs.load("tiny", other))
     refused(r"task=instance: data\.train=.*out/train serves panoptic", [*other, "task=instance"])
     refused(r"data\.train=.*photographs/train.*data\.val=.*out/val: other", [sets[0], other[1]])
+    mixed = f"data.train=[{sets[0].partition('=')[2]},{tmp_path / 'out' / 'train'}]"
+    refused(r"data\.train: .*photographs/train and .*out/train: other classes", [mixed, sets[1]])
 
 
 def test_weights_are_loaded_before_workers_start(sets, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from pipeline.loader import loader
-from pipeline.order import epoch_order
+from pipeline.order import SetOrder
 from pipeline.stages import decode_stage
 from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, train_stream
@@ -96,7 +96,7 @@ def test_samples_come_in_the_order_of_the_pure_function(train_set):
     assert sorted(found) == list(range(28))
     fingerprint = train_set.manifest.fingerprint
     for position, (key, epoch, *_) in found.items():
-        order = epoch_order(train_set.shard_sizes, 5, fingerprint, position // 10)
+        order = SetOrder(train_set.shard_sizes, 5, fingerprint).epoch(position // 10)
         assert key == train_set.index.key[order[position % 10]]
         assert epoch == position // 10
 
