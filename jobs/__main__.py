@@ -47,11 +47,17 @@ def build(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all CPUs.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks by comma. Default: all served.")] = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Number of shards a split.")] = None,
+    drop_empty: Annotated[
+        bool, typer.Option("--drop-empty", help="Leave out images without truth.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first image that the doctor rejects.")
+    ] = False,
 ) -> None:
     """Convert a raw data set into shards; says which tasks the result serves."""
     from jobs.build import build
 
-    build(source, root, out, splits, limit, jobs, tasks, shards)
+    build(source, root, out, splits, limit, jobs, tasks, shards, drop_empty, strict)
 
 
 @app.command()

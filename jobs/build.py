@@ -14,6 +14,8 @@ def build(
     jobs: int | None = None,
     tasks: str | None = None,
     shards: int | None = None,
+    drop_empty: bool = False,
+    strict: bool = False,
 ) -> None:
     """Build the shard sets and say what they serve."""
     build_shards(
@@ -25,4 +27,6 @@ def build(
         jobs=jobs,
         tasks=tasks.split(",") if tasks else None,
         shards=shards,
+        drop_empty=drop_empty,
+        strict=strict,
     )

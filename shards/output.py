@@ -45,8 +45,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path, keep: set[str]) -> None:
-    """Remove what a killed run or a build with more shards has left."""
-    for path in folder.iterdir():
-        shard = re.fullmatch(r"(\d{6}\.tar)(\.idx)?", path.name)
+    """Remove what a killed run or a build with more shards has left; `keep` are stems of shards."""
+    for path in [*folder.iterdir(), *(folder / STATE).iterdir()]:
+        shard = re.fullmatch(r"(\d{6})\.(tar|tar\.idx|json)", path.name)
         if ".tmp-" in path.name or (shard and shard[1] not in keep):
             path.unlink()

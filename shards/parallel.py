@@ -7,20 +7,16 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shards.errors import UsageError
-from shards.manifest import Shard
-from shards.writer import Job, write_shard
+from shards.writer import Job, Made, write_shard
 
 
-def run_jobs(
-    todo: list[Job], jobs: int, name: str
-) -> dict[Path, tuple[Shard, list[dict[str, Any]]]]:
-    """Make the shards, `jobs` at a time, and show progress on a terminal."""
+def run_jobs(todo: list[Job], jobs: int, name: str) -> list[Made]:
+    """Make the shards, `jobs` at a time, in the order of `todo`; a terminal sees progress."""
     made = {}
     console = Console(stderr=True)
     columns = TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -28,13 +24,11 @@ def run_jobs(
         bar = progress.add_task(name, total=sum(len(job.items) for job in todo))
         for tar, result in _results(todo, min(jobs, len(todo))):
             made[tar] = result
-            progress.advance(bar, result[0].samples)
-    return made
+            progress.advance(bar, result.shard.samples)
+    return [made[job.tar] for job in todo]
 
 
-def _results(
-    todo: list[Job], jobs: int
-) -> Iterator[tuple[Path, tuple[Shard, list[dict[str, Any]]]]]:
+def _results(todo: list[Job], jobs: int) -> Iterator[tuple[Path, Made]]:
     if jobs == 1:
         for job in todo:
             yield job.tar, write_shard(job)

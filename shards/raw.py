@@ -1,51 +1,117 @@
-"""What raw data sets give, checked and put in the schema's terms: image sizes, id maps, masks."""
+"""What raw data sets give, checked and put in the schema's terms: images, id maps, masks."""
 
 import io
+import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from shards.errors import DataError
-from shards.schema import map_type
+from shards.doctor import Doctor, Reject
+from shards.schema import image_ext, map_type
 
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNED = (5, 6, 7, 8)  # its values that swap width and height
+_EXTS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
-def image_size(image: bytes) -> tuple[int, int]:
-    """Width and height as shown, that is after the EXIF orientation, from the header alone."""
+def read_image(
+    path: Path, size: tuple[int, int] | None, doctor: Doctor, *, mismatch: int = 3
+) -> tuple[bytes, int, int]:
+    """The bytes of an image that decodes, with width and height as shown (EXIF applied).
+
+    `size` (width, height) is that of the truth, if known; an image of another one is rejected with
+    the finding `mismatch`: 3 where an annotation declares the size, 9 where a map has it.
+    """
+    try:
+        image = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Reject(7, f"{path.name} is missing") from None
     try:
         with Image.open(io.BytesIO(image)) as picture:
-            rotated = picture.getexif().get(0x0112) in _ROTATED
-            return picture.size[::-1] if rotated else picture.size
-    except OSError as error:
-        raise DataError("the file is no image; get it anew") from error
+            kind, mode, stored = picture.format, picture.mode, picture.size
+            orientation = picture.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Reject(1, f"no decoder knows it ({type(error).__name__})") from None
+    shown = stored[::-1] if orientation in _TURNED else stored
+    if orientation in range(2, 9):
+        doctor.note(4, f"its EXIF orientation is {orientation}")
+        if size == stored != shown and kind == "JPEG":
+            image, shown = _upright(image), stored
+    if size is not None and size != shown:
+        raise Reject(mismatch, f"the image is {_by(shown)}, its truth {_by(size)}")
+    if cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) is None:
+        cut = kind in _ENDS and not image.endswith(_ENDS[kind])
+        raise Reject(2 if cut else 1, f"the {kind} does not decode")
+    deep = kind == "PNG" and image[24] == 16  # bits a channel, in its header
+    if deep or mode not in ("RGB", "P"):
+        doctor.note(5, f"its mode is {mode}{', 16 bit' * deep}")
+    if _EXTS.get(kind) != image_ext(path.name):
+        doctor.note(6, f"it is a {kind}")
+    return image, *shown
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _upright(image: bytes) -> bytes:
+    """A JPEG with its EXIF orientation set to 1 and nothing else changed."""
+    tiff = image.index(b"Exif\0\0") + 6
+    order = "<" if image[tiff : tiff + 2] == b"II" else ">"
+    entries = tiff + struct.unpack_from(order + "I", image, tiff + 4)[0]
+    (count,) = struct.unpack_from(order + "H", image, entries)
+    for at in range(entries + 2, entries + 2 + 12 * count, 12):
+        if struct.unpack_from(order + "H", image, at)[0] == _ORIENTATION:
+            return image[: at + 8] + struct.pack(order + "H", 1) + image[at + 10 :]
+    raise AssertionError("an orientation was read from it")
+
+
+def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """The ids `[H, W]` uint32 of a panoptic PNG: R + 256 G + 65536 B. `size` is width, height."""
+    picture = read_map(path, size, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA).view("<u4")[..., 0] & 0xFFFFFF
+
+
+def read_map(path: Path, size: tuple[int, int], flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
+    """A map of truth, as OpenCV reads it with `flags`. `size` is the image's width, height."""
+    picture = cv2.imread(str(path), flags)
+    if picture is None:
+        raise Reject(8, f"{path.name} is {'unreadable' if path.is_file() else 'missing'}")
+    if picture.shape[1::-1] != size:
+        raise Reject(9, f"{path.name} is {_by(picture.shape[1::-1])}, the image {_by(size)}")
+    return picture
 
 
 def number_segments(ids: np.ndarray, segment_ids: list[int]) -> np.ndarray:
     """The map `[H, W]` of publisher's ids (0 = void) as places in `segment_ids`, counted from 1.
 
-    Raises DataError unless the non-zero ids of the map are exactly `segment_ids`.
+    Rejects it unless the non-zero ids of the map are exactly `segment_ids`.
     """
-    if len(set(segment_ids)) < len(segment_ids) or not all(0 < i < 1 << 24 for i in segment_ids):
-        raise DataError("segment ids in the JSON are not unique, or not 24 bit and above 0")
+    if twice := [i for i in segment_ids if segment_ids.count(i) > 1]:
+        raise Reject(11, f"id {twice[0]} is in the JSON {segment_ids.count(twice[0])} times")
+    if strange := [i for i in segment_ids if not 0 < i < 1 << 24]:
+        raise Reject(11, f"id {strange[0]} is in the JSON, but no PNG can hold it")
     table = np.array([0, *segment_ids], np.uint32)
     order = np.argsort(table)
     known = table[order]
     place = np.minimum(np.searchsorted(known, ids), len(segment_ids))
     if (strange := ids[known[place] != ids]).size:
-        raise DataError(f"id {strange[0]} is in the map but not in the JSON")
+        raise Reject(10, f"id {strange[0]} is in the PNG but not in the JSON")
     numbered = order.astype(map_type(len(segment_ids)))[place]
     absent = np.bincount(numbered.ravel(), minlength=len(table))[1:] == 0
     if absent.any():
-        raise DataError(f"id {segment_ids[absent.argmax()]} is in the JSON but not in the map")
+        raise Reject(11, f"id {segment_ids[absent.argmax()]} is in the JSON but not in the PNG")
     return numbered
 
 
 def to_rle(segmentation: Any, width: int, height: int) -> dict[str, Any]:
-    """COCO's polygons or run lengths as one compressed RLE. Raises DataError if damaged."""
+    """COCO's polygons or run lengths as one compressed RLE. Rejects what is damaged."""
     try:
         if isinstance(segmentation, list):
             return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -55,7 +121,7 @@ def to_rle(segmentation: Any, width: int, height: int) -> dict[str, Any]:
             raise ValueError(f"size {size}, {sum(runs)} pixels, the image is {[height, width]}")
         return coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)
     except Exception as error:  # pycocotools raises bare ones for what it cannot read
-        raise DataError(f"the segmentation is damaged ({error}); correct it") from error
+        raise Reject(20, f"the segmentation is damaged ({error})") from error
 
 
 def _runs(counts: str) -> list[int]:

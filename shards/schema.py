@@ -82,6 +82,12 @@ class Record:
     semantic: np.ndarray | None = None
     rights: dict[str, str] = field(default_factory=dict)  # licence, attribution
 
+    @property
+    def empty(self) -> bool:
+        """Whether it has no truth at all: no segment, no instance, no pixel of a class."""
+        labelled = self.semantic is not None and self.semantic.any()
+        return not (self.segments or self.instances or labelled)
+
 
 class Sample(TypedDict):
     """A decoded sample; the image stays encoded. A truth that the set does not have is None."""

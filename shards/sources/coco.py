@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
+from shards.doctor import Doctor, Reject
 from shards.errors import DataError, UsageError
-from shards.raw import image_size, number_segments, pack, to_rle
+from shards.manifest import digest
+from shards.raw import number_segments, pack, read_ids, read_image, to_rle
 from shards.schema import INSTANCES, SEGMENTS, TASKS, Instance, Record, Segment, image_ext, key_of
 from shards.sources.split import Split
 from shards.taxonomy import Category, Taxonomy, palette
@@ -99,7 +100,6 @@ def read(
         tasks=tuple(task for task in TASKS if task in served & set(tasks or TASKS)),
         truths=tuple(_KINDS[kind][1] for kind in truths),
         licence=main.licences,
-        annotations=tuple(truth.path for truth in truths.values()),
         items=items,
     )
 
@@ -208,23 +208,21 @@ class CocoItem:
         key_of(name)  # refuses a name that leaves the folder
         return self.maps / name
 
-    def load(self) -> Record:
-        """Read and check the sample. Raises DataError naming the file and the fix."""
-        try:
-            return self._load()
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{self.image_path}: damaged annotation ({error!r})") from error
-        except DataError as error:
-            raise DataError(f"{self.image_path}: {error}") from error
+    @property
+    def annotation(self) -> str:
+        """A digest of what the annotation files say of the image."""
+        return digest([self.image, self.rights, self.panoptic, self.instances])
 
-    def _load(self) -> Record:
+    def load(self, doctor: Doctor) -> Record:
+        """Read and check the sample: defects go to `doctor`, or are raised as Reject."""
+        try:
+            return self._load(doctor)
+        except (KeyError, TypeError) as error:
+            raise Reject(22, f"its annotation lacks {error}") from error
+
+    def _load(self, doctor: Doctor) -> Record:
         width, height = self.image["width"], self.image["height"]
-        image = self.image_path.read_bytes()
-        if (found := image_size(image)) != (width, height):
-            raise DataError(
-                f"the image has {found[0]}x{found[1]} pixels, its annotation says "
-                f"{width}x{height}; get the original image"
-            )
+        image, *_ = read_image(self.image_path, (width, height), doctor)
         segments = segments_map = instances = layers = None
         if self.panoptic is not None:
             segments, segments_map = self._load_segments(width, height)
@@ -250,19 +248,10 @@ class CocoItem:
         if not self.panoptic:
             return [], np.zeros((height, width), np.uint8)
         if len(self.panoptic) > 1:
-            raise DataError(f"{len(self.panoptic)} panoptic annotations; keep one")
-        annotation = self.panoptic[0]
-        path = self._map(annotation)
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if picture is None or picture.shape[:2] != (height, width):
-            found = "unreadable" if picture is None else "{1}x{0}".format(*picture.shape)
-            raise DataError(f"{path} is {found}, not {width}x{height} pixels; get it anew")
-        ids = cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA).view("<u4")[..., 0] & 0xFFFFFF
-        segments = [Segment(**self._common(entry)) for entry in annotation["segments_info"]]
-        try:
-            return segments, number_segments(ids, [segment.id for segment in segments])
-        except DataError as error:
-            raise DataError(f"{path}: {error}; get map and JSON of one release") from error
+            raise Reject(22, f"{len(self.panoptic)} panoptic annotations of one image")
+        ids = read_ids(self._map(self.panoptic[0]), (width, height))
+        segments = [Segment(**self._common(e)) for e in self.panoptic[0]["segments_info"]]
+        return segments, number_segments(ids, [segment.id for segment in segments])
 
     def _load_instances(self, width: int, height: int) -> tuple[list[Instance], np.ndarray]:
         rles = [self._rle(entry, width, height) for entry in self.instances]
@@ -275,19 +264,25 @@ class CocoItem:
             for entry, (layer, value) in zip(self.instances, places, strict=True)
         ]
         if stuff := [i.id for i in instances if not self.taxonomy.categories[i.category].isthing]:
-            raise DataError(f"instance {stuff[0]} is of a stuff category; correct its category_id")
+            raise Reject(13, f"instance {stuff[0]} is of a stuff category")
         return instances, layers
 
     def _rle(self, entry: dict[str, Any], width: int, height: int) -> dict[str, Any]:
         try:
             return to_rle(entry["segmentation"], width, height)
+        except Reject as reject:
+            raise Reject(reject.code, f"instance {entry['id']}: {reject.detail}") from None
+
+    def _category(self, id: int) -> int:
+        try:
+            return self.taxonomy.index(id)
         except DataError as error:
-            raise DataError(f"instance {entry['id']}: {error}") from error
+            raise Reject(13, f"category id {id} is not in the list") from error
 
     def _common(self, entry: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": entry["id"],
-            "category": self.taxonomy.index(entry["category_id"]),
+            "category": self._category(entry["category_id"]),
             "iscrowd": entry.get("iscrowd", 0),
             "area": entry["area"],
             "bbox": entry["bbox"],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from shards import build as build_module
+from shards import plan
 from shards.build import build
 from shards.files import sha256
 from shards.index import SampleIndex, load_offsets
@@ -26,12 +26,12 @@ from shards.sources.coco import CocoItem
 
 loads, load = 0, CocoItem.load
 
-def dying_load(item):
+def dying_load(item, doctor):
     global loads
     loads += 1
     if loads == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return load(item)
+    return load(item, doctor)
 
 def dying_save(manifest, folder):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -71,7 +71,8 @@ def test_two_processes_make_the_same_bytes_as_one(reference, tmp_path):
     quiet(SAMPLE, tmp_path, shards=4, jobs=2)
     made = tree(tmp_path)
     assert made == tree(reference)
-    assert len(made) == 2 * (4 + 4 + 2)  # shards, offsets; manifest and samples
+    # shards, offsets, states; manifest, samples, findings, lock
+    assert len(made) == 2 * (4 + 4 + 4 + 4)
 
 
 @pytest.mark.parametrize("moment", ["1", "7", "15", "manifest"])
@@ -183,7 +184,7 @@ def test_shards_follow_from_keys_and_size(reference, tmp_path, monkeypatch):
     raw = [SAMPLE / "train2017", SAMPLE / "annotations/panoptic_train2017"]
     size = sum(path.stat().st_size for folder in raw for path in folder.iterdir())
     for limit, shards in ((size, 1), (size - 1, 2), (size // 3, 4), (size // 8 - 1, 16)):
-        monkeypatch.setattr(build_module, "SHARD_BYTES", limit)
+        monkeypatch.setattr(plan, "SHARD_BYTES", limit)
         assert quiet(SAMPLE, tmp_path, splits=["train"], jobs=1)["train"]["shards"] == shards
 
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from pycocotools import mask as coco_mask
 
 from shards.errors import DataError, UsageError
 from shards.index import members, scan
 from shards.manifest import File, Manifest, Shard
-from shards.raw import image_size, number_segments, pack, to_rle
+from shards.raw import number_segments, pack, to_rle
 from shards.schema import Instance, Record, Segment, decode, encode, key_of
 from shards.taxonomy import Category, Taxonomy
 
@@ -214,14 +213,6 @@ def test_segments_are_numbered_by_their_place(ids, data):
     pixels = data.draw(st.permutations([0, *ids, *ids]))
     numbered = number_segments(np.array([pixels], np.uint32), ids)
     assert numbered.tolist() == [[ids.index(i) + 1 if i else 0 for i in pixels]]
-
-
-def test_the_size_of_a_rotated_photograph_is_as_shown():
-
-    stream, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (30, 20)).save(stream, "JPEG", exif=exif)
-    assert image_size(stream.getvalue()) == (20, 30)
 
 
 TAXONOMY = Taxonomy.of(
