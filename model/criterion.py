@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.masked_decoder import Predictions
 from model.matcher import Matches, match
-from model.points import sample, sample_pairs, uncertain_points
+from model.points import neighbours, sample, sample_pairs, uncertain_points
 from model.targets import Draw, Targets
 
 __all__ = ["Criterion", "CriterionSettings", "Draw", "Normalisers", "Targets", "normalisers"]
@@ -144,9 +144,10 @@ class Criterion:
             zero = predictions.mask_embeddings.sum((1, 2, 3)) + predictions.mask_features.sum()
             return zero * 0, zero * 0
         logits = _matched_logits(predictions, matches)  # [L, M, h, w]
+        groups = neighbours(targets.maps)
         places, truth = zip(
             *(
-                self._points(i, maps, targets, matches, draw)
+                self._points(i, maps, groups, targets, matches, draw)
                 for i, maps in enumerate(logits.detach())
             ),
             strict=True,
@@ -160,7 +161,13 @@ class Criterion:
 
     @torch.no_grad()
     def _points(
-        self, i: int, logits: Tensor, targets: Targets, matches: Matches, draw: Draw
+        self,
+        i: int,
+        logits: Tensor,
+        groups: Tensor,
+        targets: Targets,
+        matches: Matches,
+        draw: Draw,
     ) -> tuple[Tensor, Tensor]:
         """Points [M, P, 2] for prediction `i` with logits [M, h, w], and the truth there [M, P]."""
         s = self.settings
@@ -182,7 +189,7 @@ class Criterion:
         )
         image, target = matches.image, matches.target[i]
         layer, value = targets.layer[image, target], targets.value[image, target]
-        return places, sample_pairs(targets.maps, image, layer, value, places)
+        return places, sample_pairs(groups, image, layer, value, places)
 
 
 def _matched_logits(predictions: Predictions, matches: Matches) -> Tensor:

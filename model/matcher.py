@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from model.masked_decoder import Predictions
-from model.points import sample, sample_shared
+from model.points import neighbours, padded_rows, sample_rows, sample_shared
 from model.targets import Draw, Targets
 
 
@@ -43,11 +43,12 @@ def match(
         FloatingPointError: non-finite class or mask logits; names the first such prediction.
     """
     cost = class_weight * class_cost(predictions.class_logits, targets.categories)
+    rows, groups = padded_rows(predictions.mask_features), neighbours(targets.maps)
     for i, embeddings in enumerate(predictions.mask_embeddings):
         places = _draw_points(draw, f"match/{i}", len(embeddings), points, embeddings)
-        features = sample(predictions.mask_features, places)  # [B, C, P]
-        masks = sample_shared(targets.maps, targets.layer, targets.value, places)  # [B, N, P]
-        mask, dice = mask_costs(embeddings @ features, masks)
+        features = sample_rows(rows, places)  # [B, P, C]
+        masks = sample_shared(groups, targets.layer, targets.value, places)  # [B, N, P]
+        mask, dice = mask_costs(embeddings @ features.transpose(1, 2), masks)
         cost[i] += mask_weight * mask + dice_weight * dice
     return _assign(cost, predictions, targets.categories)
 

@@ -1,9 +1,18 @@
 """Point sampling against grid_sample, of features and of masks given as integer maps."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from model.points import sample, sample_pairs, sample_shared, uncertain_points
+from model.points import (
+    neighbours,
+    padded_rows,
+    sample,
+    sample_pairs,
+    sample_rows,
+    sample_shared,
+    uncertain_points,
+)
 from tests.model.samples import boxes
 
 
@@ -33,12 +42,21 @@ def test_product_and_sampling_commute() -> None:
     torch.testing.assert_close(embeddings @ sample(features, points), early, rtol=0, atol=1e-12)
 
 
+def test_rows_are_sampled_as_maps_are() -> None:
+    torch.manual_seed(0)
+    features = torch.randn(2, 5, 6, 9, dtype=torch.float64)
+    points = edgy_points(2, 60)
+    sampled = sample_rows(padded_rows(features), points)
+    expected = sample(features, points).transpose(1, 2)
+    torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-12)
+
+
 def test_masks_at_shared_points() -> None:
     for dtype in (torch.uint8, torch.int32):
         targets = boxes((32, 40), [3, 0, 7], classes=4)
         maps = targets.maps.to(dtype)
         points = edgy_points(3, 300)
-        sampled = sample_shared(maps, targets.layer, targets.value, points)
+        sampled = sample_shared(neighbours(maps), targets.layer, targets.value, points)
         assert sampled.shape == (3, 7, 300)
         for b, n in ((0, 0), (0, 2), (2, 1), (2, 6)):
             mask = (maps[b, targets.layer[b, n]] == targets.value[b, n]).double()
@@ -47,13 +65,14 @@ def test_masks_at_shared_points() -> None:
             torch.testing.assert_close(sampled[b, n], expected, rtol=0, atol=1e-12)
 
 
-def test_masks_at_their_own_points() -> None:
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_masks_at_their_own_points(dtype) -> None:
     targets = boxes((32, 40), [3, 0, 7], classes=4)
     image = torch.tensor([0, 0, 2, 2, 2])
     target = torch.tensor([2, 0, 6, 1, 1])
     layer, value = targets.layer[image, target], targets.value[image, target]
     points = edgy_points(5, 300)
-    sampled = sample_pairs(targets.maps, image, layer, value, points)
+    sampled = sample_pairs(neighbours(targets.maps.to(dtype)), image, layer, value, points)
     masks = (targets.maps[image, layer] == value[:, None, None]).double()
     torch.testing.assert_close(sampled, reference(masks, points), rtol=0, atol=1e-12)
 
