@@ -82,16 +82,16 @@ def _check_values(config: Config) -> None:
 
 def _check_data(config: Config) -> tuple[list[Store], Store]:
     train = _opened("data.train", lambda: train_sets(config.data))
-    val = _opened("data.val", lambda: Store(Path(config.data.val)))
+    val = _opened("data.val", lambda: Store(config.data.val, cache=config.data.cache))
     for key, store in (*(("data.train", store) for store in train), ("data.val", val)):
         if len(store) == 0:
-            raise UsageError(f"{key}={store.folder} holds no sample")
+            raise UsageError(f"{key}={store.location} holds no sample")
         if config.task not in store.manifest.tasks:
             served = ", ".join(store.manifest.tasks)
-            raise UsageError(f"task={config.task}: {key}={store.folder} serves {served}")
+            raise UsageError(f"task={config.task}: {key}={store.location} serves {served}")
     if train[0].manifest.taxonomy != val.manifest.taxonomy:
         raise UsageError(
-            f"data.train={train[0].folder} and data.val={val.folder}: other classes; "
+            f"data.train={train[0].location} and data.val={val.location}: other classes; "
             "give two splits of one data set"
         )
     order_of(train, config.data, config.seed)

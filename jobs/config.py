@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from pipeline.remote import is_url
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
 from shards.files import whole_file
@@ -150,7 +151,7 @@ def _sets(train: Any) -> str | list[str]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return path if is_url(path) else str(Path(path).expanduser().absolute())
 
 
 def _read(path: Path) -> dict[str, Any]:

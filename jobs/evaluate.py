@@ -33,12 +33,13 @@ def evaluate(
     config = configs.load_run(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, taxonomy, step = load_model(config, folder, checkpoint, device)
-    store = Store(data or Path(config.data.val))
+    store = Store(data or config.data.val, cache=config.data.cache)
     if store.manifest.taxonomy != taxonomy:
         theirs, ours = store.manifest.taxonomy, taxonomy
         raise UsageError(
-            f"{store.folder} has the label space {theirs.name} ({len(theirs.categories)} classes), "
-            f"the run has {ours.name} ({len(ours.categories)}); evaluate on data of its own classes"
+            f"{store.location} has the label space {theirs.name} ({len(theirs.categories)} "
+            f"classes), the run has {ours.name} ({len(ours.categories)}); "
+            "evaluate on data of its own classes"
         )
     settings = config.evaluation
     settings.images = images
@@ -50,13 +51,13 @@ def evaluate(
         path = scores_path(folder, step)
         write_json(path, {"step": step, **scores})
     else:
-        path = folder / EVALUATIONS / f"{store.folder.name}-{count}-step-{step:09d}.json"
-        write_json(path, {"step": step, "data": str(store.folder), "images": count, **scores})
+        path = folder / EVALUATIONS / f"{Path(store.location).name}-{count}-step-{step:09d}.json"
+        write_json(path, {"step": step, "data": store.location, "images": count, **scores})
     if "panoptic" in store.manifest.tasks:
         picture = folder / PICTURES / f"{path.stem}.png"
         write_png(picture, sheet(model, store, settings, device, min(PICTURED, count)))
         print(f"pictures: {picture}")
-    show(scores, f"{folder.name}, step {step}, {count} images of {store.folder}")
+    show(scores, f"{folder.name}, step {step}, {count} images of {store.location}")
     print(f"all classes: {path}")
     summarise(folder, config.task)
     return scores

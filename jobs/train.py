@@ -23,7 +23,10 @@ from pipeline.track import EVENTS, append, rows
 from shards.errors import DataError, UsageError
 
 MAX_STARTS_AT_ONE_STEP = 3
-MAY_CHANGE = ("trainer.steps", "tracking.", "scaling.", "failure.", "data.loader_workers")
+MAY_CHANGE = (
+    *("trainer.steps", "tracking.", "scaling.", "failure."),
+    *("data.loader_workers", "data.cache."),
+)
 ROOT = Path(__file__).parents[1]
 
 # Ray reads these once; a user's own values win.

@@ -135,6 +135,7 @@ def evaluate(
     taxonomy = store.manifest.taxonomy
     scores = Scores(taxonomy, store.manifest.tasks)
     count = min(len(store), settings.images or len(store))
+    store.prefetch(range(store.index.shard[count - 1] + 1))
     was_training = model.training
     model.eval()
     for first in range(0, count, world):

@@ -1,15 +1,22 @@
-"""Where the bytes of samples come from: one shard set in a local folder, read by position."""
+"""Where the bytes of samples come from: one shard set, in a folder or below a URL."""
 
 import os
+import re
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
+from pipeline.cache import CacheSettings
+from pipeline.fetch import FetchedShards, fetch_set
+from pipeline.remote import Remote, is_url
 from shards.errors import DataError, UsageError
-from shards.index import SampleIndex
-from shards.manifest import Manifest
+from shards.files import sha256
+from shards.index import SAMPLES, SampleIndex
+from shards.manifest import Manifest, Shard
 
 OPEN_SHARDS = 64
 
@@ -17,53 +24,106 @@ OPEN_SHARDS = 64
 class Store:
     """A shard set: its manifest, its index, and verified reads of single samples.
 
-    `limit` keeps the first samples only. Raises UsageError if `folder` is not a shard set.
+    `location` is a folder, or a URL whose shards go through the node's `cache`. `limit` keeps the
+    first samples only. Raises UsageError if there is no shard set, DataError if its manifest or
+    index is not as built.
     """
 
-    def __init__(self, folder: Path, limit: int | None = None):
-        self.folder = folder
-        if not (folder / "manifest.json").is_file():
+    def __init__(
+        self,
+        location: Path | str,
+        limit: int | None = None,
+        cache: CacheSettings | None = None,
+    ):
+        self.location, self.limit, self.cache = str(location), limit, cache or CacheSettings()
+        remote = Remote(self.location) if is_url(self.location) else None
+        self.folder = fetch_set(remote, self.cache) if remote else Path(location)
+        if not (self.folder / "manifest.json").is_file():
             raise UsageError(
-                f"{folder} is not a shard set (no manifest.json); "
+                f"{location} is not a shard set (no manifest.json); "
                 "make one: ./launch.sh build coco --root RAW --out SHARDS"
             )
-        self.manifest = Manifest.load(folder)
-        self.index = SampleIndex.load(folder)
-        self.names = [shard.name for shard in self.manifest.shards]
+        self.manifest = Manifest.load(self.folder)
+        _check_names(self.folder, self.manifest.shards)
+        if sha256(self.folder / SAMPLES) != self.manifest.index.sha256:
+            raise DataError(
+                f"{location}/{SAMPLES} is damaged (its hash differs from the manifest); "
+                "build the set again"
+            )
+        self.index = SampleIndex.load(self.folder)
         self.count = min(len(self.index), limit or len(self.index))
-        self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._shards = (
+            FetchedShards(remote, self.manifest.shards, self.cache)
+            if remote
+            else LocalShards(self.folder, self.manifest.shards)
+        )
 
     def __len__(self) -> int:
         return self.count
 
     def __getstate__(self):
-        return {"folder": self.folder, "limit": self.count}  # descriptors do not travel
+        state = {"location": self.location, "limit": self.limit, "cache": self.cache}
+        return state | {"fingerprint": self.manifest.fingerprint}  # descriptors do not travel
 
     def __setstate__(self, state):
+        fingerprint = state.pop("fingerprint")
         self.__init__(**state)
+        if self.manifest.fingerprint != fingerprint:
+            raise DataError(f"{self.location} was built anew while in use; start the command again")
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples in each shard, in the order of the index."""
-        counts = np.bincount(self.index.shard[: self.count], minlength=len(self.names))
+        counts = np.bincount(self.index.shard[: self.count], minlength=len(self.manifest.shards))
         return tuple(counts.tolist())
 
-    def read(self, sample: int) -> bytes:
-        """The bytes of one sample, headers included. Raises DataError if they are not as built."""
-        row = self.index
-        name, length = self.names[row.shard[sample]], int(row.length[sample])
-        blob = os.pread(self._open(name).fileno(), length, int(row.offset[sample]))
-        if len(blob) != length or xxhash.xxh3_64_intdigest(blob) != int(row.xxh3[sample]):
-            raise DataError(
-                f"{self.folder / name}: sample {row.key[sample]} is damaged "
-                "(its hash differs from the index); build the set again"
-            )
-        return blob
+    def shard_of(self, sample: int) -> str:
+        """The name of the shard that holds a sample."""
+        return self.manifest.shards[self.index.shard[sample]].name
 
-    def _open_shard(self, name: str):
+    def read(self, sample: int) -> bytes:
+        """The bytes of one sample, headers included. Raises DataError if they are not as built,
+        ConnectionError if a server does not give them."""
+        row = self.index
+        place = int(row.shard[sample]), int(row.offset[sample]), int(row.length[sample])
+        for blob in self._shards.read(*place):
+            if xxhash.xxh3_64_intdigest(blob) == row.xxh3[sample]:
+                return blob
+        raise DataError(
+            f"{self.location}/{self.shard_of(sample)}: sample {row.key[sample]} is damaged "
+            "(its hash differs from the index); build the set again"
+        )
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Say which shards are needed next, soonest first."""
+        self._shards.prefetch(shards)
+
+
+class LocalShards:
+    """Shards in a folder."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]):
+        self.folder, self.shards = folder, shards
+        self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+
+    def read(self, shard: int, offset: int, length: int) -> Iterator[bytes]:
+        """A part of a shard, as often as it may be worth reading. Raises DataError."""
         try:
-            return (self.folder / name).open("rb")
+            yield os.pread(self._open(shard).fileno(), length, offset)
         except OSError as error:
-            raise DataError(
-                f"{self.folder / name}: {error.strerror}; build the set again"
-            ) from error
+            path = self.folder / self.shards[shard].name
+            raise DataError(f"{path}: {error.strerror}; build the set again") from error
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Nothing to do: they are here."""
+
+    def _open_shard(self, shard: int) -> BinaryIO:
+        return (self.folder / self.shards[shard].name).open("rb")
+
+
+def _check_names(folder: Path, shards: Sequence[Shard]) -> None:
+    """Raises DataError for a name that could leave the set's folder, or the cache's."""
+    for shard in shards:
+        plain = re.fullmatch(r"\w[\w.-]*\.tar", shard.name)
+        if not plain or not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
+            raise DataError(f"{folder}: the manifest lists {shard.name!r}, not a plain tar file")

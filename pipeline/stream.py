@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import webdataset as wds
@@ -11,6 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.augment import AugmentSettings
 from pipeline.batch import collate
+from pipeline.cache import CacheSettings
 from pipeline.order import WINDOW, Order, SetOrder, dealt, micro_batch_positions
 from pipeline.stages import augment_stage, decode_stage
 from pipeline.store import Store
@@ -23,7 +23,8 @@ class DataSettings(AugmentSettings):
 
     `train` is one shard set or a list of them, of one taxonomy; then `weights` says how often each
     has its turn (none: every sample as often as any other). The samples of `window` shards are
-    shuffled together. `limit` trains on the first samples of each set only.
+    shuffled together. `limit` trains on the first samples of each set only. A set may be a URL;
+    its shards go through `cache`.
     """
 
     train: Any = "???"
@@ -31,17 +32,18 @@ class DataSettings(AugmentSettings):
     weights: list[float] = field(default_factory=list)
     window: int = WINDOW
     limit: int | None = None
+    cache: CacheSettings = field(default_factory=CacheSettings)
     loader_workers: int = 4
 
 
 def train_sets(settings: DataSettings) -> list[Store]:
     """The shard sets of `data.train`. Raises UsageError where there is none, or other classes."""
-    folders = [settings.train] if isinstance(settings.train, str) else settings.train
-    stores = [Store(Path(folder), settings.limit) for folder in folders]
+    sets = [settings.train] if isinstance(settings.train, str) else settings.train
+    stores = [Store(location, settings.limit, settings.cache) for location in sets]
     for store in stores[1:]:
         if store.manifest.taxonomy != stores[0].manifest.taxonomy:
             raise UsageError(
-                f"{stores[0].folder} and {store.folder}: other classes; "
+                f"{stores[0].location} and {store.location}: other classes; "
                 "only sets of one label space can be trained on together"
             )
     return stores
@@ -94,6 +96,9 @@ class IndexedSource(IterableDataset):
             rank=self.share.rank,
         )
         for positions in dealt(batches, turn, turns):
+            live = order.live(positions[0])
+            for number, store in enumerate(self.stores):
+                store.prefetch([shard for turn, shard in live if turn == number])
             for position in positions:
                 place = order.at(position)
                 store = self.stores[place.set]

@@ -76,7 +76,7 @@ class Worker:
         self.stores = train_sets(settings.data)
         self.order = order_of(self.stores, settings.data, settings.seed).identity()
         self.taxonomy = self.stores[0].manifest.taxonomy
-        self.val = Store(Path(settings.data.val))
+        self.val = Store(settings.data.val, cache=settings.data.cache)
         self.attempt = everywhere(self._count_starts) + 1
         self.step = self.position = self.updates = 0
         self.tracker = Tracker(

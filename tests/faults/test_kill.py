@@ -164,7 +164,7 @@ def test_damaged_data_ends_the_run_and_is_named(tmp_path, photographs):
     shards = Path(shutil.copytree(photographs, tmp_path / "shards"))
     store = Store(shards / "train")
     key, offset = store.index.key[0], int(store.index.offset[0])
-    tar = shards / "train" / store.names[store.index.shard[0]]
+    tar = shards / "train" / store.shard_of(0)
     content = bytearray(tar.read_bytes())
     content[offset + 5000] ^= 1
     tar.write_bytes(content)

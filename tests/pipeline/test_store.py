@@ -12,7 +12,7 @@ from shards.index import members
 
 def flip(folder, store, sample, inside):
     """Flip one bit of `sample` on disk, `inside` bytes after its first."""
-    name = store.names[store.index.shard[sample]]
+    name = store.shard_of(sample)
     blob = bytearray((folder / name).read_bytes())
     blob[int(store.index.offset[sample]) + inside] ^= 0x10
     (folder / name).write_bytes(blob)
@@ -30,7 +30,7 @@ def test_reads_what_the_shards_hold(train_set):
     assert sum(train_set.shard_sizes) == 10
     assert len(train_set.shard_sizes) == 3
     for sample in range(len(train_set)):
-        name = train_set.names[train_set.index.shard[sample]]
+        name = train_set.shard_of(sample)
         start, length = int(train_set.index.offset[sample]), int(train_set.index.length[sample])
         tar = (train_set.folder / name).read_bytes()
         assert train_set.read(sample) == tar[start : start + length]
@@ -59,7 +59,7 @@ def test_a_flipped_bit_anywhere_is_found(spare_set, part, sample):
 def test_a_truncated_shard_is_found(spare_set):
     store = Store(spare_set)
     last = max(np.flatnonzero(store.index.shard == 1))
-    name = store.names[1]
+    name = store.manifest.shards[1].name
     end = int(store.index.offset[last] + store.index.length[last])
     for size in (end - 1, end - 512, int(store.index.offset[last]), 0):
         with (spare_set / name).open("rb+") as file:
@@ -70,8 +70,8 @@ def test_a_truncated_shard_is_found(spare_set):
 
 def test_a_missing_shard_is_named(spare_set):
     store = Store(spare_set)
-    (spare_set / store.names[0]).unlink()
-    with pytest.raises(DataError, match=rf"{store.names[0]}: No such file"):
+    (spare_set / store.manifest.shards[0].name).unlink()
+    with pytest.raises(DataError, match=rf"{store.manifest.shards[0].name}: No such file"):
         store.read(0)
 
 

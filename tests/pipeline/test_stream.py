@@ -136,16 +136,16 @@ def test_loader_processes_change_nothing(train_set):
 @pytest.mark.slow
 def test_damage_found_by_a_loader_process_is_a_data_error(spare_set):
     store = Store(spare_set)
-    (spare_set / store.names[1]).write_bytes(b"")
+    (spare_set / store.manifest.shards[1].name).write_bytes(b"")
     stream = train_stream(JITTER, store, "panoptic", 5, 0, Share(GLOBAL, 4))
-    with pytest.raises(DataError, match=store.names[1]):
+    with pytest.raises(DataError, match=store.manifest.shards[1].name):
         list(islice(loader(stream, 2, pin=False), 4))
 
 
 def test_damage_found_in_the_stream_names_shard_and_key(spare_set):
     store = Store(spare_set)
-    (spare_set / store.names[1]).write_bytes(b"")
-    with pytest.raises(DataError, match=rf"{store.names[1]}: sample 0{{9}}"):
+    (spare_set / store.manifest.shards[1].name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{store.manifest.shards[1].name}: sample 0{{9}}"):
         batches(store, 4)
 
 
