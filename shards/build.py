@@ -1,7 +1,6 @@
 """Build shard sets from a raw data set: a pure function of the data, in parallel, resumable."""
 
 import errno
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,10 +11,11 @@ from shards.errors import DataError, UsageError
 from shards.index import SAMPLES, offsets_path, save_rows
 from shards.manifest import MANIFEST, File, Manifest
 from shards.output import claim, clear, locked
-from shards.parallel import run_jobs
+from shards.parallel import Runner, processes, run
 from shards.plan import Plan, plan_splits, versions
 from shards.schema import TASKS
 from shards.sources import coco
+from shards.writer import write_shard
 
 SOURCES = {"coco": coco}
 
@@ -32,6 +32,7 @@ def build(
     shards: int | None = None,
     drop_empty: bool = False,
     strict: bool = False,
+    runner: Runner | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
     """Make `out/<split>/` a shard set of every split of the raw data set under `root`.
@@ -39,8 +40,9 @@ def build(
     `limit` keeps the first images by key, `jobs` is the number of processes (default: the CPUs),
     `tasks` restricts the truth (default: all there is), `shards` fixes their number (default: the
     least power of two with at most 128 MiB of raw files each), `drop_empty` leaves out images
-    without truth, `strict` stops at the first image that the doctor rejects. Apart from `jobs`,
-    the bytes are a function of these, the raw files and the library versions. Run again after an
+    without truth, `strict` stops at the first image that the doctor rejects, `runner` has shards
+    made elsewhere than in `jobs` processes here. Apart from these last two, the bytes are a
+    function of the arguments, the raw files and the library versions. Run again after an
     interruption it goes on, and run again after a change of data or settings it makes the shards
     anew that the change concerns.
 
@@ -59,8 +61,7 @@ def build(
         if len({plan.split.taxonomy for plan in plans}) > 1:
             report("the splits have different categories; build with --tasks to make them agree")
         return {
-            plan.split.name: _build_split(plan, jobs or len(os.sched_getaffinity(0)), report)
-            for plan in plans
+            plan.split.name: _build_split(plan, runner or processes(jobs), report) for plan in plans
         }
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -72,7 +73,7 @@ def build(
         ) from error
 
 
-def _build_split(plan: Plan, jobs: int, report: Callable[[str], None]) -> dict[str, Any]:
+def _build_split(plan: Plan, runner: Runner, report: Callable[[str], None]) -> dict[str, Any]:
     name, folder = plan.split.name, plan.folder
     manifest = _finished(plan)
     if manifest:
@@ -83,7 +84,7 @@ def _build_split(plan: Plan, jobs: int, report: Callable[[str], None]) -> dict[s
             report(f"{name}: {folder} holds an older build, bringing it up to date")
         (folder / MANIFEST).unlink(missing_ok=True)
         clear(folder, keep={job.tar.stem for job in plan.jobs})
-        made = run_jobs(plan.jobs, jobs, name)
+        made = run(write_shard, plan.jobs, runner, name, [len(job.items) for job in plan.jobs])
         findings = plan.findings + [finding for one in made for finding in one.findings]
         save_findings(folder, findings)
         _report_findings(name, folder, findings, report)

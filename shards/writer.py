@@ -48,7 +48,8 @@ def write_shard(job: Job) -> Made:
     findings = _found_earlier(job, state)
     finished = findings is not None
     if not finished:
-        state.unlink(missing_ok=True)
+        for left in [state, *job.tar.parent.glob(f"{job.tar.name}.tmp-*")]:  # by a killed process
+            left.unlink(missing_ok=True)
         findings = _write(job)
     elif job.strict:
         refuse(findings)
