@@ -10,7 +10,10 @@ import torch
 from jobs.config import Config, flat, to_dict
 from model.criterion import Criterion
 from model.mask2former import Mask2Former
+from pipeline.augment.recipes import RECIPES
+from pipeline.augment.resize import BACKENDS
 from pipeline.schedule import lr_multiplier
+from pipeline.stages import load_stage
 from pipeline.store import Store
 from pipeline.stream import order_of, train_sets
 from shards.errors import UsageError
@@ -20,6 +23,7 @@ AT_LEAST = {
     1: (
         "trainer.steps trainer.log_every batch.global batch.micro scaling.workers "
         "data.limit data.window checkpoint.every_steps checkpoint.keep "
+        "data.base data.stall_timeout_s "
         "evaluation.every_steps evaluation.images evaluation.short evaluation.long"
     ),
     0: (
@@ -30,10 +34,11 @@ AT_LEAST = {
 CHOICES = {
     "task": TASKS,
     "zero.stage": (0, 1, 2, 3),
-    "data.augment": ("lsj", "none"),
+    "data.augment": tuple(RECIPES),
+    "data.resize": BACKENDS,
     "tracking.wandb.mode": ("offline", "online", "disabled"),
 }
-MULTIPLES_OF_32 = ("data.crop", "evaluation.size_divisor")
+MULTIPLES_OF_32 = ("data.crop", "data.crop_width", "evaluation.size_divisor")
 
 
 def check(config: Config) -> tuple[list[Store], Store]:
@@ -59,11 +64,17 @@ def _check_values(config: Config) -> None:
         if values[key] not in known:
             raise UsageError(f"{key}={values[key]}: known are {', '.join(map(str, known))}")
     for key in MULTIPLES_OF_32:
-        if values[key] < 1 or values[key] % 32:
+        if values[key] is not None and (values[key] < 1 or values[key] % 32):
             raise UsageError(f"{key}={values[key]} is not a multiple of 32")
     scale = config.data.scale
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         raise UsageError(f"data.scale={scale}: give the least and the largest, as [0.1,2.0]")
+    if not 0 < config.data.category_max_area <= 1:
+        raise UsageError(
+            f"data.category_max_area={config.data.category_max_area}: give a share, up to 1"
+        )
+    for name in config.data.stages:
+        load_stage(name)
     micro, workers = config.batch.micro, config.scaling.workers
     if config.batch.global_ % (micro * workers):
         raise UsageError(

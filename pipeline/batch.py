@@ -8,6 +8,8 @@ from torch import Tensor
 
 from shards.schema import TASKS, Sample
 
+BYTES_PER_PIXEL = 4  # of a batch at least: RGB and one map
+
 
 class Truth(NamedTuple):
     """Integer maps and their entries: entry n is where `maps[layer[n]] == value[n]`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from model import segment
 from model.mask2former import Mask2Former, normalise
 from model.segment import ImagePrediction, SegmentSettings
-from pipeline.augment import resize
+from pipeline.augment.resize import resize
 
 
 @dataclass

@@ -8,11 +8,11 @@ from typing import Any
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.augment import AugmentSettings
+from pipeline.augment.recipes import AugmentSettings
 from pipeline.batch import collate
 from pipeline.cache import CacheSettings
 from pipeline.order import WINDOW, Order, SetOrder, dealt, micro_batch_positions
-from pipeline.stages import augment_stage, decode_stage
+from pipeline.stages import augment_stage, decode_stage, user_stage
 from pipeline.store import Store
 from shards.errors import UsageError
 
@@ -25,6 +25,10 @@ class DataSettings(AugmentSettings):
     has its turn (none: every sample as often as any other). The samples of `window` shards are
     shuffled together. `limit` trains on the first samples of each set only. A set may be a URL;
     its shards go through `cache`.
+
+    `stages` are functions of the user's, `package.module:function`, that every sample goes through
+    between decoding and augmentation (see `pipeline.stages.user_stage`). `loader_workers` processes
+    a rank prepare batches; a rank that gets none for `stall_timeout_s` fails.
     """
 
     train: Any = "???"
@@ -33,7 +37,9 @@ class DataSettings(AugmentSettings):
     window: int = WINDOW
     limit: int | None = None
     cache: CacheSettings = field(default_factory=CacheSettings)
+    stages: list[str] = field(default_factory=list)
     loader_workers: int = 4
+    stall_timeout_s: int = 120
 
 
 def train_sets(settings: DataSettings) -> list[Store]:
@@ -124,6 +130,7 @@ def train_stream(
     return wds.DataPipeline(
         IndexedSource(stores, settings, seed, position, share),
         wds.map(partial(decode_stage, task=task, num_things=num_things)),
-        wds.map(partial(augment_stage, settings=settings, seed=seed)),
+        *(wds.map(partial(user_stage, name=name, seed=seed)) for name in settings.stages),
+        wds.map(partial(augment_stage, settings=settings, task=task, seed=seed)),
         wds.batched(share.micro_batch, collation_fn=collate, partial=False),
     )

@@ -16,7 +16,7 @@ from model.criterion import Criterion, Normalisers, normalisers
 from model.mask2former import Mask2Former, normalise
 from model.targets import Draw, Targets
 from pipeline import checkpoint
-from pipeline.batch import Batch
+from pipeline.batch import BYTES_PER_PIXEL, Batch
 from pipeline.engine import Engine, Step
 from pipeline.evaluate import HEADLINE, evaluate
 from pipeline.loader import loader
@@ -109,7 +109,7 @@ class Worker:
         self._resume()
         if self.step == 0:
             self._save()  # a disk that cannot hold a checkpoint is found out now
-        batches = iter(self._loader())
+        batches = self._loader()
         skipped = 0
         self._evaluate_if_due()
         while self.step < steps:
@@ -162,7 +162,14 @@ class Worker:
         stream = train_stream(
             settings.data, self.stores, settings.task, settings.seed, self.position, share
         )
-        return loader(stream, settings.data.loader_workers, pin=self.device.type == "cuda")
+        height, width = settings.data.crop_size
+        return loader(
+            stream,
+            settings.data.loader_workers,
+            pin=self.device.type == "cuda",
+            batch_bytes=settings.batch.micro * height * width * BYTES_PER_PIXEL,
+            timeout_s=settings.data.stall_timeout_s,
+        )
 
     def _check(self, outcome: Step, skipped: int) -> None:
         if not outcome.applied:

@@ -12,7 +12,8 @@ from jobs.bench import row
 from jobs.build import build
 from jobs.train import ROOT, train
 from model.segment import STRIDE
-from pipeline.augment import fit
+from pipeline.augment.recipes import AugmentSettings, augment
+from pipeline.batch import Truth
 from pipeline.evaluate import load_sample
 from pipeline.metrics.panoptic import PanopticQuality
 from pipeline.store import Store
@@ -73,7 +74,8 @@ def _through_stride(sample: Sample, values: list[int], crop: int) -> np.ndarray:
     """The map [H, W] as a net would give it whose stride-4 probabilities are the exact areas."""
     segments = sample["segments"]
     image = np.zeros((*segments.shape, 3), np.uint8)
-    _, maps, (rows, columns) = fit(image, segments[None], crop)
+    fit = AugmentSettings(crop=crop, augment="none")
+    _, maps, (rows, columns) = augment(image, Truth(segments[None], [], [], []), fit, None)
     masks = torch.from_numpy(np.stack([maps[0] == value for value in values])).float()[None]
     logits = F.avg_pool2d(masks, STRIDE) - 0.5  # [1, n, crop/4, crop/4]
     logits = F.interpolate(logits, (crop, crop), mode="bilinear")[..., :rows, :columns]

@@ -1,0 +1,51 @@
+"""The colour jitter of SSD (arXiv 1512.02325), as the reference applies it."""
+
+import cv2
+import numpy as np
+
+BRIGHTNESS = 32
+CONTRAST = SATURATION = (0.5, 1.5)
+HUE = 18  # of OpenCV's 180
+
+_LEVELS = np.arange(256)
+
+
+def jitter_colour(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """u8 [H,W,3] RGB -> the same. Each of four operations has p = 0.5; each clips and truncates.
+
+    Brightness; then contrast, saturation, hue, or with p = 0.5 saturation, hue, contrast.
+    """
+    if random.random() < 0.5:
+        image = cv2.LUT(image, _table(1, random.uniform(-BRIGHTNESS, BRIGHTNESS)))
+    operations = [_contrast, _saturation, _hue]
+    if random.random() < 0.5:
+        operations = [_saturation, _hue, _contrast]
+    for operation in operations:
+        if random.random() < 0.5:
+            image = operation(image, random)
+    return image
+
+
+def _contrast(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return cv2.LUT(image, _table(random.uniform(*CONTRAST)))
+
+
+def _saturation(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return _in_hsv(image, 1, _table(random.uniform(*SATURATION)))
+
+
+def _hue(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return _in_hsv(image, 0, ((_LEVELS + random.integers(-HUE, HUE + 1)) % 180).astype(np.uint8))
+
+
+def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    tables = np.stack([_LEVELS.astype(np.uint8)] * 3, -1)
+    tables[:, channel] = table
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables[None])
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def _table(factor: float, offset: float = 0) -> np.ndarray:
+    """Every level times `factor` plus `offset`, in float32 as the reference's."""
+    values = _LEVELS.astype(np.float32) * np.float32(factor) + np.float32(offset)
+    return values.clip(0, 255).astype(np.uint8)
