@@ -1,9 +1,15 @@
 """Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, eq. 3)."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.kernels import deformable_cpu
+
+FUSED = ("cpu", "cuda") if find_spec("triton") else ("cpu",)
 
 
 def deformable_attention(
@@ -14,13 +20,30 @@ def deformable_attention(
     Args:
         value: [B, N, heads, D]; the levels are concatenated along N = Σ H·W.
         shapes: (H, W) of each level.
-        locations: [B, queries, heads, levels, points, 2], x first, normalised so that pixel i of n
-            has its centre at (i + 0.5) / n; zeros are read outside [0, 1].
-        weights: [B, queries, heads, levels, points].
+        locations: float32 or float64 [B, queries, heads, levels, points, 2], x first, normalised so
+            that pixel i of n has its centre at (i + 0.5) / n; zeros are read outside [0, 1].
+        weights: [B, queries, heads, levels, points] in the dtype of `locations`.
 
     Returns:
-        [B, queries, heads·D], in the dtype of `locations`.
+        [B, queries, heads·D] in the dtype of `value`, summed in that of `locations`.
+
+    The operator `m2f::deformable_attention` where the device has a kernel: it saves its three
+    inputs for the backward pass and nothing else. Its gradients cannot be differentiated again.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit one another.
     """
+    _check(value, shapes, locations, weights)
+    if value.device.type not in FUSED:
+        return reference(value, shapes, locations, weights)
+    sizes = [side for shape in shapes for side in shape]
+    return torch.ops.m2f.deformable_attention(value, sizes, locations, weights)
+
+
+def reference(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """`deformable_attention` in plain torch, for any device and any order of derivative."""
     batch, _, heads, _ = value.shape
     # points before queries, so that the sum over points runs along long contiguous rows
     grids = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [B·heads, l, p, q, 2]
@@ -32,4 +55,64 @@ def deformable_attention(
         sampled = F.grid_sample(plane, grids[:, level], align_corners=False)  # [B·heads, D, p, q]
         term = (sampled * weights[:, level, None]).sum(2)
         output = term if output is None else output + term
-    return output.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+    output = output.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
+    return output.to(value.dtype)
+
+
+def _check(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> None:
+    batch, tokens, heads, _ = value.shape
+    if tokens != sum(height * width for height, width in shapes):
+        raise ValueError(f"value has {tokens} tokens, but the levels have {list(shapes)}")
+    queries, points = locations.shape[1], locations.shape[4]
+    expected = (batch, queries, heads, len(shapes), points)
+    if locations.shape != (*expected, 2) or weights.shape != expected:
+        given = f"locations {list(locations.shape)}, weights {list(weights.shape)}"
+        raise ValueError(f"{given}: the values ask for {[*expected, 2]}, {list(expected)}")
+    if locations.dtype not in (torch.float32, torch.float64) or weights.dtype != locations.dtype:
+        dtypes = f"locations {locations.dtype}, weights {weights.dtype}"
+        raise ValueError(f"{dtypes}: both are float32 or both float64")
+
+
+@torch.library.custom_op("m2f::deformable_attention", mutates_args=(), device_types="cpu")
+def _forward(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return deformable_cpu.forward(value, _pairs(sizes), locations, weights)
+
+
+@torch.library.custom_op("m2f::deformable_attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return deformable_cpu.backward(gradient, value, _pairs(sizes), locations, weights)
+
+
+@_forward.register_fake
+def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+
+
+@_backward.register_fake
+def _(gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor):
+    return tuple(x.new_empty(x.shape) for x in (value, locations, weights))
+
+
+def _save(ctx, inputs: tuple, output: Tensor) -> None:
+    value, ctx.sizes, locations, weights = inputs
+    ctx.save_for_backward(value, locations, weights)
+
+
+def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    value, locations, weights = ctx.saved_tensors
+    of_value, of_locations, of_weights = _backward(gradient, value, ctx.sizes, locations, weights)
+    return of_value, None, of_locations, of_weights
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+for device in ("cpu", "cuda"):  # called under autocast, the operator is float32 throughout
+    for operator in (_forward, _backward):
+        operator.register_autocast(device, torch.float32)
+
+
+def _pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(sizes[::2], sizes[1::2], strict=True))
