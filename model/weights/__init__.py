@@ -1,0 +1,1 @@
+"""Weights of others into our network and ours into their names: official files, transformers."""

@@ -1,0 +1,399 @@
+"""Weights from and to the files of others: bit for bit, or an error that lists what differs."""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Mask2FormerForUniversalSegmentation,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+)
+
+from model.criterion import CriterionSettings
+from model.mask2former import Mask2Former, ModelSettings
+from model.masked_decoder import MaskedDecoderSettings
+from model.pixel_decoder import PixelDecoderSettings
+from model.weights.export import save_transformers, to_detectron2
+from model.weights.files import read
+from model.weights.load import CLASS_HEAD, fit, load
+from tests.model.samples import tiny_settings
+
+SMALL_RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 2, 1, 1]}
+SMALL_SWIN = {"embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+SMALL = {"resnet": SMALL_RESNET, "swin": SMALL_SWIN}
+K = 5
+
+
+def settings_of(backbone: str, **changes) -> ModelSettings:
+    """A published name as it is, or a small ResNet or Swin with a small head of 256 channels."""
+    if backbone not in SMALL:
+        return ModelSettings(backbone=backbone, **changes)
+    fields = {
+        "backbone_config": SMALL[backbone],
+        "queries": 9,
+        "pixel_decoder": PixelDecoderSettings(layers=1, feedforward=16),
+        "masked_decoder": MaskedDecoderSettings(layers=2, feedforward=16),
+    }
+    return ModelSettings(backbone=backbone, **(fields | changes))
+
+
+def build(settings: ModelSettings, seed: int, classes: int = K) -> Mask2Former:
+    torch.manual_seed(seed)
+    model = Mask2Former(settings, classes)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.ndim == 1:  # norms start alike
+            tensor.add_(torch.rand(tensor.shape))
+        elif name.endswith("num_batches_tracked"):
+            tensor.fill_(7)
+    return model
+
+
+def official(model: Mask2Former, settings: ModelSettings) -> dict[str, np.ndarray]:
+    return to_detectron2(model, settings, CriterionSettings())
+
+
+def pickled(path: Path, tensors: dict, **more) -> Path:
+    path.write_bytes(pickle.dumps({"model": tensors, "__author__": "somebody", **more}))
+    return path
+
+
+def assert_same(model: Mask2Former, twin: Mask2Former, but: tuple[str, ...] = ()) -> None:
+    """Bit for bit, except tensors whose names start with one of `but`."""
+    state, other = model.state_dict(), twin.state_dict()
+    assert list(state) == list(other)
+    names = [name for name in state if not name.startswith(but)] if but else list(state)
+    assert names
+    assert [name for name in names if not torch.equal(state[name], other[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "norm"),
+    [
+        ("resnet50", "frozen_batch"),
+        ("swin_tiny", "frozen_batch"),
+        ("resnet", "batch"),
+        ("swin", "frozen_batch"),
+    ],
+)
+def test_round_trips_are_exact(backbone: str, norm: str, tmp_path: Path) -> None:
+    settings = settings_of(backbone, norm=norm)
+    model = build(settings, seed=0)
+
+    save_transformers(tmp_path, model, settings, CriterionSettings(), list("abcde"))
+    twin = build(settings, seed=1)
+    loaded = load(twin, tmp_path)
+    assert (loaded.kind, loaded.fresh) == ("a transformers checkpoint", [])
+    assert_same(model, twin)
+
+    twin = build(settings, seed=2)
+    loaded = load(twin, pickled(tmp_path / "official.pkl", official(model, settings)))
+    assert (loaded.kind, loaded.fresh) == ("a detectron2 checkpoint", [])
+    assert loaded.unused == ["criterion.empty_weight [6]"]
+    assert_same(model, twin)
+
+    twin = build(settings, seed=3)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    moments = {f"exp_avg.{name}": tensor + 1 for name, tensor in model.state_dict().items()}
+    save_file(state | moments, tmp_path / "state.safetensors")
+    loaded = load(twin, tmp_path / "state.safetensors")
+    assert (loaded.kind, loaded.fresh, loaded.unused) == ("a checkpoint of ours", [], [])
+    assert_same(model, twin)
+
+
+def test_every_generation_of_official_names(tmp_path: Path) -> None:
+    settings = settings_of("swin")
+    model = build(settings, seed=0)
+    names = official(model, settings)
+    names["backbone.layers.0.blocks.0.attn.relative_position_index"] = np.zeros((16, 16), np.int64)
+    pixel = "sem_seg_head.pixel_decoder."
+    generations = {
+        "released": {n.replace("query_feat", "static_query"): x for n, x in names.items()},
+        "first": {n.replace(pixel, "sem_seg_head."): x for n, x in names.items()},
+    }
+    for generation, tensors in generations.items():
+        assert tensors.keys() != names.keys()
+        twin = build(settings, seed=1)
+        loaded = load(twin, pickled(tmp_path / f"{generation}.pkl", OrderedDict(tensors)))
+        assert len(loaded.unused) == 2
+        assert_same(model, twin)
+    twin = build(settings, seed=2)
+    tensors = {name: torch.from_numpy(array) for name, array in names.items()}
+    torch.save({"model": tensors, "iteration": 3, "optimizer": {}}, tmp_path / "model.pth")
+    load(twin, tmp_path / "model.pth")
+    assert_same(model, twin)
+
+
+def test_transformers_names_in_memory_and_on_disk(tmp_path: Path) -> None:
+    settings = settings_of("swin")
+    model = build(settings, seed=0)
+    save_transformers(tmp_path, model, settings, CriterionSettings(), list("abcde"))
+    on_disk = load_file(tmp_path / "model.safetensors")
+    assert any(".encoder.encoder.layers.0.blocks.0.attention.self.query." in n for n in on_disk)
+    peer = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path)
+    in_memory = peer.state_dict()
+    assert any(".encoder.swin.encoder.layers.0.blocks.0.attention.q_proj." in n for n in in_memory)
+    index = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self."
+    on_disk[f"{index}relative_position_index"] = torch.zeros(16, 16, dtype=torch.long)
+    for name, tensors in (("memory.bin", in_memory), ("disk.bin", on_disk)):
+        torch.save(tensors, tmp_path / name)
+        twin = build(settings, seed=1)
+        load(twin, tmp_path / name)
+        assert_same(model, twin)
+
+
+def test_a_checkpoint_in_several_files(tmp_path: Path) -> None:
+    settings = settings_of("resnet")
+    model = build(settings, seed=0)
+    save_transformers(tmp_path / "one", model, settings, CriterionSettings(), list("abcde"))
+    peer = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "one")
+    peer.save_pretrained(tmp_path / "many", max_shard_size="1MB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    twin = build(settings, seed=1)
+    load(twin, tmp_path / "many")
+    assert_same(model, twin)
+
+    index = tmp_path / "many" / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "../one/model.safetensors"}}')
+    with pytest.raises(ValueError, match="no file beside it"):
+        load(twin, tmp_path / "many")
+
+
+HEAD = ("pixel_decoder.", "masked_decoder.")
+
+
+def torchvision_names(names: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """Official names of a ResNet as torchvision has them: the conversion of detectron2, undone."""
+    renamed = {}
+    for name, array in names.items():
+        name = name.removeprefix("backbone.").replace("stem.", "")
+        for stage in range(2, 6):
+            name = name.replace(f"res{stage}.", f"layer{stage - 1}.")
+        name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+        for k in (1, 2, 3):
+            name = name.replace(f"conv{k}.norm", f"bn{k}")
+        renamed[name] = torch.from_numpy(array)
+    return renamed
+
+
+def test_imagenet_resnets_fill_the_backbone_alone(tmp_path: Path) -> None:
+    settings = settings_of("resnet")
+    model = build(settings, seed=0)
+    names = {n: x for n, x in official(model, settings).items() if n.startswith("backbone.")}
+    bare = {name.removeprefix("backbone."): array for name, array in names.items()}
+    fc = {"stem.fc.weight": np.zeros((1000, 40), np.float32)}
+    converted = pickled(tmp_path / "R-50.pkl", bare | fc, matching_heuristics=True)
+    tensors = torchvision_names(names)
+    assert {"conv1.weight", "bn1.running_var", "layer2.0.downsample.1.bias"} <= tensors.keys()
+    tensors["fc.weight"] = torch.zeros(1000, 40)
+    tensors["bn1.num_batches_tracked"] = torch.tensor(3)
+    torch.save(tensors, tmp_path / "resnet50.pth")
+    for path, unused in ((converted, 1), (tmp_path / "resnet50.pth", 2)):
+        twin, untouched = build(settings, seed=1), build(settings, seed=1)
+        loaded = load(twin, path)
+        assert len(loaded.unused) == unused
+        assert len(loaded.state) == len(model.backbone.state_dict())
+        assert_same(model, twin, but=HEAD)
+        assert_same(untouched, twin, but=("backbone.",))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+def test_imagenet_swins_fill_the_backbone_alone(suffix: str, tmp_path: Path) -> None:
+    """Microsoft's `.pth`, and the `.pkl` of detectron2's converter: its tensors are torch's."""
+    settings = settings_of("swin")
+    model = build(settings, seed=0)
+    tensors = {
+        name.removeprefix("backbone."): torch.from_numpy(array)
+        for name, array in official(model, settings).items()
+        if name.startswith("backbone.") and not name.startswith("backbone.norm")
+    }
+    tensors |= {
+        "norm.weight": torch.ones(64),
+        "head.weight": torch.zeros(1000, 64),
+        "layers.1.blocks.1.attn_mask": torch.zeros(4, 16, 16),
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.long),
+    }
+    path = tmp_path / f"swin{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": tensors}, path)
+    else:
+        pickled(path, tensors, matching_heuristics=True)
+    twin, untouched = build(settings, seed=1), build(settings, seed=1)
+    loaded = load(twin, path)
+    assert len(loaded.unused) == 4
+    output_norms = "backbone.body.hidden_states_norms."
+    assert_same(model, twin, but=(*HEAD, output_norms))
+    assert_same(untouched, twin, but=tuple(sorted({n[:18] for n in loaded.state})))
+    assert sum(name.startswith(output_norms) for name in loaded.fresh) == 8
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+def test_transformers_classifiers_fill_the_backbone_alone(backbone: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    if backbone == "resnet":
+        classifier = ResNetForImageClassification(ResNetConfig(**SMALL_RESNET))
+    else:
+        classifier = SwinForImageClassification(SwinConfig(**SMALL_SWIN))
+    classifier.save_pretrained(tmp_path)
+    expected = Mask2Former(settings_of(backbone, weights=str(tmp_path)), K)
+    twin = build(settings_of(backbone), seed=1)
+    loaded = load(twin, tmp_path)
+    assert loaded.kind == "a transformers backbone"
+    assert_same(expected, twin, but=(*HEAD, "backbone.body.hidden_states_norms."))
+
+
+def test_the_class_head_of_other_classes_starts_anew(tmp_path: Path) -> None:
+    settings = settings_of("resnet")
+    model, twin, untouched = build(settings, 0, classes=8), build(settings, 1), build(settings, 1)
+    loaded = load(twin, pickled(tmp_path / "eight.pkl", official(model, settings)))
+    assert loaded.fresh == [
+        "masked_decoder.class_head.weight [6, 256] (for other classes: [9, 256])",
+        "masked_decoder.class_head.bias [6] (for other classes: [9])",
+    ]
+    assert "2 keep their initial values: masked_decoder.class_head.weight [6, 256]" in str(loaded)
+    assert_same(model, twin, but=CLASS_HEAD)
+    assert_same(untouched, twin, but=tuple(n for n in model.state_dict() if n not in CLASS_HEAD))
+
+
+def test_all_that_does_not_fit_is_listed(tmp_path: Path) -> None:
+    settings = settings_of("resnet")
+    model = build(settings, seed=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = official(model, settings)
+    for part in ("query_feat", "level_embed"):
+        del names[f"sem_seg_head.predictor.{part}.weight"]
+    names["sem_seg_head.predictor.query_embed.weight"] = np.zeros((200, 256), np.float32)
+    names["sem_seg_head.predictor.decoder_norm.bias"] = np.zeros(3, np.float32)
+    names["sem_seg_head.extra.weight"] = np.zeros((2, 3), np.float32)
+    names["surprise"] = np.zeros(4, np.float32)
+    path = pickled(tmp_path / "odd.pkl", names)
+    with pytest.raises(ValueError, match=rf"^model\.init_from={path}, a detectron2 ") as error:
+        load(model, path)
+    for line in (
+        "2 missing: masked_decoder.query_feat.weight [9, 256], "
+        "masked_decoder.level_embed.weight [3, 256]; ",
+        "2 unknown: sem_seg_head.extra.weight [2, 3], surprise [4]; ",
+        "2 of another shape: masked_decoder.query_embed.weight [200, 256] where [9, 256] is needed",
+        "masked_decoder.norm.bias [3] where [256] is needed",
+    ):
+        assert line in str(error.value)
+    assert all(torch.equal(before[n], tensor) for n, tensor in model.state_dict().items())
+
+
+def test_another_backbone_and_no_weights_at_all_do_not_fit(tmp_path: Path) -> None:
+    model = build(settings_of("resnet"), seed=0)
+    swin = settings_of("swin")
+    path = pickled(tmp_path / "swin.pkl", official(build(swin, seed=0), swin))
+    with pytest.raises(ValueError, match=r"missing: backbone\.body\.embedder.*unknown: .*swin"):
+        fit(model, path)
+    with pytest.raises(ValueError, match=r"unknown: .*surprise \[\]"):
+        fit(model, pickled(tmp_path / "odd.pkl", {"surprise": np.float32(1)}))
+    (tmp_path / "empty").mkdir()
+    for path, reason in (
+        (tmp_path / "empty", "none of model.safetensors"),
+        (tmp_path / "nowhere.pkl", "No such file"),
+    ):
+        with pytest.raises(ValueError, match=rf"model\.init_from={path}: .*{reason}"):
+            fit(model, path)
+
+
+class Evil:
+    """Unpickled by the book, this makes a file."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_executes_nothing(protocol: int, tmp_path: Path) -> None:
+    trace, path = tmp_path / "trace", tmp_path / "evil.pkl"
+    model = Mask2Former(tiny_settings(), K)
+    path.write_bytes(pickle.dumps({"model": {"a": Evil(trace)}}, protocol))
+    with pytest.raises(ValueError, match=r"evil\.pkl .*asks for .*(pathlib|getattr).* not loaded"):
+        fit(model, path)
+    torch.save({"model": {"a": Evil(trace)}}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match=r"evil\.pth is damaged or holds more than tensors"):
+        fit(model, tmp_path / "evil.pth")
+    assert not trace.exists()
+    pickle.loads(path.read_bytes())
+    assert trace.exists(), "the pickle is harmful, were it trusted"
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_pickled_tensor_executes_nothing(tmp_path: Path) -> None:
+    """The bytes of its storage are a pickle too."""
+    trace, path = tmp_path / "trace", tmp_path / "evil.pkl"
+
+    class Storage:
+        def __reduce__(self):
+            return torch.storage._load_from_bytes, (pickle.dumps(Evil(trace)),)
+
+    path.write_bytes(pickle.dumps({"model": {"a": Storage()}}))
+    with pytest.raises(ValueError, match=r"evil\.pkl is damaged or holds more"):
+        fit(Mask2Former(tiny_settings(), K), path)
+    assert not trace.exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "damaged"),
+        (b"no pickle", "damaged"),
+        (pickle.dumps({"model": {"a": np.zeros(3)}})[:-9], "damaged"),
+        (pickle.dumps([1, 2]), "a list where tensors"),
+        (pickle.dumps({"model": {"a": "text"}}), "a is a str"),
+        (pickle.dumps({"model": {"a": np.array([{}])}}), "a is a ndarray, no array of numbers"),
+    ],
+)
+def test_what_is_no_file_of_tensors_is_refused(content: bytes, reason: str, tmp_path) -> None:
+    model = Mask2Former(tiny_settings(), K)
+    for name in ("file.pkl", "file.pth", "file.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        expected = reason if name.endswith(".pkl") else "damaged or holds more"
+        with pytest.raises(ValueError, match=rf"model\.init_from=.*{name}.*{expected}"):
+            fit(model, tmp_path / name)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8", "<i8", "?"])
+def test_arrays_of_any_pickle_protocol_and_byte_order(protocol: int, dtype: str, tmp_path) -> None:
+    array = np.arange(12).reshape(3, 4).astype(dtype)
+    arrays = {
+        "c": array,
+        "fortran": np.asfortranarray(array),
+        "scalar": array[1, 1],
+        "part": array[:, 1],
+    }
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(arrays, protocol))
+    tensors = read(tmp_path / "a.pkl")
+    assert tensors.keys() == arrays.keys()
+    for name, tensor in tensors.items():
+        assert tensor.is_contiguous()
+        assert np.array_equal(tensor.numpy(), arrays[name])
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"norm": "group"}, r"model\.norm=group"),
+        ({"dim": 64}, r"model\.dim=64"),
+        ({"pixel_decoder": PixelDecoderSettings(layers=1, points=2)}, r"pixel_decoder\.points=2"),
+        ({"pixel_decoder": PixelDecoderSettings(layers=1, heads=4)}, r"heads=4 .*heads=8"),
+    ],
+)
+def test_what_others_cannot_compute_is_not_exported(changes: dict, pattern: str, tmp_path) -> None:
+    settings = settings_of("resnet", **changes)
+    model = Mask2Former(settings, K)
+    with pytest.raises(ValueError, match=pattern):
+        save_transformers(tmp_path / "out", model, settings, CriterionSettings(), list("abcde"))
+    assert not (tmp_path / "out").exists()

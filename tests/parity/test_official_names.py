@@ -1,0 +1,42 @@
+"""Our weights by their official names, through the official arithmetic, give our predictions."""
+
+import pytest
+import torch
+
+from model.criterion import CriterionSettings
+from model.mask2former import Mask2Former, ModelSettings
+from model.masked_decoder import MaskedDecoderSettings
+from model.pixel_decoder import PixelDecoderSettings
+from model.weights.export import to_detectron2
+from tests.parity.official import Official, forward
+from tests.parity.samples import assert_close, logits, randomise
+
+SWIN_HEADS = (1, 2, 4, 8)
+BACKBONES = {
+    "resnet": {"embedding_size": 16, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 2, 1, 1]},
+    "swin": {"embed_dim": 16, "depths": [2, 2, 1, 2], "num_heads": list(SWIN_HEADS)},
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_official_names_mean_what_they_say(backbone: str) -> None:
+    """Also section 11, row 8: at 96x160 the last maps of Swin (3x5) are smaller than a window (7),
+    which is shifted all the same, and its padding takes part in attention."""
+    settings = ModelSettings(
+        backbone=backbone,
+        backbone_config=BACKBONES[backbone],
+        queries=20,
+        pixel_decoder=PixelDecoderSettings(layers=2, feedforward=64),
+        masked_decoder=MaskedDecoderSettings(layers=4, feedforward=64),
+    )
+    torch.manual_seed(0)
+    model = Mask2Former(settings, num_classes=5).eval().double()
+    randomise(model)
+    names = to_detectron2(model, settings, CriterionSettings(no_object_weight=0.3))
+    weights = Official({name: torch.from_numpy(array) for name, array in names.items()})
+    images = torch.randn(2, 3, 96, 160, dtype=torch.float64)
+    swin = {"window": 7, "heads": SWIN_HEADS} if backbone == "swin" else {}
+    assert_close(logits(model, images), forward(weights, images, **swin), 1e-10)
+    assert set(names) - weights.read == {"criterion.empty_weight"}
+    assert names["criterion.empty_weight"].tolist() == pytest.approx([1] * 5 + [0.3])
