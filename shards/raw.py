@@ -35,7 +35,7 @@ def read_image(
     try:
         with Image.open(io.BytesIO(image)) as picture:
             kind, mode, stored = picture.format, picture.mode, picture.size
-            orientation = picture.getexif().get(_ORIENTATION, 1)
+            orientation = _orientation(picture.info.get("exif", b""))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Reject(1, f"no decoder knows it ({type(error).__name__})") from None
     shown = stored[::-1] if orientation in _TURNED else stored
@@ -54,6 +54,13 @@ def read_image(
     if _EXTS.get(kind) != image_ext(path.name):
         doctor.note(6, f"it is a {kind}")
     return image, *shown
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation of a file that need not decode, as `Image.getexif` would have it do."""
+    tags = Image.Exif()
+    tags.load(exif)
+    return tags.get(_ORIENTATION, 1)
 
 
 def _by(size: tuple[int, int]) -> str:
