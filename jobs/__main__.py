@@ -39,7 +39,13 @@ def demo(
 
 @app.command()
 def build(
-    source: Annotated[str, typer.Argument(help="Layout of the raw data: coco.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Layout of the raw data: coco, ade20k, cityscapes, vistas (Mapillary, 1.2), "
+            "or folder (images and label maps of your own, see docs/folder.md)."
+        ),
+    ],
     root: Annotated[Path, typer.Option(help="Folder of the raw data.")],
     out: Annotated[Path, typer.Option(help="Folder for the shard sets, one a split.")],
     splits: Annotated[str | None, typer.Option(help="Splits by comma. Default: all found.")] = None,

@@ -14,10 +14,16 @@ from shards.output import claim, clear, locked
 from shards.parallel import Runner, processes, run
 from shards.plan import Plan, plan_splits, versions
 from shards.schema import TASKS
-from shards.sources import coco
+from shards.sources import ade20k, cityscapes, coco, folder, vistas
 from shards.writer import write_shard
 
-SOURCES = {"coco": coco}
+SOURCES = {
+    "coco": coco,
+    "ade20k": ade20k,
+    "cityscapes": cityscapes,
+    "vistas": vistas,
+    "folder": folder,
+}
 
 
 def build(
