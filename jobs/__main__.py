@@ -108,6 +108,18 @@ def predict(
 
 
 @app.command()
+def replay(
+    run: Run,
+    step: Annotated[int, typer.Option(min=1, help="Optimiser step, as in metrics.jsonl.")],
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's samples.")] = None,
+) -> None:
+    """Draw again, as pictures, exactly what the net saw at a step."""
+    from jobs.replay import replay
+
+    replay(run, step, rank)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="A module of jobs/bench/, such as overfit.")],
     json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,

@@ -1,0 +1,60 @@
+"""Stages as a user might write them, good and bad."""
+
+import os
+import signal
+import time
+
+import cv2
+
+
+def darken(sample):
+    """A random share of the light is left."""
+    share = sample["random"].uniform(0.2, 0.9)
+    return sample | {"image": cv2.convertScaleAbs(sample["image"], alpha=share)}
+
+
+def first_category_only(sample):
+    truth = sample["truth"]
+    kept = [[column[0]] for column in truth[1:]]
+    return sample | {"truth": type(truth)(truth.maps, *kept)}
+
+
+def drop(sample):
+    return None
+
+
+def twice(sample):
+    return [sample, sample]
+
+
+def another_key(sample):
+    return sample | {"key": "other"}
+
+
+def as_float(sample):
+    return sample | {"image": sample["image"] / 255}
+
+
+def half_the_image(sample):
+    return sample | {"image": sample["image"][::2]}
+
+
+def no_random(sample):
+    sample.pop("random")
+    return sample
+
+
+def broken(sample):
+    raise KeyError("depth")
+
+
+def die(sample):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_room(sample):
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def hang(sample):
+    time.sleep(1000)
