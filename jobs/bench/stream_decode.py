@@ -1,0 +1,144 @@
+"""Decode, LSJ-1024 and targets on one core, beside a mapper that takes the reference's steps.
+
+The mapper is ours, written to the published data path: Pillow decodes, flips, resizes and crops
+the image and the RGB panoptic PNG, then every segment becomes a bool tensor of its own. Both sides
+draw the same numbers. M2F_COCO names a COCO folder; without it the CC BY sample is read.
+"""
+
+import json
+import multiprocessing
+import os
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from jobs.bench import alternate, row
+from jobs.bench.overfit import SAMPLE
+from pipeline.augment.recipes import PAD_VALUE
+from pipeline.batch import Batch, collate
+from pipeline.loader import loader
+from pipeline.order import keyed_generator
+from pipeline.stages import augment_stage, decode_stage
+from pipeline.store import Store
+from pipeline.stream import DataSettings, Share, train_stream
+from shards.build import build
+
+SETTINGS = DataSettings()
+MICRO = 2
+SEED = 0
+IMAGES = 70
+BATCHES = 20  # through a loader process
+PUBLISHED_MS = 27  # of such a mapper for a COCO image, one core
+
+
+def rows() -> list[dict]:
+    """Images a second and core, bytes of labels, and the memory of a loader process."""
+    raw = Path(os.environ.get("M2F_COCO", SAMPLE))
+    threads = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        build("coco", raw, Path(folder), splits=["train"], limit=IMAGES, report=lambda _: None)
+        store = Store(Path(folder) / "train")
+        mapper = Mapper(raw)
+        seconds = alternate({
+            "ours": lambda: [ours(store, number) for number in range(len(store))],
+            "mapper": lambda: [mapper(key) for key in store.index.key],
+        })  # fmt: skip
+        labels = [_label_bytes(collate([ours(store, n)])) for n in range(len(store))]
+        masks = [mapper(key)[1].nbytes for key in store.index.key]
+        memory = _loader_memory(store)
+    cv2.setNumThreads(threads[0])
+    torch.set_num_threads(threads[1])
+    name = "d2-style mapper, ours"
+    mapper_ms = seconds["mapper"] / len(store) * 1000
+    return [
+        row("stream.lsj_rate", "images/s/core", len(store) / seconds["ours"], better="higher",
+            target=">= 2.5x", peer=len(store) / seconds["mapper"], peer_name=name),
+        row("stream.label_bytes", "MB/image", np.mean(labels) / 1e6, better="lower",
+            target="<= 0.15x", peer=np.mean(masks) / 1e6, peer_name="a bool mask an object"),
+        row("stream.mapper_time", "ms/image", mapper_ms, better="lower", target="0.7x to 1.3x",
+            peer=PUBLISHED_MS, peer_name="published cost"),
+        row("stream.loader_memory", "MiB", memory, better="lower"),
+    ]  # fmt: skip
+
+
+def ours(store: Store, number: int) -> dict:
+    """One sample from the bytes in the shard to what is collated."""
+    sample = {"key": store.index.key[number], "position": number, "epoch": 0}
+    decoded = decode_stage(
+        sample | {"blob": store.read(number)}, "panoptic", sum(store.manifest.taxonomy.things)
+    )
+    return augment_stage(decoded, SETTINGS, "panoptic", SEED)
+
+
+class Mapper:
+    """The reference's panoptic LSJ mapper, step by step, from raw files."""
+
+    def __init__(self, raw: Path):
+        self.raw = raw
+        document = json.loads((raw / "annotations/panoptic_train2017.json").read_text())
+        self.segments = {
+            Path(entry["file_name"]).stem: entry["segments_info"]
+            for entry in document["annotations"]
+        }
+
+    def __call__(self, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Image u8 [3,1024,1024], masks bool [n,1024,1024] and the publisher's classes [n]."""
+        random = keyed_generator(SEED, 0, key, "augment")
+        flip, s, u = random.random(), random.uniform(*SETTINGS.scale), random.random()
+        crop = SETTINGS.crop
+        photograph = ImageOps.exif_transpose(Image.open(self.raw / f"train2017/{key}.jpg"))
+        image = np.asarray(photograph.convert("RGB"))
+        png = self.raw / f"annotations/panoptic_train2017/{key}.png"
+        colours = np.asarray(Image.open(png).convert("RGB"))
+        if flip < 0.5:
+            image, colours = (np.ascontiguousarray(part[:, ::-1]) for part in (image, colours))
+        factor = min(crop * s / side for side in image.shape[:2])
+        height, width = (round(side * factor) for side in image.shape[:2])
+        image = _resized(image, height, width, Image.Resampling.BILINEAR)
+        colours = _resized(colours, height, width, Image.Resampling.NEAREST)
+        top, left = (round(max(side - crop, 0) * u) for side in (height, width))
+        image = _fixed_size(image[top : top + crop, left : left + crop], PAD_VALUE)
+        colours = _fixed_size(colours[top : top + crop, left : left + crop], 0).astype(np.uint32)
+        ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
+        kept = [segment for segment in self.segments[key] if not segment["iscrowd"]]
+        masks = [ids == segment["id"] for segment in kept]
+        return (
+            torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            torch.stack([torch.from_numpy(np.ascontiguousarray(mask)) for mask in masks])
+            if masks else torch.zeros(0, crop, crop, dtype=torch.bool),
+            torch.tensor([segment["category_id"] for segment in kept]),
+        )  # fmt: skip
+
+
+def _resized(array: np.ndarray, height: int, width: int, how: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(array).resize((width, height), how))
+
+
+def _fixed_size(array: np.ndarray, fill: int) -> np.ndarray:
+    rows, columns = array.shape[:2]
+    padding = (0, SETTINGS.crop - rows), (0, SETTINGS.crop - columns), (0, 0)
+    return np.pad(array, padding, constant_values=fill)
+
+
+def _label_bytes(batch: Batch) -> int:
+    return sum(part.nbytes for part in (batch.maps, batch.categories, batch.layer, batch.value))
+
+
+def _loader_memory(store: Store) -> float:
+    """Peak resident memory of a loader process, MiB, with torch's shared pages."""
+    stream = train_stream(SETTINGS, store, "panoptic", SEED, 0, Share(MICRO, MICRO))
+    batches = loader(stream, 1)
+    peak = 0
+    for _ in islice(batches, BATCHES):
+        for process in multiprocessing.active_children():
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            peak = max(peak, int(status.partition("VmHWM:")[2].split()[0]))
+    batches.close()
+    return peak / 1024
