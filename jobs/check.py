@@ -27,7 +27,7 @@ AT_LEAST = {
         "evaluation.every_steps evaluation.images evaluation.short evaluation.long"
     ),
     0: (
-        "data.loader_workers failure.max_restarts schedule.warmup_steps "
+        "data.loader_workers data.max_damaged failure.max_restarts schedule.warmup_steps "
         "optimizer.lr optimizer.weight_decay"
     ),
 }
@@ -44,7 +44,8 @@ MULTIPLES_OF_32 = ("data.crop", "data.crop_width", "evaluation.size_divisor")
 def check(config: Config) -> tuple[list[Store], Store]:
     """The train sets and the val set of a config that can be trained.
 
-    Raises UsageError naming the key, the value and what to do.
+    Raises UsageError naming the key, the value and what to do; DataError for shards that are not
+    whole.
     """
     _check_values(config)
     train, val = _check_data(config)
@@ -95,6 +96,7 @@ def _check_data(config: Config) -> tuple[list[Store], Store]:
     train = _opened("data.train", lambda: train_sets(config.data))
     val = _opened("data.val", lambda: Store(config.data.val, cache=config.data.cache))
     for key, store in (*(("data.train", store) for store in train), ("data.val", val)):
+        store.check_shards()
         if len(store) == 0:
             raise UsageError(f"{key}={store.location} holds no sample")
         if config.task not in store.manifest.tasks:

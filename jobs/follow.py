@@ -83,7 +83,7 @@ class Follower:
             self._print(f"step {step}: {scores}")
         elif kind == "failure":
             self._print(f"worker {event['rank']} failed: {event['kind']}: {event['text']}")
-        elif kind in ("damage", "skipped", "checkpoint_failed"):
+        elif kind in ("damage", "quarantined", "skipped", "checkpoint_failed"):
             details = {k: v for k, v in event.items() if k not in ("event", "time")}
             self._print(f"{kind}: {details}")
 

@@ -25,7 +25,7 @@ from shards.errors import DataError, UsageError
 MAX_STARTS_AT_ONE_STEP = 3
 MAY_CHANGE = (
     *("trainer.steps", "tracking.", "scaling.", "failure."),
-    *("data.loader_workers", "data.cache."),
+    *("data.loader_workers", "data.cache.", "data.max_damaged"),
 )
 ROOT = Path(__file__).parents[1]
 

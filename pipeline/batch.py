@@ -32,6 +32,7 @@ class Batch(NamedTuple):
     keys: list[str]
     positions: list[int]
     epochs: list[int]
+    damaged: list[dict[str, Any]]  # what samples of the batch stand in for
 
     def to(self, device: torch.device) -> "Batch":
         """Tensors on `device`; copies overlap with compute where the source is pinned."""
@@ -110,4 +111,5 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         keys=[sample["key"] for sample in samples],
         positions=[sample["position"] for sample in samples],
         epochs=[sample["epoch"] for sample in samples],
+        damaged=[row for sample in samples for row in sample["damaged"]],
     )

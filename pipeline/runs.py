@@ -10,6 +10,7 @@ import torch
 from model.mask2former import Mask2Former
 from pipeline import checkpoint
 from pipeline.evaluate import HEADLINE, METRIC_OF_TASK
+from pipeline.quarantine import forget
 from pipeline.settings import RunSettings
 from pipeline.track import METRICS, rows, truncate
 from shards.errors import UsageError
@@ -47,8 +48,9 @@ def best_step(folder: Path, task: str) -> int | None:
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Drop metrics and scores past `step`: a resumed run makes them again."""
+    """Drop metrics, scores and damage past `step`: a resumed run makes them again."""
     truncate(folder, step)
+    forget(folder, step)
     for path in (folder / EVALUATIONS).glob("step-*"):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()

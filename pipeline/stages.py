@@ -76,7 +76,7 @@ def user_stage(sample: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
         raise UsageError(f"data.stages={name}: sample {sample['key']}: {_where(error)}") from error
     if problem := _problem(changed, identity):
         raise UsageError(f"data.stages={name}: sample {sample['key']}: {problem}")
-    return {field: value for field, value in changed.items() if field != "random"}
+    return sample | {field: value for field, value in changed.items() if field != "random"}
 
 
 def augment_stage(

@@ -45,9 +45,10 @@ class Store:
             )
         self.manifest = Manifest.load(self.folder)
         _check_names(self.folder, self.manifest.shards)
-        if sha256(self.folder / SAMPLES) != self.manifest.index.sha256:
+        index = self.folder / SAMPLES
+        if not index.is_file() or sha256(index) != self.manifest.index.sha256:
             raise DataError(
-                f"{location}/{SAMPLES} is damaged (its hash differs from the manifest); "
+                f"{location}/{SAMPLES} is damaged or missing (the manifest has its hash); "
                 "build the set again"
             )
         self.index = SampleIndex.load(self.folder)
@@ -97,6 +98,15 @@ class Store:
     def prefetch(self, shards: Sequence[int]) -> None:
         """Say which shards are needed next, soonest first."""
         self._shards.prefetch(shards)
+
+    def check_shards(self) -> None:
+        """Raises DataError for a shard of the folder that is missing or of another size."""
+        for shard in () if is_url(self.location) else self.manifest.shards:
+            path = self.folder / shard.name
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.bytes:
+                what = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
+                raise DataError(f"{path} {what}; build the set again")
 
 
 class LocalShards:

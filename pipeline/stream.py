@@ -1,6 +1,6 @@
 """Shards to batches: a webdataset pipeline on a source that is addressed by position."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,9 @@ from pipeline.cache import CacheSettings
 from pipeline.order import WINDOW, Order, SetOrder, dealt, micro_batch_positions
 from pipeline.stages import augment_stage, decode_stage, user_stage
 from pipeline.store import Store
-from shards.errors import UsageError
+from shards.errors import DataError, UsageError
+
+SUBSTITUTES = 16  # tried before a damaged sample is a failure
 
 
 @dataclass
@@ -24,7 +26,7 @@ class DataSettings(AugmentSettings):
     `train` is one shard set or a list of them, of one taxonomy; then `weights` says how often each
     has its turn (none: every sample as often as any other). The samples of `window` shards are
     shuffled together. `limit` trains on the first samples of each set only. A set may be a URL;
-    its shards go through `cache`.
+    its shards go through `cache`. A run with more than `max_damaged` damaged samples stops.
 
     `stages` are functions of the user's, `package.module:function`, that every sample goes through
     between decoding and augmentation (see `pipeline.stages.user_stage`). `loader_workers` processes
@@ -36,6 +38,7 @@ class DataSettings(AugmentSettings):
     weights: list[float] = field(default_factory=list)
     window: int = WINDOW
     limit: int | None = None
+    max_damaged: int = 100
     cache: CacheSettings = field(default_factory=CacheSettings)
     stages: list[str] = field(default_factory=list)
     loader_workers: int = 4
@@ -74,9 +77,12 @@ class Share:
 
 
 class IndexedSource(IterableDataset):
-    """Raw samples of this rank in order, from `position` on, for ever.
+    """Decoded samples of this rank in order, from `position` on, for ever.
 
     Loader process j of n takes micro-batches j, j+n, ...: torch's loader deals them out in turn.
+    A sample that is damaged, or that `decode` refuses, is replaced by another one, the same on
+    every division of the work; `damaged` says of what. Raises DataError when all of its
+    SUBSTITUTES are damaged too.
     """
 
     def __init__(
@@ -86,9 +92,10 @@ class IndexedSource(IterableDataset):
         seed: int,
         position: int,
         share: Share,
+        decode: Callable[[dict[str, Any]], dict[str, Any]],
     ):
         self.stores, self.settings, self.seed = stores, settings, seed
-        self.position, self.share = position, share
+        self.position, self.share, self.decode = position, share, decode
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -106,14 +113,26 @@ class IndexedSource(IterableDataset):
             for number, store in enumerate(self.stores):
                 store.prefetch([shard for turn, shard in live if turn == number])
             for position in positions:
-                place = order.at(position)
-                store = self.stores[place.set]
-                yield {
-                    "key": store.index.key[place.sample],
-                    "position": position,
-                    "epoch": place.epoch,
-                    "blob": store.read(place.sample),
+                yield self._sample(order, position)
+
+    def _sample(self, order: Order, position: int) -> dict[str, Any]:
+        """The sample at a position, or its first substitute that is whole."""
+        place, damaged = order.at(position), []
+        for attempt in range(1, SUBSTITUTES + 2):
+            store = self.stores[place.set]
+            key = store.index.key[place.sample]
+            sample = {"key": key, "position": position, "epoch": place.epoch}
+            try:
+                blob = store.read(place.sample)
+                return self.decode(sample | {"blob": blob}) | {
+                    "damaged": [row | {"substitute": key} for row in damaged]
                 }
+            except DataError as error:
+                shard = store.shard_of(place.sample)
+                row = sample | {"set": store.location, "shard": shard, "reason": str(error)}
+                damaged.append(row)
+                place = order.substitute(position, attempt)
+        raise DataError(f"{damaged[0]['reason']}; so are {SUBSTITUTES} others in its place")
 
 
 def train_stream(
@@ -127,9 +146,9 @@ def train_stream(
     """The training pipeline of one rank from `position` on: an iterable of `Batch`."""
     stores = [stores] if isinstance(stores, Store) else stores
     num_things = sum(stores[0].manifest.taxonomy.things)
+    decode = partial(decode_stage, task=task, num_things=num_things)
     return wds.DataPipeline(
-        IndexedSource(stores, settings, seed, position, share),
-        wds.map(partial(decode_stage, task=task, num_things=num_things)),
+        IndexedSource(stores, settings, seed, position, share, decode),
         *(wds.map(partial(user_stage, name=name, seed=seed)) for name in settings.stages),
         wds.map(partial(augment_stage, settings=settings, task=task, seed=seed)),
         wds.batched(share.micro_batch, collation_fn=collate, partial=False),

@@ -23,13 +23,14 @@ from pipeline.loader import loader
 from pipeline.meter import Meter
 from pipeline.optimizer import parameter_groups
 from pipeline.order import differences, keyed_seed
+from pipeline.quarantine import QUARANTINE, Quarantine
 from pipeline.runs import CHECKPOINTS, best_step, rewind, scores_path, summarise, write_json
 from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
 from pipeline.store import Store
 from pipeline.stream import Share, order_of, train_sets, train_stream
 from pipeline.track import EVENTS, Tracker, rows
-from shards.errors import UsageError
+from shards.errors import DataError, UsageError
 
 MAX_SKIPPED_IN_A_ROW = 20
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")
@@ -61,6 +62,23 @@ def everywhere(decide) -> Any:
     box = [decide() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value, on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise on every rank what failed on any: its own failure, else the first of the others."""
+    told = gather(failure and (type(failure).__name__, str(failure)))
+    if failure:
+        raise failure
+    name, text = next(other for other in told if other)
+    kinds = {kind.__name__: kind for kind in (DataError, UsageError)}
+    raise kinds.get(name, RuntimeError)(text)
 
 
 class Worker:
@@ -134,8 +152,8 @@ class Worker:
         """One optimiser step on one global batch; losses are this rank's part of its sums."""
         accumulation = self.settings.batch.global_ // (self.settings.batch.micro * self.world)
         with self.meter.waiting():
-            micro_batches = [next(batches).to(self.device) for _ in range(accumulation)]
-        whole = self._normalisers(micro_batches)
+            micro_batches, failure = self._receive(batches, accumulation)
+        whole = self._normalisers(micro_batches, failure)
         total: dict[str, Tensor] = {}
         for batch in micro_batches:
             draw = draws(self.settings.seed, batch)
@@ -148,13 +166,41 @@ class Worker:
         self.meter.step()
         return total, self.engine.step(self.multiplier(self.step))
 
-    def _normalisers(self, batches: list[Batch]) -> Normalisers:
-        """Sums over the global batch; they follow from truth alone, so before any forward."""
+    def _receive(
+        self, batches: Iterator[Batch], count: int
+    ) -> tuple[list[Batch], Exception | None]:
+        """This rank's micro-batches of a step, or why there are none."""
+        try:
+            return [next(batches).to(self.device) for _ in range(count)], None
+        except Exception as error:  # the other ranks are to hear of it
+            return [], error
+
+    def _normalisers(self, batches: list[Batch], failure: Exception | None) -> Normalisers:
+        """Sums over the global batch; they follow from truth alone, so before any forward.
+
+        With them every rank learns whether any has failed or found damage: then all stop, or take
+        note, together.
+        """
         queries, criterion = self.settings.model.queries, self.settings.criterion
-        parts = [normalisers(batch.categories, queries, criterion) for batch in batches]
-        sums = torch.stack([torch.stack(tuple(part)) for part in parts]).sum(0)
-        dist.all_reduce(sums)
+        news = torch.zeros(len(Normalisers._fields) + 2, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            news[:-2] += torch.stack(tuple(normalisers(batch.categories, queries, criterion)))
+            news[-2] += len(batch.damaged)
+        news[-1] = failure is not None
+        dist.all_reduce(news)
+        *sums, damaged, failed = news
+        if failed:
+            raise_together(failure)
+        if damaged:
+            found = gather([row for batch in batches for row in batch.damaged])
+            self._quarantine([row for part in found for row in part])
         return Normalisers(*sums)
+
+    def _quarantine(self, found: list[dict[str, Any]]) -> None:
+        step = self.step + 1
+        keys = sorted({row["key"] for row in found})
+        self.tracker.event("quarantined", step=step, samples=keys)
+        self.quarantine.add(step, found, write=self.rank == 0)
 
     def _loader(self):
         settings = self.settings
@@ -187,6 +233,7 @@ class Worker:
         named = {"loss": sum(named.values()), **named}
         lr = self.settings.optimizer.lr * self.multiplier(self.step - 1)
         row = {"position": self.position, **named, "lr": lr, "grad_norm": outcome.grad_norm}
+        row["damaged_samples"] = len(self.quarantine)
         self.tracker.metrics(self.step, row | self.meter.read())
 
     def _evaluate_if_due(self) -> None:
@@ -218,15 +265,14 @@ class Worker:
             trainer = checkpoint.load_trainer(found)
             self.step, self.position = trainer["step"], trainer["position"]
             self.updates = trainer["updates"]
-        pids = [0] * self.world
-        dist.all_gather_object(pids, os.getpid())
+        process_ids = gather(os.getpid())
         self.tracker.event(
             "start",
             attempt=self.attempt,
             launch=self.launch,
             world_size=self.world,
             zero_stage=self.settings.zero.stage,
-            process_ids=pids,
+            process_ids=process_ids,
             host=platform.node(),
             device=str(self.device),
             threads=torch.get_num_threads(),
@@ -245,6 +291,8 @@ class Worker:
             )
         if self.rank == 0:
             rewind(self.folder, self.step)
+        known = everywhere(lambda: rows(self.folder / QUARANTINE))
+        self.quarantine = Quarantine(self.folder, self.settings.data.max_damaged, known)
         if self.found is None:
             return
         state, trainer = checkpoint.load(self.found)

@@ -177,7 +177,7 @@ def test_damaged_data_ends_the_run_and_is_named(tmp_path, photographs):
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert line == (
         f"error: {tar}: sample {key} is damaged (its hash differs from the index); "
-        "build the set again"
+        "build the set again; so are 16 others in its place"
     )
     assert "Traceback" not in outcome.err
     starts = attempts(tmp_path / "runs" / small.NAME)

@@ -15,7 +15,6 @@ from pycocotools.coco import COCO
 from pipeline.loader import loader
 from pipeline.order import SetOrder
 from pipeline.stages import decode_stage
-from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, train_stream
 from shards.errors import DataError
 from shards.index import members
@@ -131,22 +130,6 @@ def test_loader_processes_change_nothing(train_set):
         parallel = list(islice(loader(stream, 2, pin=False), 7))
         assert [b.positions for b in parallel] == [b.positions for b in plain]
         assert fingerprints(parallel) == fingerprints(plain)
-
-
-@pytest.mark.slow
-def test_damage_found_by_a_loader_process_is_a_data_error(spare_set):
-    store = Store(spare_set)
-    (spare_set / store.manifest.shards[1].name).write_bytes(b"")
-    stream = train_stream(JITTER, store, "panoptic", 5, 0, Share(GLOBAL, 4))
-    with pytest.raises(DataError, match=store.manifest.shards[1].name):
-        list(islice(loader(stream, 2, pin=False), 4))
-
-
-def test_damage_found_in_the_stream_names_shard_and_key(spare_set):
-    store = Store(spare_set)
-    (spare_set / store.manifest.shards[1].name).write_bytes(b"")
-    with pytest.raises(DataError, match=rf"{store.manifest.shards[1].name}: sample 0{{9}}"):
-        batches(store, 4)
 
 
 def test_another_epoch_or_seed_is_another_view_of_the_sample(train_set):

@@ -1,0 +1,165 @@
+"""Damaged data in whole runs: all ranks take note, or all stop; the list is the same for all."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch.distributed as dist
+
+from pipeline.checkpoint import CheckpointSettings
+from pipeline.quarantine import QUARANTINE
+from pipeline.store import Store
+from pipeline.stream import Share, order_of
+from pipeline.track import EVENTS, METRICS, rows
+from pipeline.train import Worker, train
+from tests import distributed
+from tests.pipeline.runs import smallest
+
+pytestmark = pytest.mark.slow
+
+BAD = {1, 4}
+STEPS, GLOBAL = 4, 8
+
+
+class Killed(BaseException):
+    """The worker dies here."""
+
+
+def attempt(settings, folder: Path) -> str:
+    folder.mkdir(exist_ok=True)
+    try:
+        train(settings, folder)
+    except (Exception, Killed) as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def interrupted(settings, folder: Path) -> list[str]:
+    """Die after the third step, whose damage is recorded; the last checkpoint is of the second."""
+    one_step = Worker._one_step
+
+    def until_third(self, batches):
+        if self.step == 3:
+            raise Killed
+        return one_step(self, batches)
+
+    with mock.patch.object(Worker, "_one_step", until_third):
+        first = attempt(settings, folder)
+    return [first, attempt(settings, folder)]
+
+
+def without_answer(settings, folder: Path) -> str:
+    """The storage of the second rank alone gives nothing more at the second step."""
+    share = Share(GLOBAL, settings.batch.micro, 2, dist.get_rank())
+    read, calls = Store.read, []
+
+    def sometimes(self, sample):
+        calls.append(sample)
+        if dist.get_rank() == 1 and len(calls) > share.global_batch // 2:
+            raise ConnectionError("http://server/000000.tar: no answer")
+        return read(self, sample)
+
+    with mock.patch.object(Store, "read", sometimes):
+        return attempt(settings, folder)
+
+
+def lives(sets: Path, root: Path) -> dict:
+    plain = smallest(sets)
+    world = dist.get_world_size()
+    said = {f"{world}": attempt(plain, root / f"{world}")}
+    if world == 1:
+        said["interrupted"] = interrupted(
+            dataclasses.replace(plain, checkpoint=CheckpointSettings(every_steps=2, keep=3)),
+            root / "interrupted",
+        )
+    else:
+        one = dataclasses.replace(plain, data=dataclasses.replace(plain.data, max_damaged=1))
+        said["limit"] = attempt(one, root / "limit")
+        said["no answer"] = without_answer(plain, root / "no answer")
+        for shard in (sets / "train").glob("*.tar"):
+            shard.write_bytes(b"")
+        said["all"] = attempt(plain, root / "all")
+    return said
+
+
+@pytest.fixture(scope="module")
+def runs(photographs, tmp_path_factory):
+    """Folder of the runs by name, how each ended on each rank, and the intact set."""
+    root = tmp_path_factory.mktemp("quarantine")
+    sets = Path(shutil.copytree(photographs, root / "sets"))
+    store = Store(sets / "train")
+    for sample in BAD:
+        tar = sets / "train" / store.shard_of(sample)
+        blob = bytearray(tar.read_bytes())
+        blob[int(store.index.offset[sample]) + 700] ^= 1
+        tar.write_bytes(blob)
+    alone = distributed.run(lives, 1, sets, root, timeout_s=300)
+    pair = distributed.run(lives, 2, sets, root, timeout_s=300)
+    return root, alone[0], pair, store
+
+
+def listed(folder: Path) -> list[dict]:
+    return rows(folder / QUARANTINE)
+
+
+def test_the_list_is_exact_and_the_run_goes_on(runs):
+    root, alone, _, store = runs
+    assert alone["1"] == "done"
+    order = order_of([store], smallest(root / "sets").data, 3)
+    expected = []
+    for position in range(STEPS * GLOBAL):
+        sample, tries = order.at(position).sample, 0
+        while sample in BAD:
+            tries += 1
+            expected.append((position // GLOBAL + 1, position, store.index.key[sample]))
+            sample = order.substitute(position, tries).sample
+    found = listed(root / "1")
+    assert [(row["step"], row["position"], row["key"]) for row in found] == expected
+    assert {row["key"] for row in found} == {store.index.key[sample] for sample in BAD}
+    assert all(row["substitute"] not in {store.index.key[n] for n in BAD} for row in found)
+    counted = [row["damaged_samples"] for row in rows(root / "1" / METRICS) if "loss" in row]
+    assert counted == [
+        len({key for step, _, key in expected if step <= now}) for now in range(1, STEPS + 1)
+    ]
+    assert any(event["event"] == "quarantined" for event in rows(root / "1" / EVENTS))
+
+
+def test_two_ranks_list_the_same_and_train_the_same(runs):
+    root, _, pair, _ = runs
+    assert [said["2"] for said in pair] == ["done", "done"]
+    assert listed(root / "2") == listed(root / "1")
+
+    def losses(name):
+        return {row["step"]: row["loss"] for row in rows(root / name / METRICS) if "loss" in row}
+
+    assert losses("2") == pytest.approx(losses("1"), rel=1e-4)
+
+
+def test_a_resumed_run_lists_nothing_twice(runs):
+    root, alone, *_ = runs
+    assert alone["interrupted"] == ["Killed: ", "done"]
+    assert listed(root / "interrupted") == listed(root / "1")
+
+
+def test_past_the_limit_every_rank_stops(runs):
+    root, _, pair, _ = runs
+    assert len({said["limit"] for said in pair}) == 1
+    told = pair[0]["limit"]
+    assert told.startswith("DataError: 2 samples are damaged, data.max_damaged=1: see ")
+    assert str(root / "limit" / QUARANTINE) in told
+
+
+def test_what_fails_on_one_rank_stops_both(runs):
+    _, _, (first, second), _ = runs
+    assert second["no answer"] == "ConnectionError: http://server/000000.tar: no answer"
+    assert first["no answer"] == "RuntimeError: http://server/000000.tar: no answer"
+
+
+def test_nothing_but_damage_stops_both_ranks(runs):
+    _, _, pair, _ = runs
+    for said in pair:
+        assert said["all"].startswith("DataError: ")
+        assert "is damaged" in said["all"]
+        assert "so are 16 others in its place" in said["all"]
