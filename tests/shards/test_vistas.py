@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from shards.errors import DataError
 from shards.manifest import Manifest
 from tests.shards import raw_vistas
-from tests.shards.raw import panoptic_ids
+from tests.shards.raw import edit, panoptic_ids
 from tests.shards.raw_maps import (
     assert_segments,
+    findings,
     made,
     pixels,
     samples,
@@ -78,3 +80,41 @@ def test_classes_are_those_that_the_config_evaluates(out):
     assert manifest.taxonomy.categories[1].color == (2, 4, 6)
     assert manifest.tasks == ("panoptic", "instance", "semantic")
     assert manifest.members == ("jpg", "json", *("segments.png", "instances.png", "semantic.png"))
+
+
+def test_what_map_and_json_do_not_share_is_found(tmp_path):
+    raw = write(raw_vistas, tmp_path / "raw", train=5)
+
+    def spoil(document):
+        segments = [annotation["segments_info"] for annotation in document["annotations"]]
+        segments[0].pop()
+        segments[1].append(segments[1][0] | {"id": 99})
+        segments[2][0]["category_id"] = 5  # unlabelled, so no class
+        del segments[3][0]["area"]
+
+    edit(raw_vistas.panoptic_json(raw, "train"), spoil)
+    made(raw_vistas, raw, tmp_path / "out")
+    codes = [("train0.jpg", 10), ("train1.jpg", 11), ("train2.jpg", 13), ("train3.jpg", 22)]
+    assert findings(tmp_path / "out/train") == codes
+    assert list(samples(tmp_path / "out/train")) == ["train4"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("config.json", None),
+        ("config.json", "{"),
+        ("config.json", "{}"),
+        ("config.json", '{"labels": [{"readable": "Bird"}]}'),
+        ("training/panoptic/panoptic_2018.json", None),
+        ("training/panoptic/panoptic_2018.json", '{"annotations": ['),
+        ("training/panoptic/panoptic_2018.json", '{"annotations": [{}]}'),
+    ],
+)
+def test_json_that_is_missing_or_damaged_is_named(path, text, tmp_path):
+    raw = write(raw_vistas, tmp_path / "raw", train=1)
+    (raw / path).unlink()
+    if text:
+        (raw / path).write_text(text)
+    with pytest.raises(DataError, match=path):
+        made(raw_vistas, raw, tmp_path / "out")
