@@ -1,7 +1,9 @@
 """What raw data sets give, checked and put in the schema's terms: images, id maps, masks."""
 
+import functools
 import io
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from shards.schema import image_ext, map_type
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # its values that swap width and height
 _EXTS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
+_FAR = 100_000  # pixels
+_DIGITS = 7  # of a compressed run length: 35 bits
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -95,58 +99,98 @@ def read_map(path: Path, size: tuple[int, int], flags: int = cv2.IMREAD_UNCHANGE
     return picture
 
 
-def number_segments(ids: np.ndarray, segment_ids: list[int]) -> np.ndarray:
-    """The map `[H, W]` of publisher's ids (0 = void) as places in `segment_ids`, counted from 1.
+def check_area(name: str, declared: float, pixels: int, doctor: Doctor) -> None:
+    """Note a mask without pixels, or of another size than declared.
+
+    Polygons and crowds of the publishers differ from their pixels a little; far is what is over a
+    quarter of the larger, and over 16 pixels.
+    """
+    if not pixels:
+        doctor.note(15, f"{name} has no pixel")
+    elif abs(declared - pixels) > max(16, declared / 4, pixels / 4):
+        doctor.note(12, f"{name} declares {declared} pixels and has {pixels}")
+
+
+def number_segments(ids: np.ndarray, segment_ids: list[int]) -> tuple[np.ndarray, list[int]]:
+    """The map `[H, W]` of publisher's ids (0 = void) as places in `segment_ids`, counted from 1,
+    and the pixels of each.
 
     Rejects it unless the non-zero ids of the map are exactly `segment_ids`.
     """
-    if twice := [i for i in segment_ids if segment_ids.count(i) > 1]:
-        raise Reject(11, f"id {twice[0]} is in the JSON {segment_ids.count(twice[0])} times")
+    if twice := [i for i, count in Counter(segment_ids).items() if count > 1]:
+        raise Reject(11, f"id {twice[0]} is in the JSON several times")
     if strange := [i for i in segment_ids if not 0 < i < 1 << 24]:
         raise Reject(11, f"id {strange[0]} is in the JSON, but no PNG can hold it")
-    table = np.array([0, *segment_ids], np.uint32)
-    order = np.argsort(table)
-    known = table[order]
-    place = np.minimum(np.searchsorted(known, ids), len(segment_ids))
-    if (strange := ids[known[place] != ids]).size:
+    table = _table(map_type(len(segment_ids)))
+    table[segment_ids] = range(1, len(segment_ids) + 1)
+    numbered = table[ids]
+    table[segment_ids] = 0
+    void, *areas = np.bincount(numbered.ravel(), minlength=len(segment_ids) + 1).tolist()
+    if void != ids.size - np.count_nonzero(ids):
+        strange = ids[(numbered == 0) & (ids != 0)]
         raise Reject(10, f"id {strange[0]} is in the PNG but not in the JSON")
-    numbered = order.astype(map_type(len(segment_ids)))[place]
-    absent = np.bincount(numbered.ravel(), minlength=len(table))[1:] == 0
-    if absent.any():
-        raise Reject(11, f"id {segment_ids[absent.argmax()]} is in the JSON but not in the PNG")
-    return numbered
+    if 0 in areas:
+        raise Reject(11, f"id {segment_ids[areas.index(0)]} is in the JSON but not in the PNG")
+    return numbered, areas
 
 
-def to_rle(segmentation: Any, width: int, height: int) -> dict[str, Any]:
-    """COCO's polygons or run lengths as one compressed RLE. Rejects what is damaged."""
-    try:
-        if isinstance(segmentation, list):
-            return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        size, runs = list(segmentation["size"]), segmentation["counts"]
-        runs = _runs(runs) if isinstance(runs, str) else runs
-        if size != [height, width] or sum(runs) != height * width or min(runs) < 0:
-            raise ValueError(f"size {size}, {sum(runs)} pixels, the image is {[height, width]}")
-        return coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)
-    except Exception as error:  # pycocotools raises bare ones for what it cannot read
-        raise Reject(20, f"the segmentation is damaged ({error})") from error
+@functools.cache
+def _table(dtype: type[np.unsignedinteger]) -> np.ndarray:
+    """A place for every 24-bit id, all 0 between uses; memory is taken only where it is touched."""
+    return np.zeros(1 << 24, dtype)
 
 
-def _runs(counts: str) -> list[int]:
+def to_rle(name: str, segmentation: Any, width: int, height: int, doctor: Doctor) -> dict[str, Any]:
+    """COCO's polygons or run lengths of the object `name` as one compressed RLE.
+
+    What cannot be drawn of a polygon is noted and left out, broken run lengths are rejected.
+    """
+    size = [height, width]
+    if isinstance(segmentation, list):
+        polygons = [p for p in segmentation if _can_draw(name, p, width, height, doctor)]
+        if not polygons:
+            return coco_mask.frPyObjects({"size": size, "counts": [width * height]}, *size)
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+    found, counts = list(segmentation["size"]), segmentation["counts"]
+    if found != size:
+        raise Reject(20, f"{name} has run lengths of size {found}, not {size}")
+    runs = _runs(counts) if isinstance(counts, str) else np.array(counts, np.int64)
+    if runs.sum() != width * height or runs.min() < 0:
+        raise Reject(20, f"{name} has run lengths of {runs.sum()} pixels, not {width * height}")
+    if isinstance(counts, str):
+        return {"size": size, "counts": counts.encode()}
+    return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
+
+
+def _can_draw(name: str, points: list[float], width: int, height: int, doctor: Doctor) -> bool:
+    """Whether to draw a polygon (x, y, x, y, ...); notes it where not, or if it is cut off."""
+    if len(points) < 6 or len(points) % 2:
+        doctor.note(19, f"{name} has a polygon of {len(points) / 2:g} points")
+        return False
+    low, right, bottom = min(points), max(points[0::2]), max(points[1::2])
+    if low < -1 or right > width + 1 or bottom > height + 1:  # rounding is no defect
+        doctor.note(19, f"{name} has a polygon outside the image")
+    return low > -_FAR and max(right, bottom) < _FAR  # beyond, drawing takes memory without end
+
+
+def _runs(counts: str) -> np.ndarray:
     """The run lengths in COCO's compressed form, which pycocotools reads but does not check.
 
     A number is 5 bits a character, least first, with a sign; from the fourth on it is the
-    difference to the run before the last.
+    difference to the run before the last. What is no such number comes out as -1.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for code in counts.encode():
-        bits = code - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (bits & 16) << shift - 4  # the sign bit stands for all higher ones
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
+    bits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(bits & 32 == 0)
+    starts = np.append(0, ends[:-1] + 1)
+    lengths = ends + 1 - starts
+    broken = not len(ends) or ends[-1] + 1 < len(bits) or bits.min() < 0 or bits.max() > 63
+    if broken or lengths.max() > _DIGITS:
+        return np.array([-1])
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((bits & 31) << shifts, starts)
+    runs -= (bits[ends] & 16) << shifts[ends] + 1  # the sign bit stands for all higher ones
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
     return runs
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from shards.doctor import Doctor, Reject
 from shards.errors import DataError
-from shards.raw import number_segments, read_ids
+from shards.raw import check_area, number_segments, read_ids
 from shards.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance, Segment
 from shards.sources.label_maps import classes_of, read_labels, segments_of
 from shards.sources.layout import Layout, MapItem
@@ -150,5 +150,8 @@ def _truth(
     if "panoptic" in maps:
         ids = read_ids(maps["panoptic"], size)
         fields["segments"] = [_segment(entry, taxonomy) for entry in item.said or []]
-        fields["segments_map"] = number_segments(ids, [one.id for one in fields["segments"]])
+        numbered, areas = number_segments(ids, [one.id for one in fields["segments"]])
+        for segment, area in zip(fields["segments"], areas, strict=True):
+            check_area(f"segment {segment.id}", segment.area, area, doctor)
+        fields["segments_map"] = numbered
     return fields

@@ -99,16 +99,22 @@ DAMAGED = {
             raw / json_of("panoptic"),
             lambda d: d["annotations"][0]["segments_info"][0].pop("area"),
         ),
-        r"a\.png: .*lacks.*area.*finding 22",
+        r"a\.png: panoptic_val2017\.json at byte \d+: .*area.*finding 22",
     ),
     "two maps of an image": (repeat("panoptic", "annotations"), r"2 panoptic annotations"),
-    "files disagree on size": (change("instances", "images", width=31), r"instances.*width 31"),
+    "files disagree on size": (
+        change("instances", "images", width=31),
+        r"instances.*31, 24.*one release",
+    ),
     "files disagree on name": (change("instances", "images", file_name="z.png"), r"'z\.png'"),
     "files share no image": (
         lambda raw: edit(raw / json_of("instances"), lambda d: d.update(images=[])),
         r"list no image together",
     ),
-    "image id twice": (repeat("instances", "images"), r"instances_val2017\.json.*twice"),
+    "image id twice": (
+        repeat("instances", "images"),
+        r"a\.png: instances_val2017.*2 images the id 1",
+    ),
     "category id twice": (repeat("panoptic", "categories"), r"category id 90 occurs twice"),
     "no categories": (
         lambda raw: edit(raw / json_of("panoptic"), lambda d: d.pop("categories")),
@@ -117,15 +123,18 @@ DAMAGED = {
     "category without a kind": (drop("panoptic", "categories", "isthing"), r"isthing"),
     "truncated JSON": (text(json_of("panoptic"), '{"images": ['), r"panoptic_val2017\.json"),
     "stuff as instance": (change("instances", "annotations", category_id=90), r"100.*stuff"),
-    "runs do not add up": (change("instances", "annotations", segmentation=RLE), r"100.*damaged"),
-    "empty polygons": (change("instances", "annotations", segmentation=[]), r"100.*damaged"),
+    "runs do not add up": (
+        change("instances", "annotations", segmentation=RLE),
+        r"100 has run lengths of.*finding 20",
+    ),
+    "polygon of text": (change("instances", "annotations", segmentation=["abcdef"]), "finding 22"),
     "no runs": (
         change("instances", "annotations", segmentation={**RLE, "counts": ""}),
-        r"100.*damaged",
+        r"100 has run lengths of.*finding 20",
     ),
     "runs of another size": (
         change("instances", "annotations", segmentation={"size": [2, 2], "counts": [2, 2]}),
-        r"100.*damaged",
+        r"100 has run lengths of.*finding 20",
     ),
     "the same key twice": (twin_keys, r"b\.png\.png, b_png\.png have the key b_png .finding 17"),
     "two image formats": (two_formats, r"formats.*b\.JPEG"),

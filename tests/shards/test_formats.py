@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from shards.doctor import Doctor, Reject
 from shards.errors import DataError, UsageError
 from shards.index import members, scan
 from shards.manifest import File, Manifest, Shard
@@ -203,15 +204,25 @@ def test_run_lengths_are_read_in_both_forms(runs):
     packed = coco_mask.frPyObjects(plain, height, width)
     compressed = {**packed, "counts": packed["counts"].decode()}
     for segmentation in (plain, compressed):
-        assert np.array_equal(coco_mask.decode(to_rle(segmentation, width, height)), expected)
-        with pytest.raises(DataError, match="damaged"):
-            to_rle({**segmentation, "size": [height, width + 1]}, width + 1, height)
+        rle = to_rle("it", segmentation, width, height, Doctor("a.jpg"))
+        assert np.array_equal(coco_mask.decode(rle), expected)
+        with pytest.raises(Reject, match="of size") as error:
+            to_rle("it", segmentation, width + 1, height, Doctor("a.jpg"))
+        assert error.value.code == 20
+
+
+@pytest.mark.parametrize("counts", ["", "o", "0o", "\x01", "é0", "oooooooooo0", [], [-1, 3], "1"])
+def test_broken_run_lengths_are_rejected(counts):
+    with pytest.raises(Reject) as error:
+        to_rle("it", {"size": [2, 1], "counts": counts}, 1, 2, Doctor("a.jpg"))
+    assert error.value.code == 20
 
 
 @given(st.lists(st.integers(1, 2**24 - 1), min_size=1, max_size=20, unique=True), st.data())
 def test_segments_are_numbered_by_their_place(ids, data):
     pixels = data.draw(st.permutations([0, *ids, *ids]))
-    numbered = number_segments(np.array([pixels], np.uint32), ids)
+    numbered, areas = number_segments(np.array([pixels], np.uint32), ids)
+    assert areas == [2] * len(ids)
     assert numbered.tolist() == [[ids.index(i) + 1 if i else 0 for i in pixels]]
 
 
