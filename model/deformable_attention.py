@@ -87,6 +87,20 @@ def _backward(
     return deformable_cpu.backward(gradient, value, _pairs(sizes), locations, weights)
 
 
+@_forward.register_kernel("cuda")
+def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
+    from model.kernels import deformable_triton
+
+    return deformable_triton.forward(value, _pairs(sizes), locations, weights)
+
+
+@_backward.register_kernel("cuda")
+def _(gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor):
+    from model.kernels import deformable_triton
+
+    return deformable_triton.backward(gradient, value, _pairs(sizes), locations, weights)
+
+
 @_forward.register_fake
 def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     return value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])

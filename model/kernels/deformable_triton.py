@@ -1,0 +1,173 @@
+"""Deformable attention on a GPU, in Triton: one pass forward and one backward.
+
+A program holds a block of queries of one head and reads four pixels [queries, D] for each sample.
+Sums are kept in the dtype of the locations, whatever that of the values. Gradients of the values
+are added atomically in float32: their last bits depend on the order in which programs run.
+"""
+
+import itertools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from model.position import constant
+
+Shapes = tuple[tuple[int, int], ...]
+
+BLOCK = 16  # queries of one program
+
+
+def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    value, locations, weights = (x.contiguous() for x in (value, locations, weights))
+    output = value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
+    _launch(_forward, value, shapes, locations, weights, output)
+    return output
+
+
+def backward(
+    gradient: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradient, value, locations, weights = (
+        x.contiguous() for x in (gradient, value, locations, weights)
+    )
+    of_value = torch.zeros_like(value, dtype=locations.dtype)
+    of_locations, of_weights = torch.empty_like(locations), torch.empty_like(weights)
+    outputs = (gradient, of_value, of_locations, of_weights)
+    _launch(_backward, value, shapes, locations, weights, *outputs)
+    return of_value.to(value.dtype), of_locations, of_weights
+
+
+def _launch(
+    kernel: triton.JITFunction,
+    value: Tensor,
+    shapes: Shapes,
+    locations: Tensor,
+    weights: Tensor,
+    *outputs: Tensor,
+) -> None:
+    batch, tokens, heads, dim = value.shape
+    queries, _, levels, points = weights.shape[1:]
+    grid = (triton.cdiv(queries, BLOCK), batch * heads)
+    with torch.cuda.device_of(value):
+        kernel[grid](
+            value,
+            _levels(shapes, value.device),
+            locations,
+            weights,
+            *outputs,
+            tokens,
+            queries,
+            heads,
+            D=dim,
+            LEVELS=levels,
+            POINTS=points,
+            BLOCK_Q=BLOCK,
+            BLOCK_D=triton.next_power_of_2(dim),
+        )
+
+
+@constant
+def _levels(shapes: Shapes, device: torch.device) -> Tensor:
+    """(height, width, first token) of each level: int32 [levels, 3]."""
+    starts = itertools.accumulate([0] + [height * width for height, width in shapes[:-1]])
+    rows = [(*shape, start) for shape, start in zip(shapes, starts, strict=True)]
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+@triton.jit
+def _place(coordinate, size, mask):
+    """Pixel before a coordinate in [0, 1], how far behind it, and whether either reads a value."""
+    pixel = tl.load(coordinate, mask=mask, other=0) * size - 0.5
+    is_inside = (pixel >= -1) & (pixel <= size)
+    pixel = tl.where((pixel < -1) | (pixel > size), -1.0, pixel)  # NaN stays
+    before = tl.floor(pixel)
+    return before.to(tl.int32), pixel - before, is_inside
+
+
+@triton.jit
+def _pixels(x, y, height, width, start, stride, mask):
+    """Offsets of pixels from the first token's, and which of them exist."""
+    exists = (x >= 0) & (x < width) & (y >= 0) & (y < height) & mask
+    return (start + y * width + x) * stride, exists
+
+
+@triton.jit
+def _forward(
+    value, levels, locations, weights, output, tokens, queries, heads,
+    D: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    image, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    row = (image * queries + query) * heads + head
+    mask = query < queries
+    channel = tl.arange(0, BLOCK_D)[None]
+    is_channel = channel < D
+    plane = value + (image * tokens * heads + head) * D + channel
+    total = tl.zeros((BLOCK_Q, BLOCK_D), dtype=locations.dtype.element_ty)
+    for level in range(LEVELS):
+        height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
+        start = tl.load(levels + 3 * level + 2)
+        for point in range(POINTS):
+            sample = (row * LEVELS + level) * POINTS + point
+            weight = tl.load(weights + sample, mask=mask, other=0)
+            left, right_share, _ = _place(locations + 2 * sample, width, mask)
+            top, lower_share, _ = _place(locations + 2 * sample + 1, height, mask)
+            for corner in tl.static_range(4):
+                dx, dy = corner % 2, corner // 2
+                share = tl.where(dx == 1, right_share, 1 - right_share)
+                share *= tl.where(dy == 1, lower_share, 1 - lower_share)
+                offset, exists = _pixels(left + dx, top + dy, height, width, start, heads * D, mask)
+                pixel = tl.load(plane + offset[:, None], exists[:, None] & is_channel, 0)
+                total += (share * weight)[:, None] * pixel.to(total.dtype)
+    tl.store(output + row[:, None] * D + channel, total, mask[:, None] & is_channel)
+
+
+@triton.jit
+def _backward(
+    value, levels, locations, weights, gradient, of_value, of_locations, of_weights,
+    tokens, queries, heads,
+    D: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    image, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    row = (image * queries + query) * heads + head
+    mask = query < queries
+    channel = tl.arange(0, BLOCK_D)[None]
+    is_channel = channel < D
+    first = (image * tokens * heads + head) * D + channel
+    outer = tl.load(gradient + row[:, None] * D + channel, mask[:, None] & is_channel, 0)
+    outer = outer.to(locations.dtype.element_ty)
+    for level in range(LEVELS):
+        height, width = tl.load(levels + 3 * level), tl.load(levels + 3 * level + 1)
+        start = tl.load(levels + 3 * level + 2)
+        for point in range(POINTS):
+            sample = (row * LEVELS + level) * POINTS + point
+            weight = tl.load(weights + sample, mask=mask, other=0)
+            left, right_share, x_inside = _place(locations + 2 * sample, width, mask)
+            top, lower_share, y_inside = _place(locations + 2 * sample + 1, height, mask)
+            sampled = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
+            slope_x = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
+            slope_y = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
+            for corner in tl.static_range(4):
+                dx, dy = corner % 2, corner // 2
+                x_share = tl.where(dx == 1, right_share, 1 - right_share)
+                y_share = tl.where(dy == 1, lower_share, 1 - lower_share)
+                offset, exists = _pixels(left + dx, top + dy, height, width, start, heads * D, mask)
+                places, exist = first + offset[:, None], exists[:, None] & is_channel
+                dot = tl.sum(tl.load(value + places, exist, 0).to(outer.dtype) * outer, 1)
+                sampled += x_share * y_share * dot
+                slope_x += tl.where(dx == 1, dot, -dot) * y_share
+                slope_y += tl.where(dy == 1, dot, -dot) * x_share
+                tl.atomic_add(
+                    of_value + places, (x_share * y_share * weight)[:, None] * outer, exist,
+                    sem="relaxed",
+                )  # fmt: skip
+            tl.store(of_weights + sample, sampled, mask)
+            slope_x = tl.where(x_inside, slope_x * weight * width, 0)
+            slope_y = tl.where(y_inside, slope_y * weight * height, 0)
+            tl.store(of_locations + 2 * sample, slope_x, mask)
+            tl.store(of_locations + 2 * sample + 1, slope_y, mask)
