@@ -13,16 +13,22 @@ from model.norms import group_norm
 from model.position import level_sizes, pixel_centres, sine_encoding
 
 LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
+DTYPES = ("fp32", "bf16")
 
 
 @dataclass
 class PixelDecoderSettings:
-    """Sizes of the deformable encoder: layers, heads, points per head and level, FFN width."""
+    """Sizes of the deformable encoder: layers, heads, points per head and level, FFN width.
+
+    `dtype` under autocast: fp32 leaves autocast, as published; bf16 takes part in it, except for
+    coordinates, softmax and the sums of deformable attention.
+    """
 
     layers: int = 6
     heads: int = 8
     points: int = 4
     feedforward: int = 1024
+    dtype: str = "fp32"
 
 
 class PixelDecoder(nn.Module):
@@ -35,6 +41,12 @@ class PixelDecoder(nn.Module):
 
     def __init__(self, channels: dict[int, int], dim: int, settings: PixelDecoderSettings) -> None:
         super().__init__()
+        if settings.dtype not in DTYPES:
+            raise ValueError(
+                f"model.pixel_decoder.dtype={settings.dtype!r} is unknown; "
+                f"known: {', '.join(DTYPES)}"
+            )
+        self.takes_autocast = settings.dtype == "bf16"
         self.input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels[stride], dim, 1), group_norm(dim)) for stride in LEVELS
         )
@@ -63,6 +75,13 @@ class PixelDecoder(nn.Module):
 
     def forward(self, features: dict[int, Tensor]) -> tuple[list[Tensor], Tensor]:
         """Memory [[B, C, H/s, W/s] for s = 32, 16, 8] and mask features [B, C, H/4, W/4]."""
+        if self.takes_autocast:
+            return self._decode(features)
+        with torch.autocast(self.level_embed.device.type, enabled=False):
+            dtype = self.level_embed.dtype
+            return self._decode({stride: x.to(dtype) for stride, x in features.items()})
+
+    def _decode(self, features: dict[int, Tensor]) -> tuple[list[Tensor], Tensor]:
         maps = [
             project(features[stride])
             for project, stride in zip(self.input_proj, LEVELS, strict=True)
@@ -166,4 +185,5 @@ class DeformableSelfAttention(nn.Module):
             weights = self.attention_weights(query).transpose(1, 2)  # softmax likes long rows
             weights = weights.unflatten(1, (heads, levels * points)).softmax(2)
             weights = weights.unflatten(2, (levels, points)).permute(0, 4, 1, 2, 3)
-        return self.output_proj(deformable_attention(value, shapes, locations, weights))
+            sampled = deformable_attention(value, shapes, locations, weights)
+        return self.output_proj(sampled)
