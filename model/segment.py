@@ -1,7 +1,7 @@
 """From the last prediction of one image to panoptic, instance and semantic segmentations.
 
 The procedures of Mask2Former's (arXiv 2112.01527) evaluation. Masks become full size only for the
-queries that matter, a few at a time.
+queries that matter, a few rows at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from model.masked_decoder import Predictions
 
 STRIDE = 4  # of mask features
-CHUNK = 8  # queries at full size at a time
+TILE = {"cpu": 1 << 19, "cuda": 1 << 25}  # mask logits at full size at a time: fits a CPU's cache
 
 
 @dataclass
@@ -53,22 +53,36 @@ class ImagePrediction(NamedTuple):
             output_size,
         )
 
-    def full_size(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Mask logits of `queries` [n] at output size: (their positions, [≤ 8, H, W]) in order.
+    def tiles(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Mask logits of `queries` [n] at output size, by bands of rows: (rows, [n, ≤ rows, W]).
 
-        Bilinear to the padded input, crop to the valid part, bilinear to the output.
+        Bilinear to the padded input, crop to the valid part, bilinear to the output: both steps are
+        linear and separable, so that a band needs but a few rows of the small logits.
         """
-        height, width = (STRIDE * x for x in self.mask_features.shape[1:])
         rows, columns = self.valid_size
-        for start in range(0, len(queries), CHUNK):
-            part = slice(start, start + CHUNK)
-            logits = self.mask_embeddings[queries[part]] @ self.mask_features.flatten(1)
-            logits = logits.unflatten(1, self.mask_features.shape[1:])[None]
-            logits = F.interpolate(logits, (height, width), mode="bilinear")
-            logits = logits[..., :rows, :columns]
-            if self.valid_size != self.output_size:
-                logits = F.interpolate(logits, self.output_size, mode="bilinear")
-            yield part, logits[0]
+        height, width = self.output_size
+        logits = self.mask_embeddings[queries] @ self.mask_features.flatten(1)
+        logits = logits.unflatten(1, self.mask_features.shape[1:])  # [n, h, w]
+        vertical = _resizing(logits.shape[1], rows, height, logits.dtype)  # on the host
+        size = TILE["cpu" if logits.device.type == "cpu" else "cuda"]
+        step = min(height, max(8, size // max(1, len(queries) * width)))
+        for start in range(0, height, step):
+            band = vertical[start : start + step]
+            used = band.any(0).nonzero()[:, 0].tolist()
+            source = slice(used[0], used[-1] + 1)
+            wide = F.interpolate(logits[:, source], STRIDE * logits.shape[2], mode="linear")
+            wide = wide[..., :columns]
+            if columns != width:
+                wide = F.interpolate(wide, width, mode="linear")
+            weights = band[:, source].to(wide.device, non_blocking=True)
+            yield slice(start, start + len(band)), weights @ wide
+
+
+def _resizing(small: int, valid: int, output: int, dtype: torch.dtype) -> Tensor:
+    """Matrix [output, small] of: linear by STRIDE, the first `valid`, linear to `output`."""
+    impulses = torch.eye(small, dtype=dtype)[None]  # of one mask row each
+    large = F.interpolate(impulses, STRIDE * small, mode="linear")[..., :valid]
+    return F.interpolate(large, output, mode="linear")[0].T.contiguous()
 
 
 @torch.no_grad()
@@ -127,34 +141,37 @@ def _compete(
 
     Areas of each kept query: pixels won, pixels of probability >= 0.5, and both at once.
     """
-    best = scores.new_full(prediction.output_size, -1.0)
-    owner = torch.zeros_like(best, dtype=torch.long)
-    inside = torch.zeros_like(best, dtype=torch.bool)
-    own = []
-    for part, logits in prediction.full_size(kept):
-        probability = logits.sigmoid()
-        own.append((probability >= 0.5).sum((1, 2)))
-        value, index = (probability * scores[part, None, None]).max(0)
-        better = value > best  # strictly: the first of equals wins
-        best = torch.where(better, value, best)
-        owner = torch.where(better, index + part.start, owner)
-        inside = torch.where(better, (probability >= 0.5).gather(0, index[None])[0], inside)
+    owner = torch.empty(prediction.output_size, dtype=torch.long, device=scores.device)
+    inside = torch.empty_like(owner, dtype=torch.bool)
+    own = torch.zeros(len(kept), dtype=torch.long, device=scores.device)
+    for rows, logits in prediction.tiles(kept):
+        probability = logits.sigmoid_()
+        winner = (probability * scores[:, None, None]).max(0).indices  # the first of equals
+        owner[rows] = winner
+        inside[rows] = probability.gather(0, winner[None])[0] >= 0.5
+        own += _count(torch.ge(probability, 0.5, out=probability))
     won = torch.bincount(owner.flatten(), minlength=len(kept))
     final = torch.bincount(owner[inside], minlength=len(kept))
-    return owner, inside, torch.stack((won, torch.cat(own), final), dim=1)
+    return owner, inside, torch.stack((won, own, final), dim=1)
+
+
+def _count(flags: Tensor) -> Tensor:
+    """Ones in each [T, W] of 0 and 1: [n] i64, by rows, whose sums floats hold exactly."""
+    return flags.sum(2).sum(1, dtype=torch.float64).long()
 
 
 @torch.no_grad()
 def instances(
     prediction: ImagePrediction, things: Sequence[bool], settings: SegmentSettings
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Scored, possibly overlapping masks of things.
 
     The best `detections` (query, category) pairs, of which those of things remain; score = category
     probability · mean probability inside the mask (logit > 0).
 
     Returns:
-        scores [n] float, categories [n] i64, masks [n, H, W] bool.
+        scores [n] float, categories [n] i64, masks: n times [H, W] bool; those of one query share
+        their memory.
     """
     probability = prediction.class_logits.softmax(1)[:, :-1]  # [Q, K]
     top = probability.flatten().topk(min(settings.detections, probability.numel()), sorted=False)
@@ -164,15 +181,16 @@ def instances(
 
     unique, position = query.unique(return_inverse=True)  # a query may appear with several classes
     masks = probability.new_empty((len(unique), *prediction.output_size), dtype=torch.bool)
-    quality = probability.new_empty(len(unique))
-    for part, logits in prediction.full_size(unique):
-        masks[part] = logits > 0
-        inside = (logits.sigmoid() * masks[part]).sum((1, 2))
-        quality[part] = inside / (masks[part].sum((1, 2)) + 1e-6)
+    total = probability.new_zeros(2, len(unique))  # Σ probability inside, and pixels
+    for rows, logits in prediction.tiles(unique):
+        masks[:, rows] = mask = logits > 0
+        inside = logits.sigmoid_().mul_(mask)
+        total += torch.stack((inside.sum((1, 2)), mask.sum((1, 2))))
+    quality = total[0] / (total[1] + 1e-6)
     return {
         "scores": scores * quality[position],
         "categories": category,
-        "masks": masks[position],
+        "masks": [masks[i] for i in position.tolist()],
     }
 
 
@@ -181,7 +199,8 @@ def semantic(prediction: ImagePrediction) -> Tensor:
     """Most likely category of every pixel, [H, W] i64: argmax_c Σ_q p(c | q) · mask probability."""
     probability = prediction.class_logits.softmax(1)[:, :-1]  # [Q, K]
     queries = torch.arange(len(probability), device=probability.device)
-    scores = probability.new_zeros((probability.shape[1], *prediction.output_size))
-    for part, logits in prediction.full_size(queries):
-        scores += torch.einsum("qk,qhw->khw", probability[part], logits.sigmoid())
-    return scores.argmax(0)
+    best = torch.empty(prediction.output_size, dtype=torch.long, device=queries.device)
+    for rows, logits in prediction.tiles(queries):
+        scores = torch.tensordot(probability.T, logits.sigmoid_(), 1)  # [K, T, W]
+        best[rows] = scores.max(0).indices
+    return best

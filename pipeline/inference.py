@@ -35,7 +35,7 @@ class Result:
     segments: list[dict[str, Any]]  # id, category, isthing, score
     scores: np.ndarray  # [n] of instances
     categories: np.ndarray  # [n]
-    masks: np.ndarray  # bool [n, H, W]
+    masks: list[np.ndarray]  # bool [H, W], n of them
     semantic: np.ndarray  # i64, class of every pixel
 
 
@@ -70,6 +70,6 @@ def infer(
         segments=segments,
         scores=instances["scores"].cpu().numpy(),
         categories=instances["categories"].cpu().numpy(),
-        masks=instances["masks"].cpu().numpy(),
+        masks=[mask.cpu().numpy() for mask in instances["masks"]],
         semantic=segment.semantic(prediction).cpu().numpy(),
     )

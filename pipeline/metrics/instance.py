@@ -26,20 +26,21 @@ class InstanceScores:
         size: tuple[int, int],
         scores: np.ndarray,
         categories: np.ndarray,
-        masks: np.ndarray,
+        masks: Sequence[np.ndarray],
         truth: Sequence[Mapping[str, Any]],
     ) -> None:
         """Add one image of `size` (H, W).
 
-        scores [n], categories [n] and masks (bool [n, H, W]) are the predictions. truth holds
+        scores [n], categories [n] and masks (n times bool [H, W]) are the predictions. truth holds
         {"category", "iscrowd", "area"} and either "mask" (bool [H, W]) or "rle" (compressed, as
         pycocotools gives); the area is the publisher's. Raises ValueError for an image seen before
         and for a mask of another size.
         """
         if image_id in self.images:
             raise ValueError(f"image {image_id} is scored twice")
-        if masks.shape != (len(scores), *size):
-            raise ValueError(f"image {image_id}: masks {masks.shape} for {len(scores)} x {size}")
+        shapes = [mask.shape for mask in masks]
+        if shapes != [size] * len(scores):
+            raise ValueError(f"image {image_id}: masks {shapes} for {len(scores)} x {size}")
         shapes = [t["rle"] if "rle" in t else _encode(t["mask"][None])[0] for t in truth]
         if any(tuple(shape["size"]) != tuple(size) for shape in shapes):
             raise ValueError(f"image {image_id}: a mask of truth is not {size}")
@@ -116,8 +117,8 @@ def _annotation(image: int, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encode(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Compressed run lengths of bool masks [n, H, W]."""
+def _encode(masks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """Compressed run lengths of bool masks [H, W]."""
     return [run_lengths.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
 
 
