@@ -111,5 +111,5 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         keys=[sample["key"] for sample in samples],
         positions=[sample["position"] for sample in samples],
         epochs=[sample["epoch"] for sample in samples],
-        damaged=[row for sample in samples for row in sample["damaged"]],
+        damaged=[row for sample in samples for row in sample.get("damaged", ())],
     )

@@ -17,7 +17,7 @@ from pipeline.metrics.panoptic import PanopticQuality
 from pipeline.metrics.semantic import SemanticScores
 from pipeline.stages import read_image
 from pipeline.store import Store
-from shards.index import members
+from shards.index import unpack
 from shards.schema import Sample, decode
 from shards.taxonomy import Taxonomy
 
@@ -115,7 +115,7 @@ def _finite(value: Any) -> Any:
 
 def load_sample(store: Store, number: int) -> tuple[np.ndarray, Sample]:
     """RGB image u8 [H,W,3] and the whole truth of one sample."""
-    sample = decode(members(store.read(number)))
+    sample = decode(unpack(store.read(number)))
     return read_image(sample["image"], store.index.key[number]), sample
 
 

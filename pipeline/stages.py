@@ -14,7 +14,7 @@ from pipeline.augment.recipes import AugmentSettings, augment
 from pipeline.batch import Truth, truth_of, without_empty
 from pipeline.order import keyed_generator
 from shards.errors import DataError, UsageError
-from shards.index import members
+from shards.index import unpack
 from shards.schema import decode
 
 Stage = Callable[[dict[str, Any]], dict[str, Any]]
@@ -32,7 +32,7 @@ def read_image(encoded: bytes, name: str) -> np.ndarray:
 
 def decode_stage(sample: dict[str, Any], task: str, num_things: int) -> dict[str, Any]:
     """blob -> image u8 [H,W,3] and truth."""
-    record = decode(members(sample.pop("blob")))
+    record = decode(unpack(sample.pop("blob")))
     image = read_image(record["image"], sample["key"])
     if image.shape[:2] != (record["json"]["height"], record["json"]["width"]):
         raise DataError(f"{sample['key']}: image and truth differ in size")

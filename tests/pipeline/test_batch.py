@@ -119,7 +119,7 @@ def prepared(truth: Truth, number: int = 0) -> dict:
     image = np.full((3, side, side), number, np.uint8)
     return {
         "image": image, "truth": truth, "size": (side - number, side),
-        "key": f"k{number}", "position": 10 + number, "epoch": number, "damaged": [],
+        "key": f"k{number}", "position": 10 + number, "epoch": number,
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.store import Store
 from shards.errors import DataError, UsageError
-from shards.index import members
+from shards.index import members, unpack
 
 
 def flip(folder, store, sample, inside):
@@ -34,6 +34,7 @@ def test_reads_what_the_shards_hold(train_set):
         start, length = int(train_set.index.offset[sample]), int(train_set.index.length[sample])
         tar = (train_set.folder / name).read_bytes()
         assert train_set.read(sample) == tar[start : start + length]
+        assert unpack(train_set.read(sample)) == members(train_set.read(sample))
         assert set(members(train_set.read(sample))) == set(train_set.manifest.members)
 
 

@@ -1,0 +1,107 @@
+"""Raw samples beside stock webdataset, what their order costs, then `stream_decode`."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import webdataset as wds
+
+from jobs.bench import alternate, row, stream_decode
+from jobs.bench.overfit import SAMPLE
+from pipeline.order import Order, SetOrder
+from pipeline.store import Store
+from pipeline.stream import DataSettings, Share, order_of, train_stream
+from shards.build import build
+from shards.files import sha256
+from shards.index import SAMPLES, members, save_offsets, save_rows, scan, unpack
+from shards.manifest import File, Shard
+
+COPIES, SHARDS = 150, 16
+SEED, BATCH = 1, 16
+FAR = 10_000_000  # a position to go on from
+SHARD_SAMPLES = 800  # of COCO in 128 MiB
+SIZES = {"120k": 120_000, "20m": 20_000_000}
+SETTINGS = DataSettings()
+
+
+def rows() -> list[dict]:
+    """Raw rates from the page cache, one process each; seconds to draw and to resume an order."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = repeated(Path(folder))
+        tars = [str(store.folder / shard.name) for shard in store.manifest.shards]
+        assert dict(ours(store)) == dict(stock(tars))
+        raw = alternate({
+            "ours": lambda: sum(1 for _ in ours(store)),
+            "webdataset": lambda: sum(1 for _ in stock(tars)),
+        })  # fmt: skip
+        first = alternate({"from 0": lambda: batch(store, 0), "far": lambda: batch(store, FAR)})
+    drawn = alternate({size: lambda n=n: order(n).sets[0].epoch(0) for size, n in SIZES.items()})
+    start = alternate({
+        "from 0": lambda: places(order(SIZES["20m"]), 0),
+        "far": lambda: places(order(SIZES["20m"]), FAR),
+    })  # fmt: skip
+    return [
+        row("stream.raw_rate", "samples/s", len(store) / raw["ours"], better="higher",
+            target=">= 6x", peer=len(store) / raw["webdataset"], peer_name="webdataset"),
+        *(row(f"stream.order_epoch_time.{size}", "s", drawn[size], better="lower")
+          for size in SIZES),
+        row("stream.order_start_time.20m_at_10m", "s", start["far"], better="lower",
+            target="<= 0.2 s more", peer=start["from 0"], peer_name="at position 0"),
+        row("stream.first_batch_time.at_10m", "s", first["far"], better="lower",
+            target="<= 0.2 s more", peer=first["from 0"], peer_name="at position 0"),
+        *stream_decode.rows(),
+    ]  # fmt: skip
+
+
+def ours(store: Store) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of an epoch's samples, shuffled and verified."""
+    order = order_of([store], SETTINGS, SEED)
+    for position in range(len(store)):
+        sample = order.at(position).sample
+        yield store.index.key[sample], unpack(store.read(sample))
+
+
+def stock(tars: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The same by webdataset's own means; it verifies nothing."""
+    for sample in wds.WebDataset(tars, shardshuffle=len(tars), seed=SEED).shuffle(1000):
+        yield sample["__key__"], {k: v for k, v in sample.items() if not k.startswith("__")}
+
+
+def batch(store: Store, position: int) -> None:
+    """The first batch of a stream that starts at `position`."""
+    share = Share(BATCH, BATCH)
+    next(iter(train_stream(SETTINGS, store, "panoptic", SEED, position, share)))
+
+
+def order(samples: int) -> Order:
+    """The order of a set of that many samples."""
+    return Order([SetOrder((SHARD_SAMPLES,) * (samples // SHARD_SAMPLES), SEED, "bench")])
+
+
+def places(order: Order, position: int) -> None:
+    """What stands in one batch."""
+    for place in range(position, position + BATCH):
+        order.at(place)
+
+
+def repeated(folder: Path) -> Store:
+    """The photographs of the CC BY sample many times over, as one shard set."""
+    build("coco", SAMPLE, folder / "once", splits=["train"], shards=1, report=lambda _: None)
+    once = Store(folder / "once" / "train")
+    samples = [members(once.read(number)) for number in range(len(once))]
+    shards, found = [], []
+    for number in range(SHARDS):
+        tar = folder / f"{number:06d}.tar"
+        with wds.TarWriter(str(tar), encoder=False, mtime=0) as writer:
+            for copy in range(number, COPIES, SHARDS):
+                for key, sample in zip(once.index.key, samples, strict=True):
+                    writer.write({"__key__": f"{copy:04d}-{key}", **sample})
+        scanned = scan(tar)
+        save_offsets(tar, scanned)
+        found += [entry | {"shard": number} for entry in scanned]
+        shards.append(Shard(tar.name, tar.stat().st_size, sha256(tar), len(scanned)))
+    save_rows(folder, found)
+    index = File.of(folder / SAMPLES)
+    replace(once.manifest, index=index, shards=tuple(shards)).save(folder)
+    return Store(folder)
