@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 
 Run = Annotated[str, typer.Argument(help="A name under runs/, or a path.")]
+Sets = Annotated[Path, typer.Argument(help="The --out of a build, or the folder of one split.")]
 Checkpoint = Annotated[
     str | None,
     typer.Option(help="best, last or a step. Default: best where a score is known, else last."),
@@ -64,6 +65,23 @@ def build(
     from jobs.build import build
 
     build(source, root, out, splits, limit, jobs, tasks, shards, drop_empty, strict)
+
+
+@app.command()
+def verify(
+    out: Sets,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read that many samples a shard. Default: all bytes.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make lost or damaged index files anew from the tars.")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all CPUs.")] = None,
+) -> None:
+    """Check shard sets: hashes, index, every sample decoded and sent round. Exit 3 if damaged."""
+    from jobs.verify import verify
+
+    verify(out, sample, repair, jobs)
 
 
 @app.command()

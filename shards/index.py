@@ -7,8 +7,9 @@ that one hash covers all of it and one read fetches it.
 import json
 import mmap
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,9 @@ def _member(blob: bytes | memoryview | mmap.mmap, at: int) -> tuple[str, str, in
         header = tarfile.TarInfo.frombuf(bytes(blob[at : at + BLOCK]), "utf-8", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise DataError(f"damaged tar header at byte {at} ({error}); rebuild the shard") from error
+    path = PurePosixPath(header.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in header.name:
+        raise DataError(f"{header.name!r} at byte {at} leaves its folder; do not use this file")
     folder, slash, base = header.name.rpartition("/")
     stem, _, ext = base.partition(".")
     start = at + BLOCK
@@ -86,6 +90,14 @@ class SampleIndex:
 
     def __len__(self) -> int:
         return len(self.key)
+
+    def rows(self, shard: int) -> list[dict[str, Any]]:
+        """The rows of one shard, as `scan` gives them."""
+        names = [name for name in _COLUMNS.names if name not in ("key", "shard")]
+        return [
+            {"key": self.key[i], **{name: int(getattr(self, name)[i]) for name in names}}
+            for i in np.flatnonzero(self.shard == shard)
+        ]
 
     @classmethod
     def load(cls, folder: Path) -> "SampleIndex":
@@ -122,31 +134,45 @@ def save_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def scan(tar: Path) -> list[dict[str, Any]]:
     """The rows of a shard, read from its bytes alone. Raises DataError on damage."""
-    rows, offset, end_of_samples = [], 0, bytes(BLOCK)
-    with tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
+    try:
+        with tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
+            return list(_rows(blob))
+    except DataError as error:
+        raise DataError(f"{tar}: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{tar}: empty; rebuild the shard") from error
+
+
+def _rows(blob: mmap.mmap) -> Iterator[dict[str, Any]]:
+    offset, end_of_samples = 0, bytes(BLOCK)
+    while blob[offset : offset + BLOCK] != end_of_samples:
+        start = offset
+        key, *_, offset = _member(blob, start)
         while blob[offset : offset + BLOCK] != end_of_samples:
-            start = offset
-            key, *_, offset = _member(blob, start)
-            while blob[offset : offset + BLOCK] != end_of_samples:
-                following, *_, end = _member(blob, offset)
-                if following != key:
-                    break
-                offset = end
-            sample = blob[start:offset]
+            following, *_, end = _member(blob, offset)
+            if following != key:
+                break
+            offset = end
+        sample = blob[start:offset]
+        try:
             document = json.loads(members(sample)["json"])
-            rows.append(
-                {
-                    "key": key,
-                    "offset": start,
-                    "length": len(sample),
-                    "xxh3": xxhash.xxh3_64_intdigest(sample),
-                    "width": document["width"],
-                    "height": document["height"],
-                    "segments": len(document.get("segments", ())),
-                    "instances": len(document.get("instances", ())),
-                }
-            )
-    return rows
+            told = {
+                **{name: int(document[name]) for name in ("width", "height")},
+                **{name: len(document.get(name, ())) for name in ("segments", "instances")},
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"{key} at byte {start}: no json member with width and height ({error!r})"
+            ) from error
+        yield {
+            "key": key,
+            "offset": start,
+            "length": len(sample),
+            "xxh3": xxhash.xxh3_64_intdigest(sample),
+            **told,
+        }
 
 
 def save_offsets(tar: Path, rows: list[dict[str, Any]]) -> None:

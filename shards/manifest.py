@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from shards.errors import DataError, UsageError
@@ -103,6 +103,12 @@ class Manifest:
             )
         if document.pop("checksum", None) != digest(document):
             raise DataError(f"{path}: does not match its checksum; build the set again")
+        for shard in document["shards"]:
+            name = shard["name"]
+            if PurePath(name).name != name or "\\" in name or not name.endswith(".tar"):
+                raise DataError(
+                    f"{path}: shard {name!r} is no tar in the set's folder; do not use this set"
+                )
         return cls(
             source=document["source"],
             taxonomy=Taxonomy.from_json(document["taxonomy"]),

@@ -1,5 +1,6 @@
 """What raw data sets give, checked and put in the schema's terms: images, id maps, masks."""
 
+import contextlib
 import functools
 import io
 import struct
@@ -14,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from shards.doctor import Doctor, Reject
-from shards.schema import image_ext, map_type
+from shards.schema import image_ext, map_type, png_size
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # its values that swap width and height
@@ -40,9 +41,9 @@ def read_image(
         with Image.open(io.BytesIO(image)) as picture:
             kind, mode, stored = picture.format, picture.mode, picture.size
             orientation = _orientation(picture.info.get("exif", b""))
+            shown = shown_size(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Reject(1, f"no decoder knows it ({type(error).__name__})") from None
-    shown = stored[::-1] if orientation in _TURNED else stored
     if orientation in range(2, 9):
         doctor.note(4, f"its EXIF orientation is {orientation}")
         if size == stored != shown and kind == "JPEG":
@@ -65,6 +66,12 @@ def _orientation(exif: bytes) -> int:
     tags = Image.Exif()
     tags.load(exif)
     return tags.get(_ORIENTATION, 1)
+
+
+def shown_size(picture: Image.Image) -> tuple[int, int]:
+    """Width and height as shown, that is after the EXIF orientation."""
+    turned = _orientation(picture.info.get("exif", b"")) in _TURNED
+    return picture.size[::-1] if turned else picture.size
 
 
 def _by(size: tuple[int, int]) -> str:
@@ -91,6 +98,10 @@ def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def read_map(path: Path, size: tuple[int, int], flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
     """A map of truth, as OpenCV reads it with `flags`. `size` is the image's width, height."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        declared = png_size(file.read(24))
+        if declared and declared != size:  # a huge one is not worth its decoding
+            raise Reject(9, f"{path.name} is {_by(declared)}, the image {_by(size)}")
     picture = cv2.imread(str(path), flags)
     if picture is None:
         raise Reject(8, f"{path.name} is {'unreadable' if path.is_file() else 'missing'}")

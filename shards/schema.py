@@ -12,10 +12,12 @@ Members of a sample (`ext -> bytes`); a shard set has the same ones for every sa
 - `semantic.png`: semantic truth `[H, W]` where it is its own, 0 = ignored, c + 1 = class c; else it
   follows from the segments.
 
-Maps are 8 bit, 16 bit where a value is past 255.
+Maps are 8 bit, 16 bit where a value is past 255. Nothing that declares more than MAX_PIXELS pixels
+is decoded.
 """
 
 import json
+import struct
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, TypedDict
@@ -32,6 +34,7 @@ INSTANCES = "instances.png"
 SEMANTIC = "semantic.png"
 IMAGES = ("jpg", "png", "webp", "bmp")
 MAX_VALUE = 65535  # of a 16-bit map
+MAX_PIXELS = 1 << 28  # of an image, or of a member with all its layers
 KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name field
 
 _PNG = (
@@ -131,6 +134,38 @@ def map_type(largest: int) -> type[np.unsignedinteger]:
     return np.uint8 if largest <= 255 else np.uint16
 
 
+def png_size(png: bytes) -> tuple[int, int] | None:
+    """Width and height that a PNG's header declares, before anything is decoded; None: no PNG."""
+    if len(png) < 24 or not png.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
+        return None
+    return struct.unpack_from(">II", png, 16)
+
+
+def record_of(key: str, members: dict[str, bytes]) -> Record:
+    """The record that `encode` made the members of. Raises DataError where `decode` does."""
+    sample = decode(members)
+    document = sample["json"]
+    try:
+        return Record(
+            key=key,
+            image=sample["image"],
+            ext=next(ext for ext in members if ext in IMAGES),
+            **{name: document[name] for name in _PLAIN},
+            segments=_entries(document, "segments", Segment),
+            segments_map=sample["segments"],
+            instances=_entries(document, "instances", Instance),
+            layers=sample["layers"],
+            semantic=sample["semantic"],
+            rights={name: document[name] for name in RIGHTS if name in document},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the json member lacks or has too much ({error!r}); rebuild it") from error
+
+
+def _entries(document: dict[str, Any], name: str, kind: type[Segment]) -> list[Segment] | None:
+    return [kind(**entry) for entry in document[name]] if name in document else None
+
+
 def encode(record: Record) -> dict[str, bytes]:
     """The members of a sample. A pure function of the record for equal library versions."""
     document: dict[str, Any] = {
@@ -172,6 +207,7 @@ def decode(members: dict[str, bytes]) -> Sample:
     )
 
 
+RIGHTS = ("licence", "attribution")
 _PLAIN = ("file_name", "height", "image_id", "source", "width")
 
 
@@ -189,6 +225,9 @@ def _decode_map(members: dict[str, bytes], ext: str, shape: tuple[int, int]) -> 
     """A map member as layers `[n, H, W]`, or None where the sample has no such member."""
     if ext not in members:
         return None
+    declared = png_size(members[ext])
+    if declared is None or declared[0] * declared[1] > MAX_PIXELS:
+        raise DataError(f"{ext} is no PNG of at most {MAX_PIXELS} pixels; rebuild the shard")
     values = cv2.imdecode(np.frombuffer(members[ext], np.uint8), cv2.IMREAD_UNCHANGED)
     height, width = shape
     if values is None or values.ndim != 2 or values.shape[1] != width or len(values) % height:

@@ -17,6 +17,7 @@ from tests.shards.raw import SAMPLE, sky, write
 OPTIONS = {
     "demo": ["--out"],
     "build": ["--root", "--out", "--splits", "--limit", "--jobs", "--tasks", "--shards"],
+    "verify": ["out", "--sample", "--repair", "--jobs"],
     "train": ["preset", "KEY=VALUE"],
     "evaluate": ["run", "--checkpoint", "--data", "--images"],
     "predict": ["run", "images", "--out", "--checkpoint"],
