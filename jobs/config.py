@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -24,9 +25,10 @@ RUNS = Path("runs")
 
 @dataclass
 class ScalingSettings:
-    """Number of workers, and whether each has a GPU (null: if this machine has one)."""
+    """Number of workers (null: one for each GPU of this machine, or one), and whether each has a
+    GPU (null: if this machine has one)."""
 
-    workers: int = 1
+    workers: int | None = None
     gpu: bool | None = None
 
 
@@ -60,6 +62,9 @@ def load(preset: str, overrides: list[str]) -> Config:
     config.name = config.name or path.stem
     config.data.val = _absolute(config.data.val)
     config.data.train = _sets(config.data.train)
+    if config.scaling.workers is None:
+        gpus = 0 if config.scaling.gpu is False else torch.cuda.device_count()
+        config.scaling.workers = max(1, gpus)
     if config.model.weights != "none":
         config.model.weights = _absolute(config.model.weights)
     return config

@@ -137,7 +137,7 @@ def _fit(config: Config, folder: Path) -> None:
         log_to_driver=False,
         logging_level="error",
         object_store_memory=200 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
     )
     trainer = TorchTrainer(
         _work,
@@ -165,6 +165,12 @@ def _fit(config: Config, folder: Path) -> None:
         ray.shutdown()
     if outcome != "done":
         _raise_last_failure(folder, launch)
+
+
+def _python_path() -> str:
+    """Ours first, then the user's, where the functions of `data.stages` are."""
+    theirs = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *theirs]))
 
 
 def _work(job: dict[str, Any]) -> str:

@@ -251,3 +251,13 @@ def test_more_workers_than_gpus_are_refused(sets, monkeypatch):
     gpus = ["scaling.gpu=null", "scaling.workers=2"]
     refused(r"scaling\.workers=2: .* 1 GPUs; give scaling\.workers=1 or", [*sets, *gpus])
     check(configs.load("tiny", [*sets, "scaling.gpu=false", "scaling.workers=2"]))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gpu", "workers"), [(4, "null", 4), (4, "false", 1), (0, "null", 1)]
+)
+def test_all_gpus_of_the_machine_are_used_unless_it_is_said(gpus, gpu, workers, sets, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    settings = [*sets, f"scaling.gpu={gpu}"]
+    assert configs.load("tiny", [*settings, "scaling.workers=null"]).scaling.workers == workers
+    assert configs.load("tiny", [*settings, "scaling.workers=2"]).scaling.workers == 2
