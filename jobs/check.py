@@ -10,8 +10,10 @@ import torch
 from jobs.config import Config, flat, to_dict
 from model.criterion import Criterion
 from model.mask2former import Mask2Former
+from model.weights.load import fit
 from pipeline.augment.recipes import RECIPES
 from pipeline.augment.resize import BACKENDS
+from pipeline.runs import initial_weights
 from pipeline.schedule import lr_multiplier
 from pipeline.stages import load_stage
 from pipeline.store import Store
@@ -41,15 +43,17 @@ CHOICES = {
 MULTIPLES_OF_32 = ("data.crop", "data.crop_width", "evaluation.size_divisor")
 
 
-def check(config: Config) -> tuple[list[Store], Store]:
+def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
     """The train sets and the val set of a config that can be trained.
+
+    A run that is not `fresh` goes on from its checkpoint: what it was to start from may be gone.
 
     Raises UsageError naming the key, the value and what to do; DataError for shards that are not
     whole.
     """
     _check_values(config)
     train, val = _check_data(config)
-    _check_model(config, len(val.manifest.taxonomy.categories))
+    _check_model(config, len(val.manifest.taxonomy.categories), fresh)
     return train, val
 
 
@@ -118,8 +122,9 @@ def _opened(key: str, sets: Callable[[], Any]) -> Any:
         raise UsageError(f"{key}: {error}") from error
 
 
-def _check_model(config: Config, num_classes: int) -> None:
-    weights = config.model.weights
+def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
+    init_from = config.model.init_from
+    weights = config.model.weights if init_from == "none" else "none"
     if weights != "none" and not Path(weights).is_dir():
         raise UsageError(
             f"model.weights={weights} is no folder; the preset's header has the command that "
@@ -129,6 +134,8 @@ def _check_model(config: Config, num_classes: int) -> None:
         lr_multiplier(config.schedule, config.trainer.steps)
         Criterion(config.criterion)
         with torch.device("meta" if weights == "none" else "cpu"):  # weights need memory
-            Mask2Former(config.model, num_classes)
+            model = Mask2Former(config.model, num_classes)
+        if init_from != "none" and fresh:
+            fit(model, initial_weights(init_from, config.task))
     except ValueError as error:
         raise UsageError(str(error)) from error

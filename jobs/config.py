@@ -67,6 +67,10 @@ def load(preset: str, overrides: list[str]) -> Config:
         config.scaling.workers = max(1, gpus)
     if config.model.weights != "none":
         config.model.weights = _absolute(config.model.weights)
+    if config.model.init_from != "none":  # a name under runs/, or a path
+        run = RUNS / config.model.init_from
+        is_run = (run / "config.yaml").is_file()
+        config.model.init_from = _absolute(str(run) if is_run else config.model.init_from)
     return config
 
 

@@ -81,6 +81,8 @@ class Follower:
         elif kind == "evaluation":
             scores = "  ".join(f"{name} {event[name]:.1f}" for name in HEADLINE if name in event)
             self._print(f"step {step}: {scores}")
+        elif kind == "init_from":
+            self._print(f"model.init_from={event['path']}, {event['text']}")
         elif kind == "failure":
             self._print(f"worker {event['rank']} failed: {event['kind']}: {event['text']}")
         elif kind in ("damage", "quarantined", "skipped", "checkpoint_failed"):

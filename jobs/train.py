@@ -52,7 +52,7 @@ def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
     """
     config = configs.load(preset, overrides)
     folder = (runs / config.name).absolute()
-    stores = check(config)
+    stores = check(config, fresh=not committed(folder / CHECKPOINTS))
     with _lock(folder):
         if not _open(folder, config, stores):
             return folder

@@ -20,13 +20,18 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 @dataclass
 class ModelSettings:
-    """What the network is made of; `Backbone` explains the first five."""
+    """What the network is made of; `Backbone` explains the first five.
+
+    `init_from` names a file or folder that `model.weights.load` is to give the whole network (or
+    its backbone) before training; `weights` is not read then.
+    """
 
     backbone: str = "resnet50"
     backbone_config: dict[str, Any] = field(default_factory=dict)
     norm: str = "frozen_batch"
     weights: str = "none"
     drop_path: float = 0.3
+    init_from: str = "none"
     queries: int = 100
     dim: int = 256
     pixel_decoder: PixelDecoderSettings = field(default_factory=PixelDecoderSettings)
@@ -47,7 +52,7 @@ class Mask2Former(nn.Module):
             settings.backbone,
             settings.backbone_config,
             norm=settings.norm,
-            weights=settings.weights,
+            weights=settings.weights if settings.init_from == "none" else "none",
             drop_path=settings.drop_path,
         )
         self.pixel_decoder = PixelDecoder(

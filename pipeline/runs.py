@@ -95,6 +95,19 @@ def summarise(folder: Path, task: str) -> dict[str, Any]:
     return summary
 
 
+def initial_weights(init_from: str, task: str) -> Path:
+    """The file or folder behind `model.init_from`: of a run, its best checkpoint, verified.
+
+    Raises UsageError if the run has no checkpoint or if its bytes are not as written.
+    """
+    path = Path(init_from)
+    if (path / CHECKPOINTS).is_dir():
+        path = choose_checkpoint(path, None, task)
+    if (path / checkpoint.MANIFEST).is_file() and (problem := checkpoint.damage(path)):
+        raise UsageError(f"model.init_from={path} is damaged ({problem}); name another")
+    return path
+
+
 def load_model(
     settings: RunSettings, folder: Path, which: str | None, device: torch.device
 ) -> tuple[Mask2Former, Taxonomy, int]:

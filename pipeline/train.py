@@ -15,6 +15,7 @@ from torch import Tensor
 from model.criterion import Criterion, Normalisers, normalisers
 from model.mask2former import Mask2Former, normalise
 from model.targets import Draw, Targets
+from model.weights.load import load
 from pipeline import checkpoint
 from pipeline.batch import BYTES_PER_PIXEL, Batch
 from pipeline.engine import Engine, Step
@@ -24,7 +25,15 @@ from pipeline.meter import Meter
 from pipeline.optimizer import parameter_groups
 from pipeline.order import differences, keyed_seed
 from pipeline.quarantine import QUARANTINE, Quarantine
-from pipeline.runs import CHECKPOINTS, best_step, rewind, scores_path, summarise, write_json
+from pipeline.runs import (
+    CHECKPOINTS,
+    best_step,
+    initial_weights,
+    rewind,
+    scores_path,
+    summarise,
+    write_json,
+)
 from pipeline.schedule import lr_multiplier
 from pipeline.settings import RunSettings
 from pipeline.store import Store
@@ -108,6 +117,8 @@ class Worker:
         self.found = self._announce()
         torch.manual_seed(settings.seed)
         model = Mask2Former(settings.model, len(self.taxonomy.categories))
+        if self.found is None and settings.model.init_from != "none":
+            self._initialise(model)
         self.engine = Engine(
             model.to(self.device),
             parameter_groups(model, settings.optimizer),
@@ -120,6 +131,18 @@ class Worker:
         self.criterion = Criterion(settings.criterion)
         self.multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
         self.meter = Meter(settings.batch.global_)
+
+    def _initialise(self, model: Mask2Former) -> None:
+        """Give a fresh run its start values, and say which they are and which they are not."""
+        path = initial_weights(self.settings.model.init_from, self.settings.task)
+        loaded = load(model, path)
+        self.tracker.event(
+            "init_from",
+            path=str(path),
+            text=str(loaded),
+            fresh=loaded.fresh,
+            unused=loaded.unused,
+        )
 
     def run(self) -> None:
         """The whole loop: resume, step, log, save, evaluate, summarise."""
