@@ -138,6 +138,21 @@ def replay(
 
 
 @app.command()
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(help="transformers or detectron2.")],
+    out: Annotated[
+        Path | None, typer.Option(help="New folder. Default: RUN/exports/FORMAT-step-N.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Write weights that others load, with a model card."""
+    from jobs.export import export
+
+    export(run, to, out, checkpoint)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help="A module of jobs/bench/, such as overfit.")],
     json: Annotated[Path | None, typer.Option(help="Also write the rows to this file.")] = None,

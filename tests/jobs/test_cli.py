@@ -21,6 +21,7 @@ OPTIONS = {
     "train": ["preset", "KEY=VALUE"],
     "evaluate": ["run", "--checkpoint", "--data", "--images"],
     "predict": ["run", "images", "--out", "--checkpoint"],
+    "export": ["run", "--to", "--out", "--checkpoint"],
     "bench": ["name", "--json"],
 }
 

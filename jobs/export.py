@@ -1,0 +1,104 @@
+"""`export`: a run's weights as others load them, with a card that says what they are."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers.utils import logging
+
+from jobs import card
+from jobs import config as configs
+from jobs.config import Config
+from model.mask2former import PIXEL_MEAN, PIXEL_STD, Mask2Former
+from model.weights.export import save_transformers, to_detectron2
+from pipeline.runs import load_model, write_json
+from shards.errors import UsageError
+from shards.files import whole_file
+from shards.taxonomy import Taxonomy
+
+EXPORTS = "exports"
+OFFICIAL = "model.pkl"
+
+
+def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = None) -> Path:
+    """Write the weights of a run's checkpoint to a new folder; returns the folder.
+
+    `to` transformers: what `Mask2FormerForUniversalSegmentation.from_pretrained` loads, with its
+    image processor. `to` detectron2: a pickle of arrays by the official names. Both with a model
+    card. The folder is there whole or not at all.
+
+    Raises UsageError for an unknown format, a folder that exists, and a net that the others cannot
+    compute.
+    """
+    if to not in WRITERS:
+        raise UsageError(f"--to {to}: known are {', '.join(WRITERS)}")
+    folder = configs.run_folder(run)
+    config = configs.load_run(folder)
+    model, taxonomy, step = load_model(config, folder, checkpoint, torch.device("cpu"))
+    out = (out or folder / EXPORTS / f"{to}-step-{step:09d}").absolute()
+    if out.exists():
+        raise UsageError(f"{out} exists; name another folder with --out, or remove it")
+    partial = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        with Console(stderr=True).status(f"exporting step {step}"):
+            WRITERS[to](partial, model, config, taxonomy)
+            card.write(partial, to, folder, config, taxonomy, step)
+            _sync(partial)
+        partial.rename(out)
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    _sync(out.parent)
+    print(f"step {step} for {to}: {out}")
+    return out
+
+
+def _transformers(folder: Path, model: Mask2Former, config: Config, taxonomy: Taxonomy) -> None:
+    logging.set_verbosity_error()  # it warns of every backbone but Swin
+    logging.disable_progress_bar()
+    save_transformers(folder, model, config.model, config.criterion, list(taxonomy.names))
+    write_json(folder / "preprocessor_config.json", {
+        "image_processor_type": "Mask2FormerImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": config.evaluation.short, "longest_edge": config.evaluation.long},
+        "size_divisor": config.evaluation.size_divisor,
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [mean / 255 for mean in PIXEL_MEAN],
+        "image_std": [std / 255 for std in PIXEL_STD],
+        "ignore_index": 255,
+        "do_reduce_labels": False,
+        "num_labels": len(taxonomy),
+    })  # fmt: skip
+
+
+def _detectron2(folder: Path, model: Mask2Former, config: Config, taxonomy: Taxonomy) -> None:
+    tensors = to_detectron2(model, config.model, config.criterion)
+    with whole_file(folder / OFFICIAL) as file:  # "__author__" tells detectron2 whose names
+        pickle.dump({"model": tensors, "__author__": "Mask2Former at scale"}, file, protocol=4)
+
+
+WRITERS: dict[str, Callable[[Path, Mask2Former, Config, Taxonomy], Any]] = {
+    "transformers": _transformers,
+    "detectron2": _detectron2,
+}
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder and its files on the disk."""
+    for path in (*folder.iterdir(), folder):
+        if path.is_file() or path == folder:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
