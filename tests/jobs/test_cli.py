@@ -204,4 +204,4 @@ def test_predict_refuses(work, tmp_path):
 
 
 def test_unknown_benchmarks(tmp_path):
-    fails(tmp_path, ["bench", "overfti"], 2, r"no benchmark 'overfti'.*known: overfit")
+    fails(tmp_path, ["bench", "overfti"], 2, r"no benchmark 'overfti'.*known: .*overfit")
