@@ -13,41 +13,13 @@ from pipeline.quarantine import QUARANTINE
 from pipeline.store import Store
 from pipeline.stream import Share, order_of
 from pipeline.track import EVENTS, METRICS, rows
-from pipeline.train import Worker, train
 from tests import distributed
-from tests.pipeline.runs import smallest
+from tests.pipeline.runs import attempt, interrupted, smallest
 
 pytestmark = pytest.mark.slow
 
 BAD = {1, 4}
 STEPS, GLOBAL = 4, 8
-
-
-class Killed(BaseException):
-    """The worker dies here."""
-
-
-def attempt(settings, folder: Path) -> str:
-    folder.mkdir(exist_ok=True)
-    try:
-        train(settings, folder)
-    except (Exception, Killed) as error:
-        return f"{type(error).__name__}: {error}"
-    return "done"
-
-
-def interrupted(settings, folder: Path) -> list[str]:
-    """Die after the third step, whose damage is recorded; the last checkpoint is of the second."""
-    one_step = Worker._one_step
-
-    def until_third(self, batches):
-        if self.step == 3:
-            raise Killed
-        return one_step(self, batches)
-
-    with mock.patch.object(Worker, "_one_step", until_third):
-        first = attempt(settings, folder)
-    return [first, attempt(settings, folder)]
 
 
 def without_answer(settings, folder: Path) -> str:

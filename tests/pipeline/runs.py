@@ -1,7 +1,8 @@
-"""Settings of the smallest run that trains on the photographs."""
+"""The smallest run that trains on the photographs, and what interrupts it."""
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 from model.criterion import CriterionSettings
 from model.mask2former import ModelSettings
@@ -14,6 +15,7 @@ from pipeline.schedule import ScheduleSettings
 from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
 from pipeline.stream import DataSettings
 from pipeline.track import TrackingSettings, WandbSettings
+from pipeline.train import Worker, train
 
 MODEL = ModelSettings(
     backbone="resnet",
@@ -54,3 +56,31 @@ def smallest(sets: Path, **changes) -> RunSettings:
         tracking=TrackingSettings(WandbSettings(mode="disabled")),
     )
     return dataclasses.replace(plain, **changes)
+
+
+class Killed(BaseException):
+    """The worker dies here."""
+
+
+def attempt(settings: RunSettings, folder: Path) -> str:
+    """Train; what was raised, as text."""
+    folder.mkdir(exist_ok=True)
+    try:
+        train(settings, folder)
+    except (Exception, Killed) as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def interrupted(settings: RunSettings, folder: Path) -> list[str]:
+    """Die in the fourth step, after a checkpoint at the second and metrics of the third."""
+    one_step = Worker._one_step
+
+    def until_fourth(self, batches):
+        if self.step == 3:
+            raise Killed
+        return one_step(self, batches)
+
+    with mock.patch.object(Worker, "_one_step", until_fourth):
+        first = attempt(settings, folder)
+    return [first, attempt(settings, folder)]

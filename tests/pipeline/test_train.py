@@ -20,39 +20,11 @@ from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
 from pipeline.store import Store
 from pipeline.stream import Share, train_stream
 from pipeline.track import EVENTS, METRICS, rows
-from pipeline.train import MAX_SKIPPED_IN_A_ROW, Worker, draws, train
+from pipeline.train import MAX_SKIPPED_IN_A_ROW, draws
 from tests import distributed
-from tests.pipeline.runs import smallest
+from tests.pipeline.runs import attempt, interrupted, smallest
 
 STEPS, GLOBAL = 4, 8
-
-
-class Killed(BaseException):
-    """The worker dies here."""
-
-
-def attempt(settings: RunSettings, folder: Path) -> str:
-    """Train; what was raised, as text."""
-    folder.mkdir(exist_ok=True)
-    try:
-        train(settings, folder)
-    except (Exception, Killed) as error:
-        return f"{type(error).__name__}: {error}"
-    return "done"
-
-
-def interrupted(settings: RunSettings, folder: Path) -> list[str]:
-    """Die in the fourth step, after a checkpoint at the second and metrics of the third."""
-    one_step = Worker._one_step
-
-    def until_fourth(self, batches):
-        if self.step == 3:
-            raise Killed
-        return one_step(self, batches)
-
-    with mock.patch.object(Worker, "_one_step", until_fourth):
-        first = attempt(settings, folder)
-    return [first, attempt(settings, folder)]
 
 
 def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
