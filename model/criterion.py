@@ -83,16 +83,18 @@ class Criterion:
         with torch.autocast(targets.maps.device.type, enabled=False):
             dtype = torch.promote_types(predictions.class_logits.dtype, torch.float32)
             predictions = Predictions(*(x.to(dtype) for x in predictions))
+            groups = neighbours(targets.maps)
             matches = match(
                 predictions,
                 targets,
+                groups,
                 draw,
                 points=self.settings.points,
                 class_weight=self.settings.class_weight,
                 mask_weight=self.settings.mask_weight,
                 dice_weight=self.settings.dice_weight,
             )
-            losses = self._losses(predictions, targets, matches, draw, normalisers)
+            losses = self._losses(predictions, targets, groups, matches, draw, normalisers)
             terms = {}
             for name, values in losses.items():
                 *auxiliary, last = values.unbind()
@@ -104,6 +106,7 @@ class Criterion:
         self,
         predictions: Predictions,
         targets: Targets,
+        groups: Tensor,
         matches: Matches,
         draw: Draw,
         totals: Normalisers,
@@ -117,7 +120,7 @@ class Criterion:
             class_total = totals.class_weight
         num_masks = totals.num_masks.clamp(min=1)
         ce = self._classification(predictions.class_logits, targets.categories, matches)
-        bce, dice = self._masks(predictions, targets, matches, draw)
+        bce, dice = self._masks(predictions, targets, groups, matches, draw)
         return {
             "loss_ce": ce * (s.class_weight / class_total),
             "loss_mask": bce * (s.mask_weight / num_masks),
@@ -136,7 +139,12 @@ class Criterion:
         return loss.unflatten(0, truth.shape).sum((1, 2))
 
     def _masks(
-        self, predictions: Predictions, targets: Targets, matches: Matches, draw: Draw
+        self,
+        predictions: Predictions,
+        targets: Targets,
+        groups: Tensor,
+        matches: Matches,
+        draw: Draw,
     ) -> tuple[Tensor, Tensor]:
         """Σ over matched pairs of cross entropy (mean over points) and of dice loss, [L] each."""
         layers, pairs = matches.query.shape
@@ -144,7 +152,6 @@ class Criterion:
             zero = predictions.mask_embeddings.sum((1, 2, 3)) + predictions.mask_features.sum()
             return zero * 0, zero * 0
         logits = _matched_logits(predictions, matches)  # [L, M, h, w]
-        groups = neighbours(targets.maps)
         places, truth = zip(
             *(
                 self._points(i, maps, groups, targets, matches, draw)

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from model.masked_decoder import Predictions
-from model.points import neighbours, padded_rows, sample_rows, sample_shared
+from model.points import padded_rows, sample_rows, sample_shared
 from model.targets import Draw, Targets
 
 
@@ -27,6 +27,7 @@ class Matches(NamedTuple):
 def match(
     predictions: Predictions,
     targets: Targets,
+    groups: Tensor,
     draw: Draw,
     *,
     points: int,
@@ -36,14 +37,14 @@ def match(
 ) -> Matches:
     """Cheapest one-to-one assignment for every prediction and image (Hungarian algorithm).
 
-    The whole step costs one copy to the host and one back. Draws: "match/i" of shape (points, 2)
-    for prediction i of each image.
+    `groups` are the `neighbours` of the targets' maps. The whole step costs one copy to the host
+    and one back. Draws: "match/i" of shape (points, 2) for prediction i of each image.
 
     Raises:
         FloatingPointError: non-finite class or mask logits; names the first such prediction.
     """
     cost = class_weight * class_cost(predictions.class_logits, targets.categories)
-    rows, groups = padded_rows(predictions.mask_features), neighbours(targets.maps)
+    rows = padded_rows(predictions.mask_features)
     for i, embeddings in enumerate(predictions.mask_embeddings):
         places = _draw_points(draw, f"match/{i}", len(embeddings), points, embeddings)
         features = sample_rows(rows, places)  # [B, P, C]

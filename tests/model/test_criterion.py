@@ -12,6 +12,7 @@ from torch import Tensor
 from model.criterion import Criterion, CriterionSettings, Normalisers, normalisers
 from model.masked_decoder import Predictions
 from model.matcher import match
+from model.points import neighbours
 from model.targets import Targets
 from tests.model.samples import boxes, keyed_draw, random_predictions
 
@@ -110,8 +111,9 @@ def test_losses_and_gradients_follow_the_formulas(counts: list[int], normaliser:
 
 def test_matching_is_optimal() -> None:
     predictions, targets = scene([3], layers=2)
+    groups = neighbours(targets.maps)
     matches = match(
-        predictions, targets, DRAW, points=50, class_weight=2, mask_weight=5, dice_weight=5
+        predictions, targets, groups, DRAW, points=50, class_weight=2, mask_weight=5, dice_weight=5
     )
     assert matches.counts == [3]
     for i in range(2):
