@@ -47,8 +47,24 @@ def build(
             "or folder (images and label maps of your own, see docs/folder.md)."
         ),
     ],
-    root: Annotated[Path, typer.Option(help="Folder of the raw data.")],
     out: Annotated[Path, typer.Option(help="Folder for the shard sets, one a split.")],
+    root: Annotated[Path | None, typer.Option(help="Folder of the raw data.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="coco, your own files instead of --root: folder of the images."),
+    ] = None,
+    instances: Annotated[
+        Path | None, typer.Option(help="coco, your own files: the JSON of instances.")
+    ] = None,
+    panoptic: Annotated[
+        Path | None, typer.Option(help="coco, your own files: the panoptic JSON.")
+    ] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="coco, your own files: folder of the panoptic PNGs.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="coco, your own files: name of the set, such as train.")
+    ] = None,
     splits: Annotated[str | None, typer.Option(help="Splits by comma. Default: all found.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="First images of each split.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all CPUs.")] = None,
@@ -64,7 +80,14 @@ def build(
     """Convert a raw data set into shards; says which tasks the result serves."""
     from jobs.build import build
 
-    build(source, root, out, splits, limit, jobs, tasks, shards, drop_empty, strict)
+    build(
+        *(source, root, out, splits, limit, jobs, tasks, shards, drop_empty, strict),
+        images=images,
+        instances=instances,
+        panoptic=panoptic,
+        maps=maps,
+        split=split,
+    )
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Build shard sets from a raw data set: a pure function of the data, in parallel, resumable."""
 
 import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from shards.parallel import Runner, processes, run
 from shards.plan import Plan, plan_splits, versions
 from shards.schema import TASKS
 from shards.sources import ade20k, cityscapes, coco, folder, vistas
+from shards.sources.coco_item import CocoFiles
 from shards.writer import write_shard
 
 SOURCES = {
@@ -28,7 +30,7 @@ SOURCES = {
 
 def build(
     source: str,
-    root: Path,
+    root: Path | CocoFiles,
     out: Path,
     *,
     splits: list[str] | None = None,
@@ -43,6 +45,7 @@ def build(
 ) -> dict[str, dict[str, Any]]:
     """Make `out/<split>/` a shard set of every split of the raw data set under `root`.
 
+    For `coco`, `root` may also be the files of one split, which `splits` then names.
     `limit` keeps the first images by key, `jobs` is the number of processes (default: the CPUs),
     `tasks` restricts the truth (default: all there is), `shards` fixes their number (default: the
     least power of two with at most 128 MiB of raw files each), `drop_empty` leaves out images
@@ -56,7 +59,7 @@ def build(
     findings by code. Raises UsageError for wrong arguments or folders, DataError for raw data that
     cannot be built.
     """
-    module = _check(source, root, limit, jobs, tasks, shards)
+    module = _check(source, root, splits, limit, jobs, tasks, shards)
     try:
         names = splits or module.splits(root, report)
         claim(out, source)
@@ -156,7 +159,8 @@ def _summary(manifest: Manifest, findings: list[Finding]) -> dict[str, Any]:
 
 def _check(
     source: str,
-    root: Path,
+    root: Path | CocoFiles,
+    splits: list[str] | None,
     limit: int | None,
     jobs: int | None,
     tasks: list[str] | None,
@@ -165,7 +169,9 @@ def _check(
     """The source module. Raises UsageError naming the wrong argument."""
     if source not in SOURCES:
         raise UsageError(f"unknown source {source!r}; known are {', '.join(SOURCES)}")
-    if not root.is_dir():
+    if isinstance(root, CocoFiles):
+        _check_files(root, source, splits)
+    elif not root.is_dir():
         raise UsageError(f"--root {root} is not a folder; give the folder of the raw data set")
     for name, value in {"limit": limit, "jobs": jobs, "shards": shards}.items():
         if value is not None and value < 1:
@@ -173,3 +179,21 @@ def _check(
     if wrong := set(tasks or ()) - set(TASKS):
         raise UsageError(f"unknown task {wrong.pop()!r}; known are {', '.join(TASKS)}")
     return SOURCES[source]
+
+
+def _check_files(files: CocoFiles, source: str, splits: list[str] | None) -> None:
+    """Raises UsageError naming the file that is not there or not given."""
+    if source != "coco":
+        raise UsageError(f"--instances and --panoptic are for coco; {source} is read from --root")
+    if not (files.instances or files.panoptic):
+        raise UsageError("--images needs its annotations; give --instances or --panoptic")
+    if bool(files.panoptic) != bool(files.maps):
+        raise UsageError("--panoptic needs --maps, the folder of its PNGs, and --maps needs it")
+    for name in ("instances", "panoptic"):
+        if (path := getattr(files, name)) and not path.is_file():
+            raise UsageError(f"--{name} {path} is not a file; give a JSON in COCO's format")
+    for name in ("images", "maps"):
+        if (path := getattr(files, name)) and not path.is_dir():
+            raise UsageError(f"--{name} {path} is not a folder; give that of the file names")
+    if not (splits and len(splits) == 1 and re.fullmatch(r"\w[\w.-]*", splits[0])):
+        raise UsageError(f"--split {splits and ','.join(splits)} is no name for a folder; give one")

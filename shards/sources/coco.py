@@ -4,12 +4,15 @@
     annotations/panoptic_train2017.json      its PNGs in annotations/panoptic_train2017/
     annotations/instances_train2017.json     or in panoptic_train2017/ beside annotations/
 
+or one's own files in these formats, named by CocoFiles.
+
 Kept are the images that every annotation file in use lists. One without annotations is a negative:
 no instances, or a map that is void everywhere.
 """
 
 from array import array
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,44 +44,21 @@ def splits(root: Path, report: Callable[[str], None]) -> list[str]:
 
 
 def read(
-    root: Path, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
+    root: Path | CocoFiles,
+    split: str,
+    tasks: Collection[str] | None,
+    report: Callable[[str], None],
 ) -> Split:
     """Read the annotation files of a split; pictures wait for `load` of its items.
 
     With `tasks` None all truth there is gets used, and `report` hears what is missing. Raises
-    UsageError for a split that is not there, DataError for truth that is missing or contradictory.
+    UsageError for a split that is not there, DataError for truth that is missing, damaged or
+    contradictory.
     """
-    images = _images(root, split)
-    if images is None:
-        raise UsageError(f"{root} has no {split}2017/; add it, or leave {split} out of --splits")
-    files: dict[str, Path] = {}
-    for kind, (serves, _) in _KINDS.items():
-        path = root / "annotations" / f"{kind}_{split}2017.json"
-        if tasks is not None and set(serves).isdisjoint(tasks):
-            continue
-        if path.is_file():
-            files[kind] = path
-        elif tasks is not None:
-            raise DataError(f"{path} is missing; add it, or leave {serves[0]} out of --tasks")
-        else:
-            report(f"{split}: no {path.name}, so the set will not serve {', '.join(serves)}")
-    if not files:
-        raise DataError(
-            f"{root / 'annotations'} has neither panoptic_{split}2017.json nor "
-            f"instances_{split}2017.json; add one, or leave {split} out of --splits"
-        )
-    if "panoptic" in files:
-        files["maps"] = _panoptic_folder(root, split)
-    return read_files(CocoFiles(images, **files), split, tasks, report)
-
-
-def read_files(
-    files: CocoFiles, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
-) -> Split:
-    """Read the annotation files of a split that lies where `files` says: COCO's formats, any names.
-
-    Raises DataError for truth that is damaged or contradictory.
-    """
+    if isinstance(root, CocoFiles):
+        files = _in_use(root, tasks)
+    else:
+        files = _published(root, split, tasks, report)
     indices = [
         CocoIndex.read(path, kind)
         for kind, path in (("panoptic", files.panoptic), ("instances", files.instances))
@@ -118,6 +98,48 @@ def read_files(
         items=items,
         findings=tuple(dict.fromkeys(one for index in indices for one in index.findings())),
     )
+
+
+def _published(
+    root: Path, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
+) -> CocoFiles:
+    """The files of a split of COCO 2017 that the tasks need."""
+    images = _images(root, split)
+    if images is None:
+        raise UsageError(f"{root} has no {split}2017/; add it, or leave {split} out of --splits")
+    files: dict[str, Path] = {}
+    for kind, (serves, _) in _KINDS.items():
+        path = root / "annotations" / f"{kind}_{split}2017.json"
+        if tasks is not None and set(serves).isdisjoint(tasks):
+            continue
+        if path.is_file():
+            files[kind] = path
+        elif tasks is not None:
+            raise DataError(f"{path} is missing; add it, or leave {serves[0]} out of --tasks")
+        else:
+            report(f"{split}: no {path.name}, so the set will not serve {', '.join(serves)}")
+    if not files:
+        raise DataError(
+            f"{root / 'annotations'} has neither panoptic_{split}2017.json nor "
+            f"instances_{split}2017.json; add one, or leave {split} out of --splits"
+        )
+    if "panoptic" in files:
+        files["maps"] = _panoptic_folder(root, split)
+    return CocoFiles(images, **files)
+
+
+def _in_use(files: CocoFiles, tasks: Collection[str] | None) -> CocoFiles:
+    """Those of the files that the tasks need."""
+    if tasks is None:
+        return files
+    unused = {}
+    for kind, (serves, _) in _KINDS.items():
+        needed = set(serves) & set(tasks)
+        if needed and getattr(files, kind) is None:
+            raise UsageError(f"--tasks {needed.pop()} needs --{kind}; give it, or leave it out")
+        if not needed:
+            unused[kind] = None
+    return replace(files, **unused)
 
 
 def _places(index: CocoIndex | None, image_id: Any) -> array | None:
