@@ -3,9 +3,10 @@
 Members of a sample (`ext -> bytes`); a shard set has the same ones for every sample:
 
 - the image, its bytes untouched (`jpg`, or one other extension for the whole set);
-- `json`: `schema image_id file_name source width height`, `segments` and `instances` where there
-  is such truth, `licence` and `attribution` where the publisher names them. `category` is the class
-  index in the manifest's taxonomy, `area` and `bbox` (x, y, w, h in pixels) are the publisher's;
+- `json`: `schema image_id file_name source width height`, `licence` and `attribution` ("" where
+  the publisher names none), `segments` and `instances` where there is such truth. `category` is the
+  class index in the manifest's taxonomy, `area` and `bbox` (x, y, w, h in pixels) are the
+  publisher's, floats always: readers that infer types see the same ones in every sample;
 - `segments.png`: panoptic truth `[H, W]`, 0 = void, n = n-th entry of `segments`;
 - `instances.png`: instance truth that may overlap, `[layers * H, W]`; an instance is where its
   layer equals its `value`, 0 = none;
@@ -52,7 +53,7 @@ class Segment:
     id: int
     category: int
     iscrowd: int
-    area: int | float
+    area: float
     bbox: list[float]
 
 
@@ -156,7 +157,7 @@ def record_of(key: str, members: dict[str, bytes]) -> Record:
             instances=_entries(document, "instances", Instance),
             layers=sample["layers"],
             semantic=sample["semantic"],
-            rights={name: document[name] for name in RIGHTS if name in document},
+            rights={name: document[name] for name in RIGHTS if document.get(name)},
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"the json member lacks or has too much ({error!r}); rebuild it") from error
@@ -171,7 +172,7 @@ def encode(record: Record) -> dict[str, bytes]:
     document: dict[str, Any] = {
         "schema": SCHEMA,
         **{name: getattr(record, name) for name in _PLAIN},
-        **record.rights,
+        **{name: record.rights.get(name, "") for name in RIGHTS},
     }
     members = {record.ext: record.image}
     if record.segments is not None:
@@ -212,8 +213,9 @@ _PLAIN = ("file_name", "height", "image_id", "source", "width")
 
 
 def _plain(entry: Segment) -> dict[str, Any]:
-    """`asdict` without its copies."""
-    return {one.name: getattr(entry, one.name) for one in fields(entry)}
+    """`asdict` without its copies, numbers of one type whatever the publisher's."""
+    plain = {one.name: getattr(entry, one.name) for one in fields(entry)}
+    return plain | {"area": float(entry.area), "bbox": list(map(float, entry.bbox))}
 
 
 def _encode_map(values: np.ndarray) -> bytes:

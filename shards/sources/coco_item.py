@@ -122,12 +122,12 @@ class CocoItem:
             category = self.taxonomy.index(entry["category_id"])
         except DataError as error:
             raise Reject(13, f"category id {entry['category_id']} is not in the list") from error
-        x, y, width, height = entry["bbox"]
+        x, y, width, height = map(float, entry["bbox"])
         return {
             "id": entry["id"],
             "category": category,
             "iscrowd": entry.get("iscrowd", 0),
-            "area": entry["area"],
+            "area": float(entry["area"]),
             "bbox": [x, y, width, height],
         }
 

@@ -129,6 +129,7 @@ def test_decode_is_the_inverse_of_encode():
         "width": 4,
         "height": 3,
         "licence": "http://cc/by",
+        "attribution": "",
         "segments": [{"id": 5, "category": 1, "iscrowd": 0, "area": 3.5, "bbox": [0, 1, 2, 2.5]}],
         "instances": [
             {"id": 9, "category": 0, "iscrowd": 1, "area": 3, "bbox": [0, 0, 3, 3]}
