@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 TERMS = {
     f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0", "_1", "_2")
 }
+SHORT = 5  # steps; rounding grows with each, since it decides a close match one day
 SUMMARY = {  # DESIGN's contract
     "PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU",
     "step", "position", "wall_s", "checkpoint", "pictures",
@@ -217,33 +218,33 @@ def test_a_finished_run_is_left_alone(trained, run, photographs):
 
 @pytest.fixture(scope="module")
 def stages(base, photographs, tmp_path_factory):
-    """Runs of the other ZeRO stages; the one of stage 2 is the longest."""
+    """Short runs of the other ZeRO stages."""
     folder = tmp_path_factory.mktemp("stages")
 
-    def train(stage, steps):
-        changes = [f"name=zero{stage}", f"zero.stage={stage}", f"trainer.steps={steps}"]
+    def train(stage):
+        changes = [f"name=zero{stage}", f"zero.stage={stage}", f"trainer.steps={SHORT}"]
         outcome = small.finish(small.start(folder, *small.words(photographs, *changes)))
         assert outcome.code == 0, outcome.err
         return folder / "runs" / f"zero{stage}"
 
-    return {0: train(0, 4), 2: train(2, small.STEPS + 4), 3: train(3, 4)}
+    return {stage: train(stage) for stage in (0, 2, 3)}
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_every_stage_takes_the_same_steps(stage, stages, run):
     """What ZeRO shards is a matter of memory: losses agree to rounding with those of stage 1."""
     assert {event["zero_stage"] for event in of_kind(stages[stage], "start")} == {stage}
-    for ours, theirs in zip(losses(stages[stage]), losses(run), strict=False):
-        for name in ("step", "position", "loss", "grad_norm", "lr"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), (ours["step"], name)
-    last = max(row["step"] for row in losses(stages[stage]))
-    assert last == {0: 4, 2: small.STEPS + 4, 3: 4}[stage]
+    ours, theirs = losses(stages[stage]), losses(run)[:SHORT]
+    for name in ("step", "position", "loss", "grad_norm", "lr"):
+        assert [row[name] for row in ours] == pytest.approx(
+            [row[name] for row in theirs], rel=1e-4
+        ), name
 
 
 def test_a_run_of_stage_3_is_evaluated(stages):
     outcome = small.call(stages[3].parents[1], "evaluate", stages[3].name)
     assert outcome.code == 0, outcome.err
-    assert "step 4, 5 images" in outcome.out
+    assert f"step {SHORT}, 5 images" in outcome.out
 
 
 def test_a_run_goes_on_with_fewer_workers_and_more_steps(trained, run, stages, photographs):
