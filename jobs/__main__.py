@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import RunFailed
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed, UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -77,7 +76,7 @@ def build(
         bool, typer.Option("--strict", help="Stop at the first image that the doctor rejects.")
     ] = False,
 ) -> None:
-    """Convert a raw data set into shards; says which tasks the result serves."""
+    """Convert a raw data set into shards, if there is room; says which tasks the result serves."""
     from jobs.build import build
 
     build(
@@ -194,7 +193,7 @@ def main() -> int:
         return _complain(str(error), 3)
     except UsageError as error:
         return _complain(str(error), 2)
-    except RunFailed as error:
+    except Failed as error:
         return _complain(str(error), 1)
     except typer.Exit as stop:
         return stop.exit_code

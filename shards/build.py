@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from shards.doctor import FINDINGS, RULES, Finding, load_findings, save_findings, totals
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed, UsageError
 from shards.index import SAMPLES, offsets_path, save_rows
 from shards.manifest import MANIFEST, File, Manifest
 from shards.output import claim, clear, locked
@@ -17,6 +17,7 @@ from shards.plan import Plan, plan_splits, versions
 from shards.schema import TASKS
 from shards.sources import ade20k, cityscapes, coco, folder, vistas
 from shards.sources.coco_item import CocoFiles
+from shards.space import check_space
 from shards.writer import write_shard
 
 SOURCES = {
@@ -57,7 +58,7 @@ def build(
 
     Returns, for every split, its samples, shards, bytes, tasks, members, fingerprint and number of
     findings by code. Raises UsageError for wrong arguments or folders, DataError for raw data that
-    cannot be built.
+    cannot be built, Failed where the disk has too little room or processes die.
     """
     module = _check(source, root, splits, limit, jobs, tasks, shards)
     try:
@@ -67,6 +68,7 @@ def build(
         plans = plan_splits(
             raw, out, limit=limit, shards=shards, drop_empty=drop_empty, strict=strict
         )
+        check_space(out, [job for plan in plans for job in plan.jobs])
         if len({plan.split.taxonomy for plan in plans}) > 1:
             report("the splits have different categories; build with --tasks to make them agree")
         return {
@@ -74,9 +76,7 @@ def build(
         }
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UsageError(
-                f"{out}: the disk is full; free space and run again to go on"
-            ) from error
+            raise Failed(f"{out}: the disk is full; free space and run again to go on") from error
         raise UsageError(
             f"{error.filename or out}: {error.strerror or error}; mend it and run again to go on"
         ) from error

@@ -1,4 +1,4 @@
-"""The two mistakes a user can make. Messages are one line: the file or key, the value, the fix."""
+"""What ends a command. Messages are one line: the file or key, the value, the fix."""
 
 
 class DataError(ValueError):
@@ -7,3 +7,7 @@ class DataError(ValueError):
 
 class UsageError(ValueError):
     """The command, a path or the configuration is wrong; the program exits 2."""
+
+
+class Failed(RuntimeError):
+    """A disk, a network or a process failed, and no input is to blame; the program exits 1."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from shards.errors import UsageError
+from shards.errors import Failed
 
 ATTEMPTS = 3
 
@@ -27,7 +27,7 @@ class Piece(Protocol):
 
 
 # Does the work of every piece and yields (place in the list, result) as they are ready. Raises the
-# errors of the work, and UsageError where a piece's process has died ATTEMPTS times.
+# errors of the work, and Failed where a piece's process has died ATTEMPTS times.
 Runner = Callable[[Callable[[Any], Any], list[Piece]], Iterator[tuple[int, Any]]]
 
 
@@ -51,9 +51,9 @@ def processes(count: int | None = None) -> Runner:
     return partial(_in_processes, count=count or len(os.sched_getaffinity(0)))
 
 
-def dead(piece: Piece, how: str) -> UsageError:
+def dead(piece: Piece, how: str) -> Failed:
     """The error for a piece whose process has died ATTEMPTS times."""
-    return UsageError(
+    return Failed(
         f"{piece.tar}: its process died {ATTEMPTS} times ({how}), perhaps for want of memory; "
         "run again to go on, with fewer --jobs"
     )

@@ -17,6 +17,7 @@ from shards.sources.split import Item, Split
 from shards.writer import Job
 
 SHARD_BYTES = 128 * 2**20  # of raw files, at most, on average
+_MORE_BYTES = 12 << 10  # a sample has beyond its raw files: JSON, layers of instances, tar headers
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def _plan(
                 inputs=digest([common, said]),
                 # ctime, for a file that is swapped for an older one is new to us all the same
                 changed=max((time for i in group for _, time in stats[i]), default=0),
+                room=sum(max(0, size) for i in group for size, _ in stats[i])
+                + len(group) * _MORE_BYTES,
                 drop_empty=drop_empty,
                 strict=strict,
             )

@@ -22,13 +22,15 @@ class Job:
     """A shard to make at `tar` from `items`, in that order.
 
     `inputs` is a digest of what its bytes depend on, `changed` when a raw file of it last did (ns
-    since epoch). `drop_empty` leaves out samples without truth; `strict` makes a reject an error.
+    since epoch), `room` the bytes it is likely to take. `drop_empty` leaves out samples without
+    truth; `strict` makes a reject an error.
     """
 
     tar: Path
     items: list[Item]
     inputs: str
     changed: int
+    room: int
     drop_empty: bool
     strict: bool
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shards.build import build
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed, UsageError
 from shards.output import locked
 from tests.shards.raw import RawImage, edit, sky, write
 
@@ -240,7 +240,7 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(raw, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        failing(raw, tmp_path / "out", UsageError, "the disk is full; free space")
+        failing(raw, tmp_path / "out", Failed, "the disk is full; free space")
     assert not [path for path in (tmp_path / "out").rglob("*.tar*") if path.is_file()]
     build("coco", raw, tmp_path / "out", report=lambda line: None)
     assert (tmp_path / "out/val/manifest.json").exists()

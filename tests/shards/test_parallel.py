@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed
 from shards.parallel import ATTEMPTS, processes, run
 
 
@@ -47,7 +47,7 @@ def test_a_killed_piece_is_tried_again_and_no_other_is(tmp_path):
 
 def test_a_piece_that_always_dies_is_named(tmp_path):
     pieces = [Piece(tmp_path / "good"), Piece(tmp_path / "deadly", deaths=ATTEMPTS)]
-    with pytest.raises(UsageError, match=r"deadly: its process died 3 times .*-9.*--jobs"):
+    with pytest.raises(Failed, match=r"deadly: its process died 3 times .*-9.*--jobs"):
         everything(pieces)
 
 
