@@ -1,65 +1,115 @@
-"""ResNet and Swin backbones of `transformers`, as feature maps by stride."""
+"""Backbones of `transformers`, as feature maps by stride."""
 
+import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     ResNetBackbone,
     ResNetConfig,
     SwinBackbone,
     SwinConfig,
+    Swinv2Backbone,
+    Swinv2Config,
 )
 
-from model.norms import replace_batch_norm
+from model.norms import ChannelNorm, replace_batch_norm
 from model.targets import Draw
 
 STRIDES = (4, 8, 16, 32)
 NORMS = ("frozen_batch", "batch", "sync_batch", "group")
 
+
+class Family(NamedTuple):
+    """A kind of backbone.
+
+    Attributes:
+        branches: modules of a block, each the last one of a residual branch.
+        is_plain: one resolution, stride 16, which a `SimplePyramid` makes four of.
+    """
+
+    config: type[PreTrainedConfig]
+    body: type[PreTrainedModel]
+    branches: tuple[str, ...] = ()
+    is_plain: bool = False
+
+
+RESNET = Family(ResNetConfig, ResNetBackbone)
+SWIN = Family(SwinConfig, SwinBackbone, ("drop_path", "mlp"))
+SWINV2 = Family(Swinv2Config, Swinv2Backbone, ("layernorm_before", "layernorm_after"))
+CONVNEXT = Family(ConvNextConfig, ConvNextBackbone, ("drop_path",))
+DINOV3_VIT = Family(
+    DINOv3ViTConfig, DINOv3ViTBackbone, ("layer_scale1", "layer_scale2"), is_plain=True
+)
+
+_WINDOW_12 = {"window_size": 12, "image_size": 384}
+_WINDOW_8 = {"window_size": 8, "image_size": 256}
+_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+_LARGE = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48]}
+_CONVNEXT = {"hidden_sizes": [96, 192, 384, 768]}  # its body takes no tuple, the config's default
+# rescaling of positions in training is off: it draws from the global generator
+_VIT = {"num_register_tokens": 4, "pos_embed_rescale": None}
+
 # Family and architecture of each known name; `model.backbone_config` overrides single fields.
-BACKBONES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
-    "resnet": (ResNetConfig, {}),
-    "resnet50": (ResNetConfig, {"depths": [3, 4, 6, 3]}),
-    "resnet101": (ResNetConfig, {"depths": [3, 4, 23, 3]}),
-    "swin": (SwinConfig, {}),
-    "swin_tiny": (SwinConfig, {"embed_dim": 96, "depths": [2, 2, 6, 2]}),
-    "swin_small": (SwinConfig, {"embed_dim": 96, "depths": [2, 2, 18, 2]}),
-    "swin_base": (
-        SwinConfig,
-        {
-            "embed_dim": 128,
-            "depths": [2, 2, 18, 2],
-            "num_heads": [4, 8, 16, 32],
-            "window_size": 12,
-            "image_size": 384,
-        },
+BACKBONES: dict[str, tuple[Family, dict[str, Any]]] = {
+    "resnet": (RESNET, {}),
+    "resnet50": (RESNET, {"depths": [3, 4, 6, 3]}),
+    "resnet101": (RESNET, {"depths": [3, 4, 23, 3]}),
+    "swin": (SWIN, {}),
+    "swin_tiny": (SWIN, {"embed_dim": 96, "depths": [2, 2, 6, 2]}),
+    "swin_small": (SWIN, {"embed_dim": 96, "depths": [2, 2, 18, 2]}),
+    "swin_base": (SWIN, _BASE | _WINDOW_12),
+    "swin_large": (SWIN, _LARGE | _WINDOW_12),
+    "swinv2": (SWINV2, {}),
+    "swinv2_tiny": (SWINV2, {"embed_dim": 96, "depths": [2, 2, 6, 2]} | _WINDOW_8),
+    "swinv2_small": (SWINV2, {"embed_dim": 96, "depths": [2, 2, 18, 2]} | _WINDOW_8),
+    "swinv2_base": (SWINV2, _BASE | _WINDOW_8),
+    "convnext": (CONVNEXT, _CONVNEXT),
+    "convnext_tiny": (CONVNEXT, _CONVNEXT | {"depths": [3, 3, 9, 3]}),
+    "convnext_small": (CONVNEXT, _CONVNEXT | {"depths": [3, 3, 27, 3]}),
+    "convnext_base": (
+        CONVNEXT,
+        {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]},
     ),
-    "swin_large": (
-        SwinConfig,
-        {
-            "embed_dim": 192,
-            "depths": [2, 2, 18, 2],
-            "num_heads": [6, 12, 24, 48],
-            "window_size": 12,
-            "image_size": 384,
+    "convnext_large": (
+        CONVNEXT,
+        {"depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536]},
+    ),
+    "dinov3_vit": (DINOV3_VIT, _VIT),
+    "dinov3_vit_small": (
+        DINOV3_VIT,
+        _VIT | {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6},
+    ),
+    "dinov3_vit_base": (
+        DINOV3_VIT,
+        _VIT | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    ),
+    "dinov3_vit_large": (
+        DINOV3_VIT,
+        _VIT
+        | {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
         },
     ),
 }
 
-BODIES: dict[type[PreTrainedConfig], type[PreTrainedModel]] = {
-    ResNetConfig: ResNetBackbone,
-    SwinConfig: SwinBackbone,
-}
-
-# A classification checkpoint lacks Swin's output norms (which start at identity, as published) and
-# has a head beyond the backbone.
+# A classification checkpoint lacks the norms of feature maps (which start at identity, as
+# published) and has a norm and a head beyond the backbone.
 _FRESH = "hidden_states_norms."
-_DROPPED = "classifier."
+_DROPPED = re.compile(r"(\w+\.)?(classifier|layernorm)\.")
 
 
 class Backbone(nn.Module):
@@ -70,7 +120,8 @@ class Backbone(nn.Module):
         overrides: fields of the transformers config that differ from the named architecture.
         norm: normalisation of ResNets, one of `NORMS`.
         weights: "none" (random initialisation) or a local folder for `from_pretrained`.
-        drop_path: largest stochastic depth rate of Swin.
+        drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first.
+            ResNets have none.
 
     Raises:
         ValueError: an unknown name, field or norm, or weights that do not fit; names the setting.
@@ -85,19 +136,26 @@ class Backbone(nn.Module):
         drop_path: float = 0.3,
     ) -> None:
         super().__init__()
-        config = _config(name, dict(overrides or {}), norm, drop_path)
-        family = BODIES[type(config)]
-        body = family(config) if weights == "none" else _load(family, weights, config)
-        self.channels = dict(zip(STRIDES, body.channels, strict=True))
-        self.drop_paths = nn.ModuleList()
-        if isinstance(config, SwinConfig):
-            body.swin.layernorm = nn.Identity()  # its output reaches no feature map
-            self.drop_paths.extend(_drop_both_branches(body))
-        elif norm == "sync_batch" and not torch.cuda.is_available():
-            warnings.warn("model.norm=sync_batch needs CUDA: using batch", stacklevel=2)
-        else:
+        family, config = _config(name, dict(overrides or {}), norm, drop_path)
+        body = family.body(config) if weights == "none" else _load(family.body, weights, config)
+        self.pyramid = None
+        channels = body.channels
+        if family is RESNET:
+            if norm == "sync_batch" and not torch.cuda.is_available():
+                warnings.warn("model.norm=sync_batch needs CUDA: using batch", stacklevel=2)
+                norm = "batch"
             body = replace_batch_norm(body, norm)
+        elif family is SWIN:
+            body.swin.layernorm = nn.Identity()  # its output reaches no feature map
+        elif family.is_plain:
+            body.embeddings.mask_token = None  # of pretraining
+            self.pyramid = SimplePyramid(*channels)
+            channels = self.pyramid.channels
+        self.channels = dict(zip(STRIDES, channels, strict=True))
         self.body = body
+        self.drop_paths: list[DropPath] = []
+        if family.branches:
+            self.drop_paths = _drop_branches(body, family.branches, config.drop_path_rate)
 
     def forward(self, images: Tensor, draw: Draw | None = None) -> dict[int, Tensor]:
         """Features {stride: [B, C, H/stride, W/stride]} of images [B, 3, H, W].
@@ -113,71 +171,89 @@ class Backbone(nn.Module):
                 uniform = torch.stack([draw(i, "drop_path", shape) for i in range(len(images))])
             for path, column in zip(self.drop_paths, uniform.unbind(1), strict=True):
                 path.uniform = column
-        return dict(zip(STRIDES, self.body(images).feature_maps, strict=True))
+        maps = self.body(images).feature_maps
+        if self.pyramid is not None:
+            maps = self.pyramid(*maps)
+        return dict(zip(STRIDES, maps, strict=True))
 
 
-class DropPath(nn.Module):
+class SimplePyramid(nn.Module):
+    """Maps of strides 4, 8, 16, 32 from the one of a plain ViT (ViTDet, arXiv 2203.16527)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.channels = (dim // 4, dim // 2, dim, dim)
+        self.to_4 = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim // 2, 2, stride=2),
+            ChannelNorm(dim // 2),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim // 2, dim // 4, 2, stride=2),
+        )
+        self.to_8 = nn.ConvTranspose2d(dim, dim // 2, 2, stride=2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Four maps of [B, C, H/16, W/16]."""
+        return self.to_4(x), self.to_8(x), x, F.max_pool2d(x, 2)
+
+
+class DropPath:
     """Stochastic depth (arXiv 1603.09382): drops a residual branch per sample, rescales the rest.
 
-    `uniform` [B], set before each training step, decides: sample b is kept where it is >= rate.
+    A forward hook of the branch's last module. `uniform` [B], set before each training step,
+    decides: sample b is kept where it is >= rate.
     """
 
     def __init__(self, rate: float) -> None:
-        super().__init__()
         self.rate = rate
         self.uniform: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        scale = (self.uniform >= self.rate).to(x.dtype) / (1 - self.rate)  # [B]
-        return x * scale[:, None, None]
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], branch: Tensor) -> Tensor:
+        if not module.training:
+            return branch
+        scale = (self.uniform >= self.rate).to(branch.dtype) / (1 - self.rate)  # [B]
+        return branch * scale.view(-1, *(1 for _ in branch.shape[1:]))
 
 
-class _DroppedMLP(nn.Module):
-    """A Swin MLP with stochastic depth on its output; parameter names stay those of the MLP."""
+def _drop_branches(body: nn.Module, branches: tuple[str, ...], rate: float) -> list[DropPath]:
+    """Give every branch of every block a `DropPath` of its own.
 
-    def __init__(self, mlp: nn.Module, drop_path: DropPath) -> None:
-        super().__init__()
-        self.fc1, self.activation_fn, self.fc2 = mlp.fc1, mlp.activation_fn, mlp.fc2
-        self.drop_path = drop_path
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.fc2(self.activation_fn(self.fc1(x))))
-
-
-def _drop_both_branches(body: nn.Module) -> list[DropPath]:
-    """Give both branches of every Swin block a `DropPath`; transformers drops attention only."""
+    transformers has one module a block, which draws by itself and in Swin sees one branch only.
+    """
+    blocks = [module for module in body.modules() if hasattr(module, "drop_path")]
+    rates = torch.linspace(0, rate, len(blocks), device="cpu").tolist()
     paths: list[DropPath] = []
-    for stage in body.swin.encoder.layers:
-        for block in stage.blocks:
-            rate = getattr(block.drop_path, "drop_prob", 0.0)
-            if rate > 0:
-                block.drop_path = DropPath(rate)
-                block.mlp = _DroppedMLP(block.mlp, DropPath(rate))
-                paths += [block.drop_path, block.mlp.drop_path]
+    for block, block_rate in zip(blocks, rates, strict=True):
+        block.drop_path = nn.Identity()
+        if block_rate > 0:
+            for branch in branches:
+                paths.append(DropPath(block_rate))
+                getattr(block, branch).register_forward_hook(paths[-1])
     return paths
 
 
-def _config(name: str, overrides: dict[str, Any], norm: str, drop_path: float) -> PreTrainedConfig:
+def _config(
+    name: str, overrides: dict[str, Any], norm: str, drop_path: float
+) -> tuple[Family, PreTrainedConfig]:
     if name not in BACKBONES:
         raise ValueError(f"model.backbone={name!r} is unknown; known: {', '.join(BACKBONES)}")
     if norm not in NORMS:
         raise ValueError(f"model.norm={norm!r} is unknown; known: {', '.join(NORMS)}")
     family, architecture = BACKBONES[name]
-    if family is SwinConfig:
+    if family is not RESNET:
         if norm != NORMS[0]:
             raise ValueError(f"model.norm={norm!r} is for ResNets; leave it out for {name}")
         architecture = architecture | {"drop_path_rate": drop_path}
+    known = [key for key in family.config.__annotations__ if not key.startswith("_")]
     for key in overrides:
-        if key not in family.__annotations__ or key.startswith("_"):
-            known = ", ".join(key for key in family.__annotations__ if not key.startswith("_"))
-            raise ValueError(f"model.backbone_config.{key} is unknown; known: {known}")
+        if key not in known:
+            raise ValueError(f"model.backbone_config.{key} is unknown; known: {', '.join(known)}")
     fields = architecture | overrides
     for key in ("depths", "hidden_sizes"):
         if len(fields.get(key, STRIDES)) != len(STRIDES):
             raise ValueError(f"model.backbone_config.{key}={fields[key]}: four stages are needed")
-    return family(**fields, out_features=["stage1", "stage2", "stage3", "stage4"])
+    config = family.config(**fields)
+    config.out_features = config.stage_names[-1 if family.is_plain else 1 :]
+    return family, config
 
 
 def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) -> PreTrainedModel:
@@ -195,7 +271,7 @@ def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) 
         reason = str(error).splitlines()[0]
         raise ValueError(f"model.weights={folder!r} cannot be loaded: {reason}") from error
     missing = [name for name in info["missing_keys"] if not name.startswith(_FRESH)]
-    unexpected = [name for name in info["unexpected_keys"] if not name.startswith(_DROPPED)]
+    unexpected = [name for name in info["unexpected_keys"] if not _DROPPED.match(name)]
     for what, names in (("lacks", missing), ("has unknown", unexpected)):
         if names:
             raise ValueError(

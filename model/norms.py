@@ -29,6 +29,13 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift, x, scale)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation of every pixel of [B, C, H, W] over its channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
 class StandardisedConv2d(nn.Conv2d):
     """Convolution whose filters have mean 0 and norm 1 (weight standardisation, arXiv 1903.10520).
 

@@ -26,7 +26,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     """Groups for AdamW: {backbone, head} x {decayed, not decayed}; frozen tensors are left out.
 
     Not decayed: norms, embeddings and Swin's relative-position tables. Everything else is,
-    biases and the pixel decoder's level embedding included, as in the reference.
+    biases and the pixel decoder's level embedding included, as in the reference. The pyramid of a
+    plain ViT starts anew and learns as the head does.
     """
     not_decayed = set()
     for module_name, module in model.named_modules():
@@ -38,7 +39,8 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "backbone" if name.startswith("backbone.") else "head"
+        pretrained = name.startswith("backbone.") and not name.startswith("backbone.pyramid.")
+        part = "backbone" if pretrained else "head"
         decays = name not in not_decayed
         group = groups.setdefault((part, decays), {
             "name": f"{part}.{'decay' if decays else 'no_decay'}",

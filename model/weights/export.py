@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
+from model.backbone import BACKBONES, RESNET, SWIN
 from model.criterion import CriterionSettings
 from model.mask2former import Mask2Former, ModelSettings
 from model.norms import group_norm
@@ -24,6 +25,10 @@ def to_detectron2(
     Raises ValueError naming the setting or the tensors that the official code does not have.
     """
     _check(settings)
+    if BACKBONES[settings.backbone][0] not in (RESNET, SWIN):
+        raise ValueError(
+            f"model.backbone={settings.backbone}: the official code has ResNets and Swins only"
+        )
     named = DETECTRON2.from_ours(model.state_dict())
     named["criterion.empty_weight"] = _class_weights(model, criterion)
     return {name: tensor.cpu().numpy() for name, tensor in named.items()}
@@ -55,6 +60,10 @@ def transformers_config(
     Raises ValueError naming the setting that transformers does not have.
     """
     _check(settings)
+    if model.backbone.pyramid is not None:
+        raise ValueError(
+            f"model.backbone={settings.backbone}: transformers has no pyramid for a plain ViT"
+        )
     pixel, masked = settings.pixel_decoder, settings.masked_decoder
     if pixel.heads != masked.heads:
         raise ValueError(

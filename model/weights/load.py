@@ -22,14 +22,16 @@ CLASS_HEAD = ("masked_decoder.class_head.weight", "masked_decoder.class_head.bia
 SHOWN = 6  # names of a list that a person is shown
 
 # What files hold beside the network: constants that can be computed, norms that reach no feature
-# map, counters without effect, and, in files of a backbone alone, its classifier.
+# map, a token of pretraining, counters without effect, and, in files of a backbone alone, its
+# classifier.
 _OF_NO_USE = re.compile(
-    r"criterion\.|pixel_(mean|std)$|backbone\.body\.(swin\.)?layernorm\."
+    r"criterion\.|pixel_(mean|std)$|backbone\.body\.((swin\.)?layernorm\.|embeddings\.mask_token$)"
     r"|.*\.(relative_position_index|attn_mask|num_batches_tracked)$"
 )
 _OF_CLASSIFIERS = re.compile(r"(backbone\.body\.|stem\.)?(fc|head|norm|classifier)\.")
-# Swin's output norms are not part of its classification checkpoints; they start at identity.
-_OF_SEGMENTERS = "backbone.body.hidden_states_norms."
+# Norms of feature maps, which start at identity, and the pyramid of a plain ViT are not part of
+# classification checkpoints.
+_OF_SEGMENTERS = ("backbone.body.hidden_states_norms.", "backbone.pyramid.")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def fit(model: Mask2Former, path: str | Path) -> Loaded:
     `path` is a checkpoint of ours, a file of the official code (`.pkl`, `.pth`, any generation of
     its names), a folder or file of transformers, or an ImageNet backbone of either or of
     torchvision, which fills the backbone alone. The class head of another number of classes keeps
-    its initial values, and so do the output norms of Swin that a classification checkpoint lacks.
+    its initial values, and so do the norms and the pyramid that a classification checkpoint lacks.
 
     Raises ValueError listing every tensor that is missing, unknown or of another shape.
     """
@@ -150,8 +152,9 @@ def _from_detectron2(name: str) -> str | None:
 
 
 def _from_backbone(name: str) -> str:
-    """Models of a backbone and a head call the backbone by its family."""
-    return "backbone.body." + re.sub(r"^(resnet|swin)\.", "", name)
+    """Models of a backbone and a head call the backbone by its family; DINOv3 skips its encoder."""
+    name = re.sub(r"^(resnet|swin|swinv2|convnext)\.", "", name)
+    return "backbone.body." + re.sub(r"^layer\.", "model.layer.", name)
 
 
 def _is_of_no_use(name: str, backbone_only: bool) -> bool:

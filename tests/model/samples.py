@@ -10,17 +10,37 @@ from model.masked_decoder import MaskedDecoderSettings, Predictions
 from model.pixel_decoder import PixelDecoderSettings
 from model.targets import Targets
 
+# A family of backbones each, as small as its kind allows.
+TINY_BACKBONES = {
+    "resnet": {
+        "layer_type": "basic",
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64, 128],
+        "depths": [1, 1, 1, 1],
+    },
+    "swin": {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 4},
+    "swinv2": {
+        "embed_dim": 16,
+        "depths": [1, 1, 2, 1],
+        "num_heads": [1, 2, 2, 4],
+        "window_size": 4,
+        "image_size": 256,
+    },
+    "convnext": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]},
+    "dinov3_vit": {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+    },
+}
+
 
 def tiny_settings(**changes) -> ModelSettings:
     """About 0.5 M parameters: a basic-block ResNet with GroupNorm, 64 channels, 4 predictions."""
     fields = {
         "backbone": "resnet",
-        "backbone_config": {
-            "layer_type": "basic",
-            "embedding_size": 16,
-            "hidden_sizes": [16, 32, 64, 128],
-            "depths": [1, 1, 1, 1],
-        },
+        "backbone_config": TINY_BACKBONES["resnet"],
         "norm": "group",
         "queries": 16,
         "dim": 64,

@@ -1,37 +1,158 @@
-"""Backbones: shapes, normalisation variants, stochastic depth, weights from a folder."""
+"""Backbones: one contract for all families; normalisation variants, weights from a folder."""
+
+import copy
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    ResNetConfig,
+    ConvNextForImageClassification,
+    DINOv3ViTModel,
     ResNetForImageClassification,
-    SwinConfig,
     SwinForImageClassification,
+    Swinv2ForImageClassification,
 )
 
-from model.backbone import Backbone, DropPath
+from model.backbone import BACKBONES, Backbone, DropPath
+from model.mask2former import Mask2Former
 from model.norms import FrozenBatchNorm2d
-from tests.model.samples import keyed_draw, tiny_settings
+from pipeline.optimizer import OptimizerSettings, parameter_groups
+from tests.model.samples import TINY_BACKBONES, keyed_draw, tiny_settings
 
-TINY_RESNET = tiny_settings().backbone_config
-TINY_SWIN = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
+TINY_RESNET, TINY_SWIN = TINY_BACKBONES["resnet"], TINY_BACKBONES["swin"]
+FAMILIES = pytest.mark.parametrize("name", TINY_BACKBONES)
+DROPPING = pytest.mark.parametrize("name", [name for name in TINY_BACKBONES if name != "resnet"])
 
 
-@pytest.mark.parametrize(
-    ("name", "config"), [("resnet", TINY_RESNET), ("swin", TINY_SWIN)], ids=["resnet", "swin"]
-)
-def test_features_by_stride(name: str, config: dict) -> None:
-    torch.manual_seed(0)
-    backbone = Backbone(name, config).eval()
+def tiny(name: str, seed: int = 0, **changes) -> Backbone:
+    """With layers that start as nothing or as one (ConvNeXt's scales, norms) off their start."""
+    torch.manual_seed(seed)
+    backbone = Backbone(name, TINY_BACKBONES[name], **changes)
     with torch.no_grad():
-        features = backbone(torch.randn(2, 3, 64, 96))
-    assert backbone.channels == {4: 16, 8: 32, 16: 64, 32: 128}
-    shapes = {stride: tuple(x.shape) for stride, x in features.items()}
-    assert shapes == {
-        s: (2, channels, 64 // s, 96 // s) for s, channels in backbone.channels.items()
+        for parameter in backbone.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.5 * torch.rand_like(parameter))
+    return backbone
+
+
+# The contract of every family
+
+
+def test_every_family_is_held_to_the_contract() -> None:
+    assert {family for family, _ in BACKBONES.values()} == {
+        BACKBONES[name][0] for name in TINY_BACKBONES
     }
+
+
+@FAMILIES
+@pytest.mark.parametrize("size", [(96, 160), (32, 64)])
+def test_features_by_stride(name: str, size: tuple[int, int]) -> None:
+    """Also where maps have odd sides (3x5), or one row."""
+    backbone = tiny(name).eval()
+    with torch.no_grad():
+        features = backbone(torch.randn(2, 3, *size))
+    assert tuple(features) == tuple(backbone.channels) == (4, 8, 16, 32)
+    for stride, x in features.items():
+        assert x.shape == (2, backbone.channels[stride], *(side // stride for side in size))
+        assert x.std() > 0.01
+
+
+@FAMILIES
+def test_gradients_reach_every_parameter(name: str) -> None:
+    """Also in bf16 autocast, after inference has filled whatever caches there are."""
+    backbone, images = tiny(name), torch.randn(2, 3, 96, 160)
+    with torch.inference_mode():
+        expected = backbone.eval()(images)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            features = backbone(images)
+        for stride, x in features.items():
+            assert (x - expected[stride]).norm() < 0.05 * expected[stride].norm()
+        backbone.zero_grad()
+        sum(x.float().square().mean() for x in features.values()).backward()
+        without = [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()]
+        assert without == []
+        assert all(p.grad.isfinite().all() for p in backbone.parameters())
+
+
+@FAMILIES
+def test_state_is_the_whole_function(name: str) -> None:
+    """Inference is repeatable, and another net with the same state computes the same."""
+    backbone, twin, images = tiny(name).eval(), tiny(name, seed=1).eval(), torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        first, again, other = backbone(images), backbone(images), twin(images)
+        twin.load_state_dict(backbone.state_dict())
+        same = twin(images)
+    for stride, x in first.items():
+        assert torch.equal(x, again[stride])
+        assert torch.equal(x, same[stride])
+        assert not torch.allclose(x, other[stride])
+
+
+@FAMILIES
+def test_every_parameter_is_in_one_group(name: str) -> None:
+    """The body learns slowly; the pyramid, new, as the head. Norms do not decay."""
+    settings = tiny_settings(
+        backbone=name, backbone_config=TINY_BACKBONES[name], norm="frozen_batch"
+    )
+    model = Mask2Former(settings, num_classes=5)
+    groups = parameter_groups(model, OptimizerSettings(lr=1.0, backbone_lr_multiplier=0.1))
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(rate)
+    assert rate.keys() == {id(p) for p in model.parameters()}
+    for key, parameter in model.named_parameters():
+        assert rate[id(parameter)] == (0.1 if key.startswith("backbone.body.") else 1.0), key
+    norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.GroupNorm))]
+    assert not any(decay[id(p)] for norm in norms for p in norm.parameters())
+
+
+@DROPPING
+def test_stochastic_depth_does_not_depend_on_the_batch(name: str) -> None:
+    backbone, images = tiny(name, drop_path=0.5), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        together = backbone(images, keyed_draw())[32]
+        alone = backbone(images[1:], keyed_draw(offset=1))[32]
+        free = backbone(images)[32]
+        twin = copy.deepcopy(backbone)
+        backbone(images)  # draws of its own
+        copied = twin(images, keyed_draw())[32]
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-5)
+    assert not torch.allclose(together, free)
+    assert torch.equal(copied, together)
+
+
+@DROPPING
+def test_11_8_drop_path_on_every_branch(name: str) -> None:
+    """Rates grow linearly with depth, per block; without its branches a block does nothing."""
+    backbone = tiny(name, drop_path=0.4)
+    blocks = [module for module in backbone.body.modules() if hasattr(module, "drop_path")]
+    last, branches = len(blocks) - 1, len(backbone.drop_paths) // (len(blocks) - 1)
+    assert branches == (1 if name == "convnext" else 2)
+    rates = [0.4 * k / last for k in range(1, len(blocks)) for _ in range(branches)]
+    assert [path.rate for path in backbone.drop_paths] == pytest.approx(rates)
+
+    passed: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def record(block: nn.Module, inputs: tuple, output) -> None:
+        passed.append((inputs[0], output[0] if isinstance(output, tuple) else output))
+
+    blocks[-1].register_forward_hook(record)
+    images = torch.randn(1, 3, 64, 64)
+    kept = itertools.product((0.0, 1.0), repeat=branches)
+    with torch.no_grad():
+        for columns in kept:
+            draw = torch.tensor([1.0] * (len(rates) - branches) + list(columns))
+            backbone(images, lambda image, purpose, shape, draw=draw: draw)
+    changes = [out - x for x, out in passed]
+    assert torch.equal(passed[0][0], passed[0][1])
+    for one, other in itertools.combinations(changes, 2):
+        assert (one - other).abs().max() > 1e-3
+
+
+# Families by themselves
 
 
 @pytest.mark.parametrize(
@@ -66,59 +187,52 @@ def test_frozen_batch_norm_is_batch_norm_in_eval() -> None:
 
 
 def test_drop_path_keeps_or_drops_whole_samples() -> None:
-    path = DropPath(0.25)
+    path, module = DropPath(0.25), nn.Identity()
     path.uniform = torch.tensor([0.1, 0.25, 0.9])
+    module.register_forward_hook(path)
     x = torch.ones(3, 2, 2)
-    assert path(x)[:, 0, 0].tolist() == pytest.approx([0, 4 / 3, 4 / 3])
-    assert torch.equal(path.eval()(x), x)
+    assert module(x)[:, 0, 0].tolist() == pytest.approx([0, 4 / 3, 4 / 3])
+    assert torch.equal(module.eval()(x), x)
 
 
-def test_swin_drops_both_branches_at_linear_rates() -> None:
-    backbone = Backbone("swin", TINY_SWIN, drop_path=0.4)
-    rates = [path.rate for path in backbone.drop_paths]
-    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4])
-    block = backbone.body.swin.encoder.layers[3].blocks[0]
-    assert [block.drop_path, block.mlp.drop_path] == list(backbone.drop_paths)[-2:]
-    x = torch.randn(2, 16, 128)
-    for path in (block.drop_path, block.mlp.drop_path):
-        path.uniform = torch.tensor([0.0, 1.0])
-    out = block(x, (4, 4), always_partition=True)[0]
-    assert torch.equal(out[0], x[0])  # both branches gone
-    assert not torch.equal(out[1], x[1])
+CLASSIFIERS = {
+    "resnet": ResNetForImageClassification,
+    "swin": SwinForImageClassification,
+    "swinv2": Swinv2ForImageClassification,
+    "convnext": ConvNextForImageClassification,
+    "dinov3_vit": DINOv3ViTModel,
+}
 
 
-def test_stochastic_depth_does_not_depend_on_the_batch() -> None:
+@FAMILIES
+def test_weights_from_a_folder(name: str, tmp_path) -> None:
     torch.manual_seed(0)
-    backbone = Backbone("swin", TINY_SWIN, drop_path=0.5)
-    images = torch.randn(2, 3, 64, 64)
+    config = TINY_BACKBONES[name]
+    family, fields = BACKBONES[name]
+    classifier = CLASSIFIERS[name](family.config(**fields | config))
+    classifier.save_pretrained(tmp_path)
+    body = Backbone(name, config, weights=str(tmp_path)).body
+    images = torch.randn(1, 3, 256, 256)  # Swin's classifier shrinks windows on smaller maps
     with torch.no_grad():
-        together = backbone(images, keyed_draw())[32]
-        alone = backbone(images[1:], keyed_draw(offset=1))[32]
-        free = backbone(images)[32]
-    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-5)
-    assert not torch.allclose(together, free)
+        body.eval()
+        classifier = classifier.eval() if name == "dinov3_vit" else classifier.eval().base_model
+        theirs = classifier(images, output_hidden_states=True)
+        stages = body(images, output_hidden_states=True).hidden_states
+    if name == "dinov3_vit":
+        ours = body(images).feature_maps[0].flatten(2).transpose(1, 2)
+        expected = theirs.last_hidden_state[:, 5:]  # past the class and register tokens
+    elif name.startswith("swin"):  # their stages end with the next one's downsampling; not the last
+        ours, expected = stages[-1], theirs.reshaped_hidden_states[-1]
+        ours = ours if ours.ndim == 4 else ours.transpose(1, 2).view_as(expected)
+    else:
+        ours, expected = stages[-1], theirs.hidden_states[-1]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["resnet", "swin"])
-def test_weights_from_a_folder(name: str, tmp_path) -> None:
-    torch.manual_seed(0)
-    if name == "resnet":
-        config = TINY_RESNET
-        classifier = ResNetForImageClassification(ResNetConfig(**config))
-    else:
-        config = TINY_SWIN
-        classifier = SwinForImageClassification(SwinConfig(**config))
-    classifier.save_pretrained(tmp_path)
-    body = Backbone(name, config, weights=str(tmp_path)).body
-    images = torch.randn(1, 3, 256, 256)  # the classifier shrinks windows on smaller maps
-    with torch.no_grad():
-        body.eval()
-        theirs = classifier.eval().base_model(images, output_hidden_states=True)
-        stages = body(images, output_hidden_states=True).hidden_states
-    # Swin's own hidden states come after each stage's downsampling: the last stage has none
-    expected = theirs.reshaped_hidden_states[-1] if name == "swin" else theirs.hidden_states[-1]
-    torch.testing.assert_close(stages[-1], expected, rtol=0, atol=1e-4)
-
+def test_weights_that_do_not_fit(name: str, tmp_path) -> None:
+    config = TINY_BACKBONES[name]
+    Backbone(name, config).body.save_pretrained(tmp_path)
     deeper = config | {"depths": [1, 1, 2, 3]}
     with pytest.raises(ValueError, match=r"model\.weights=.* lacks \d+ tensors"):
         Backbone(name, deeper, weights=str(tmp_path))

@@ -2,20 +2,16 @@
 
 import pickle
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    Mask2FormerForUniversalSegmentation,
-    ResNetConfig,
-    ResNetForImageClassification,
-    SwinConfig,
-    SwinForImageClassification,
-)
+from transformers import Mask2FormerForUniversalSegmentation
 
+from model.backbone import BACKBONES
 from model.criterion import CriterionSettings
 from model.mask2former import Mask2Former, ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
@@ -23,7 +19,8 @@ from model.pixel_decoder import PixelDecoderSettings
 from model.weights.export import save_transformers, to_detectron2
 from model.weights.files import read
 from model.weights.load import CLASS_HEAD, fit, load
-from tests.model.samples import tiny_settings
+from tests.model.samples import TINY_BACKBONES, tiny_settings
+from tests.model.test_backbone import CLASSIFIERS
 
 SMALL_RESNET = {"embedding_size": 8, "hidden_sizes": [16, 24, 32, 40], "depths": [1, 2, 1, 1]}
 SMALL_SWIN = {"embed_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
@@ -233,19 +230,22 @@ def test_imagenet_swins_fill_the_backbone_alone(suffix: str, tmp_path: Path) -> 
     assert sum(name.startswith(output_norms) for name in loaded.fresh) == 8
 
 
-@pytest.mark.parametrize("backbone", SMALL)
+@pytest.mark.parametrize("backbone", CLASSIFIERS)
 def test_transformers_classifiers_fill_the_backbone_alone(backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    if backbone == "resnet":
-        classifier = ResNetForImageClassification(ResNetConfig(**SMALL_RESNET))
-    else:
-        classifier = SwinForImageClassification(SwinConfig(**SMALL_SWIN))
+    family, fields = BACKBONES[backbone]
+    classifier = CLASSIFIERS[backbone](family.config(**fields | TINY_BACKBONES[backbone]))
     classifier.save_pretrained(tmp_path)
-    expected = Mask2Former(settings_of(backbone, weights=str(tmp_path)), K)
-    twin = build(settings_of(backbone), seed=1)
+    tiny = tiny_settings(
+        backbone=backbone, backbone_config=TINY_BACKBONES[backbone], norm="frozen_batch"
+    )
+    expected = Mask2Former(replace(tiny, weights=str(tmp_path)), K)
+    twin = build(tiny, seed=1)
     loaded = load(twin, tmp_path)
     assert loaded.kind == "a transformers backbone"
-    assert_same(expected, twin, but=(*HEAD, "backbone.body.hidden_states_norms."))
+    new = ("backbone.body.hidden_states_norms.", "backbone.pyramid.")
+    assert {name.startswith((*HEAD, *new)) for name in loaded.fresh} == {True}
+    assert_same(expected, twin, but=(*HEAD, *new))
 
 
 def test_the_class_head_of_other_classes_starts_anew(tmp_path: Path) -> None:

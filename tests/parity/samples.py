@@ -18,7 +18,7 @@ def randomise(module: torch.nn.Module) -> None:
         elif "running_mean" in name or tensor.ndim == 1:
             tensor.add_(0.1 * noise)
         else:
-            tensor.add_(0.3 * tensor.std().clamp(min=0.03) * noise)
+            tensor.add_(0.3 * tensor.std(correction=0).clamp(min=0.03) * noise)
 
 
 def logits(model: Mask2Former, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -15,8 +15,11 @@ from transformers import (
 from model import masked_decoder
 from model.criterion import CriterionSettings
 from model.mask2former import Mask2Former, ModelSettings
-from model.weights.export import save_transformers
+from model.masked_decoder import MaskedDecoderSettings
+from model.pixel_decoder import PixelDecoderSettings
+from model.weights.export import save_transformers, to_detectron2
 from model.weights.load import load
+from tests.model.samples import TINY_BACKBONES
 from tests.parity.samples import assert_close, logits, randomise
 
 NUM_CLASSES, QUERIES = 7, 30
@@ -107,6 +110,51 @@ def test_logits(backbone: str, pair, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     theirs, ours, images = theirs.double(), ours.double(), images.double()
     assert_close(logits(ours, images), their_logits(theirs, images), 1e-8)
+
+
+def small(backbone: str) -> tuple[ModelSettings, Mask2Former]:
+    settings = ModelSettings(
+        backbone=backbone,
+        backbone_config=TINY_BACKBONES[backbone],
+        queries=20,
+        pixel_decoder=PixelDecoderSettings(layers=1, feedforward=16),
+        masked_decoder=MaskedDecoderSettings(layers=2, feedforward=16),
+    )
+    torch.manual_seed(0)
+    model = Mask2Former(settings, NUM_CLASSES).eval()
+    randomise(model)
+    return settings, model
+
+
+@pytest.mark.parametrize("backbone", ["swinv2", "convnext"])
+@torch.no_grad()
+def test_other_families_go_there_and_back(backbone: str, tmp_path: Path) -> None:
+    settings, ours = small(backbone)
+    labels = [f"class {i}" for i in range(NUM_CLASSES)]
+    save_transformers(tmp_path, ours, settings, CriterionSettings(), labels)
+    twin = Mask2Former(settings, NUM_CLASSES)
+    assert load(twin, tmp_path).fresh == []
+    assert all(torch.equal(x, twin.state_dict()[name]) for name, x in ours.state_dict().items())
+    theirs, info = Mask2FormerForUniversalSegmentation.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(info.values())
+    images = torch.randn(1, 3, 96, 160, dtype=torch.float64)
+    expected = their_logits(theirs.eval().double(), images)
+    assert_close(logits(ours.double(), images), expected, 1e-8)
+
+
+def test_nets_that_others_do_not_have_are_refused(tmp_path: Path) -> None:
+    settings, vit = small("dinov3_vit")
+    with pytest.raises(
+        ValueError, match=r"model\.backbone=dinov3_vit: transformers has no pyramid"
+    ):
+        save_transformers(tmp_path / "out", vit, settings, CriterionSettings(), ["a"] * NUM_CLASSES)
+    assert not (tmp_path / "out").exists()
+    for backbone in ("dinov3_vit", "swinv2", "convnext"):
+        settings, model = small(backbone)
+        with pytest.raises(ValueError, match=rf"model\.backbone={backbone}: the official code has"):
+            to_detectron2(model, settings, CriterionSettings())
 
 
 @torch.no_grad()
