@@ -15,6 +15,7 @@ from pipeline.inference import InferenceSettings, Result, infer
 from pipeline.metrics.instance import InstanceScores
 from pipeline.metrics.panoptic import PanopticQuality
 from pipeline.metrics.semantic import SemanticScores
+from pipeline.ranks import raise_together
 from pipeline.stages import read_image
 from pipeline.store import Store
 from shards.index import unpack
@@ -22,6 +23,7 @@ from shards.schema import Sample, decode
 from shards.taxonomy import Taxonomy
 
 HEADLINE = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU")
+BLANK = np.zeros((32, 32, 3), np.uint8)
 METRIC_OF_TASK = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
 
 
@@ -130,6 +132,8 @@ def evaluate(
 
     Every rank runs the network equally often (a sharded model needs all of them), and each image
     counts once. Returns the scores on rank 0, None elsewhere. `advance` is called at each image.
+    Raises DataError for an image that is damaged: alone at once; of several ranks all do, in the
+    end, since a score of fewer images could not be compared.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     taxonomy = store.manifest.taxonomy
@@ -138,15 +142,22 @@ def evaluate(
     store.prefetch(range(store.index.shard[count - 1] + 1))
     was_training = model.training
     model.eval()
+    failure: Exception | None = None
     for first in range(0, count, world):
         number = first + rank
-        image, sample = load_sample(store, min(number, count - 1))
+        try:
+            image, sample = load_sample(store, min(number, count - 1))
+        except Exception as error:
+            if world == 1:
+                raise
+            failure, image = failure or error, BLANK  # the other ranks still need this one's net
         result = infer(model, image, settings, taxonomy.things, device)
-        if number < count:
+        if number < count and not failure:
             scores.update(result, sample)
         advance()
     model.train(was_training)
     if world > 1:
+        raise_together(failure)
         parts = [None] * world if rank == 0 else None
         dist.gather_object(scores, parts, dst=0)
         for part in (parts or [])[1:]:

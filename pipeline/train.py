@@ -25,6 +25,7 @@ from pipeline.meter import Meter
 from pipeline.optimizer import parameter_groups
 from pipeline.order import differences, keyed_seed
 from pipeline.quarantine import QUARANTINE, Quarantine
+from pipeline.ranks import everywhere, gather, raise_together, together
 from pipeline.runs import (
     CHECKPOINTS,
     best_step,
@@ -39,7 +40,7 @@ from pipeline.settings import RunSettings
 from pipeline.store import Store
 from pipeline.stream import Share, order_of, train_sets, train_stream
 from pipeline.track import EVENTS, Tracker, rows
-from shards.errors import DataError, UsageError
+from shards.errors import UsageError
 
 MAX_SKIPPED_IN_A_ROW = 20
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")
@@ -66,30 +67,6 @@ def draws(seed: int, batch: Batch) -> Draw:
     return draw
 
 
-def everywhere(decide) -> Any:
-    """What rank 0 decides, on every rank."""
-    box = [decide() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def gather(value: Any) -> list[Any]:
-    """Every rank's value, on every rank."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def raise_together(failure: Exception | None) -> None:
-    """Raise on every rank what failed on any: its own failure, else the first of the others."""
-    told = gather(failure and (type(failure).__name__, str(failure)))
-    if failure:
-        raise failure
-    name, text = next(other for other in told if other)
-    kinds = {kind.__name__: kind for kind in (DataError, UsageError)}
-    raise kinds.get(name, RuntimeError)(text)
-
-
 class Worker:
     """One rank: its share of the data, its engine, and on rank 0 the run's records."""
 
@@ -100,10 +77,10 @@ class Worker:
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self.device)
-        self.stores = train_sets(settings.data)
+        self.stores = together(lambda: train_sets(settings.data))
         self.order = order_of(self.stores, settings.data, settings.seed).identity()
         self.taxonomy = self.stores[0].manifest.taxonomy
-        self.val = Store(settings.data.val, cache=settings.data.cache)
+        self.val = together(lambda: Store(settings.data.val, cache=settings.data.cache))
         self.attempt = everywhere(self._count_starts) + 1
         self.step = self.position = self.updates = 0
         self.tracker = Tracker(
@@ -318,7 +295,7 @@ class Worker:
         self.quarantine = Quarantine(self.folder, self.settings.data.max_damaged, known)
         if self.found is None:
             return
-        state, trainer = checkpoint.load(self.found)
+        state, trainer = together(lambda: checkpoint.load(self.found))
         if changed := differences(trainer["order"], self.order):
             raise UsageError(f"{self.found}: the data order has changed: {', '.join(changed)}")
         if self.settings.zero.stage == 3:

@@ -58,3 +58,11 @@ def no_room(sample):
 
 def hang(sample):
     time.sleep(1000)
+
+
+def broken_on_one_rank(sample):
+    return broken(sample) if os.environ["RANK"] == "1" else sample
+
+
+def die_on_one_rank(sample):
+    return die(sample) if os.environ["RANK"] == "1" else sample

@@ -1,0 +1,119 @@
+"""What goes wrong on one rank alone ends both, with one and the same error, and neither hangs."""
+
+import dataclasses
+import shutil
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from model.mask2former import Mask2Former
+from pipeline.evaluate import evaluate
+from pipeline.loader import LoaderError
+from pipeline.ranks import raise_together, together
+from pipeline.store import Store
+from pipeline.train import Worker
+from shards.errors import DataError, UsageError
+from tests import distributed
+from tests.pipeline.runs import MODEL, attempt, smallest
+from tests.pipeline.test_stages import HERE
+
+ERRORS = [
+    DataError("000000.tar is damaged"),
+    UsageError("data.stages=a:b: no"),
+    LoaderError("a loader process died"),
+    ConnectionError("http://server: no answer"),
+    KeyError("anything else"),
+]
+
+
+def outcome(do) -> str:
+    """The error of `do` as text, "done" without one."""
+    try:
+        do()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+def fail_alone(error: Exception) -> None:
+    if dist.get_rank() == 1:
+        raise error
+
+
+def scored(sets: Path) -> str:
+    """How an evaluation ends whose second image, of two, is damaged."""
+    settings = smallest(sets).evaluation
+    store = Store(sets / "val")
+    model = Mask2Former(MODEL, len(store.manifest.taxonomy.categories))
+    two = dataclasses.replace(settings, images=2)
+    return outcome(lambda: evaluate(model, store, two, torch.device("cpu")))
+
+
+def lives(sets: Path, root: Path) -> dict:
+    """How each case ends on this rank."""
+    said: dict = {"nothing": outcome(lambda: raise_together(None))}
+    alone = [partial(fail_alone, error) for error in ERRORS]
+    said["kinds"] = [outcome(partial(together, fails)) for fails in alone]
+    said["value"] = together(dist.get_rank)
+    said["evaluation"] = scored(sets)
+    plain = smallest(sets)
+    with mock.patch("pipeline.train.Engine"), mock.patch.object(Worker, "_save"):  # never needed
+        for stage in ("broken_on_one_rank", "die_on_one_rank"):
+            data = dataclasses.replace(plain.data, stages=[f"{HERE}:{stage}"], loader_workers=1)
+            said[stage] = attempt(dataclasses.replace(plain, data=data), root / stage)
+        if dist.get_rank() == 1:
+            plain.data.train = str(root / "not on this node")
+        said["no set"] = attempt(plain, root / "no set")
+    return said
+
+
+@pytest.fixture(scope="module")
+def pair(photographs, tmp_path_factory):
+    """What both ranks say, and where the damage is."""
+    root = tmp_path_factory.mktemp("ranks")
+    sets = Path(shutil.copytree(photographs, root / "sets"))
+    store = Store(sets / "val")
+    tar = sets / "val" / store.shard_of(1)
+    blob = bytearray(tar.read_bytes())
+    blob[int(store.index.offset[1]) + 700] ^= 1
+    tar.write_bytes(blob)
+    return distributed.run(lives, 2, sets, root), tar, store.index.key[1]
+
+
+def test_an_error_is_of_one_kind_on_all_ranks(pair):
+    (first, second), *_ = pair
+    assert second["kinds"] == [f"{type(error).__name__}: {error}" for error in ERRORS]
+    assert first["kinds"] == [*second["kinds"][:-1], "RuntimeError: 'anything else'"]
+    assert [said["nothing"] for said in (first, second)] == ["done", "done"]
+    assert [said["value"] for said in (first, second)] == [0, 1]
+
+
+def test_a_damaged_image_ends_the_evaluation_of_both(pair):
+    """The second rank alone reads it."""
+    (first, second), tar, key = pair
+    assert first["evaluation"] == second["evaluation"]
+    assert first["evaluation"].startswith(f"DataError: {tar}: sample {key} is damaged")
+
+
+def test_a_stage_that_fails_ends_the_training_of_both(pair):
+    (first, second), *_ = pair
+    for said in (first, second):
+        assert said["broken_on_one_rank"].startswith("UsageError: ")
+        assert f"data.stages={HERE}:broken_on_one_rank: sample" in said["broken_on_one_rank"]
+        assert "KeyError: 'depth'" in said["broken_on_one_rank"]
+
+
+def test_a_loader_process_that_dies_ends_the_training_of_both(pair):
+    (first, second), *_ = pair
+    assert first["die_on_one_rank"] == second["die_on_one_rank"]
+    assert first["die_on_one_rank"].startswith("LoaderError: a loader process was killed (SIGKILL)")
+
+
+def test_a_set_that_one_node_lacks_ends_both_at_the_start(pair):
+    (first, second), *_ = pair
+    assert first["no set"] == second["no set"]
+    assert "not on this node is not a shard set" in first["no set"]
