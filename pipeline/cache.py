@@ -17,7 +17,8 @@ from shards.manifest import Shard
 class CacheSettings:
     """Where each node keeps shards that come from a URL, and how many GiB of them.
 
-    Those used longest ago make room. With too little room samples are read one by one.
+    Those used longest ago make room. Samples of shards without room are read one by one, which is
+    slower; from a server that gives whole files only, a shard without room is an error (exit 2).
     """
 
     folder: str = "~/.cache/mask2former"

@@ -3,7 +3,7 @@
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -61,14 +61,16 @@ class FetchedShards:
 
     def read(self, shard: int, offset: int, length: int) -> Iterator[bytes]:
         """A part of a shard by every way there is, the cheapest first. Raises DataError if the
-        shard is missing, ConnectionError if the server does not give it."""
+        shard is missing, ConnectionError if the server does not give it, UsageError if it gives
+        whole files only and the cache is too small for one."""
+        entry = self.shards[shard]
         if not self.remote.ranges and shard not in self._refused:
-            self._fill(shard, wait=True)
-        if file := self.cache.open(self.shards[shard]):
+            self._take_whole(shard)
+        if file := self.cache.open(entry):
             with file:
                 yield os.pread(file.fileno(), length, offset)
-            self.cache.drop(self.shards[shard])  # that was damaged
-        name = self.shards[shard].name
+            self.cache.drop(entry)  # that was damaged
+        name = entry.name
         try:
             yield self.remote.read(name, offset, length)
         except FileNotFoundError as error:
@@ -87,19 +89,29 @@ class FetchedShards:
     def _fetch_ahead(self) -> None:
         while True:
             self._changed.clear()
-            there = True
-            for shard in self._wanted:
+            there, wanted = True, self._wanted
+            keep = {self.shards[shard].sha256 for shard in wanted}
+            for shard in wanted:
                 if self._changed.is_set():
                     break
                 if shard not in self._refused:
-                    there &= self._fill(shard, wait=False)
+                    there &= self._fill(shard, keep, wait=False)
             self._changed.wait(None if there else LOOK_AGAIN_S)
 
-    def _fill(self, shard: int, wait: bool) -> bool:
+    def _take_whole(self, shard: int) -> None:
+        """Have a shard in the cache whose server gives no parts, whatever else has to leave it."""
+        entry, budget = self.shards[shard], self.cache.budget
+        if entry.bytes > budget:
+            raise UsageError(
+                f"{self.remote.url} gives whole files only, and data.cache.gib={budget / 2**30:g} "
+                f"has no room for {entry.name} ({entry.bytes / 2**30:.3g} GiB); raise it"
+            )
+        self._fill(shard, keep=(), wait=True)
+
+    def _fill(self, shard: int, keep: Collection[str], wait: bool) -> bool:
         """Whether the shard is in the cache now. What goes wrong here is told by `read`, if it
         still does when a sample is needed."""
         entry = self.shards[shard]
-        keep = {self.shards[wanted].sha256 for wanted in self._wanted}
         try:
             pieces = self.remote.pieces(entry.name, entry.bytes)
             return self.cache.fill(entry, pieces, keep, wait)

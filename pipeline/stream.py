@@ -1,5 +1,6 @@
 """Shards to batches: a webdataset pipeline on a source that is addressed by position."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.batch import collate
 from pipeline.cache import CacheSettings
 from pipeline.order import WINDOW, Order, SetOrder, dealt, micro_batch_positions
+from pipeline.remote import is_url
 from pipeline.stages import augment_stage, decode_stage, user_stage
 from pipeline.store import Store
 from shards.errors import DataError, UsageError
@@ -55,7 +57,22 @@ def train_sets(settings: DataSettings) -> list[Store]:
                 f"{stores[0].location} and {store.location}: other classes; "
                 "only sets of one label space can be trained on together"
             )
+    _warn_of_a_small_cache(stores, settings)
     return stores
+
+
+def _warn_of_a_small_cache(stores: Sequence[Store], settings: DataSettings) -> None:
+    """Say before it starts that a run will be slow: with room, no sample is fetched by itself."""
+    needed = 0
+    for store in (store for store in stores if is_url(store.location)):
+        largest = sorted((shard.bytes for shard in store.manifest.shards), reverse=True)
+        needed += sum(largest[: 2 * settings.window])  # this window, and the next one ahead of it
+    if needed > settings.cache.gib * 2**30:
+        warnings.warn(
+            f"data.cache.gib={settings.cache.gib:g}: the shards in use at one time take up to "
+            f"{needed / 2**30:.3g} GiB; samples of those without room are fetched one by one",
+            stacklevel=2,
+        )
 
 
 def order_of(stores: Sequence[Store], settings: DataSettings, seed: int) -> Order:

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import time
+import warnings
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline import remote
 from pipeline.cache import CacheSettings
 from pipeline.remote import Remote
 from pipeline.store import Store
-from pipeline.stream import DataSettings, Share, train_stream
+from pipeline.stream import DataSettings, Share, train_sets, train_stream
 from shards.errors import DataError, UsageError
 from shards.manifest import Manifest
 from tests.pipeline.servers import serving
@@ -232,6 +233,39 @@ def test_the_budget_is_kept(server, tmp_path, train_set):
     assert not there(largest)
     assert used() == sizes[other]
     same(store, train_set)
+
+
+def test_without_ranges_a_shard_needs_room(server, tmp_path, train_set):
+    """A budget that holds no shard is an error; in one that holds a shard they take turns."""
+    server.faults = {entry.name: "whole" for entry in train_set.manifest.shards}
+    sizes = [entry.bytes for entry in train_set.manifest.shards]
+    largest = in_shard(train_set, sizes.index(max(sizes)))[0]
+
+    def store(room: int) -> Store:
+        settings = CacheSettings(str(tmp_path / "cache"), room / 2**30)
+        opened = Store(f"{server.url}/train", cache=settings)
+        opened.read(in_shard(opened, sizes.index(min(sizes)))[0])  # now it is known
+        return opened
+
+    with pytest.raises(UsageError, match=rf"{server.url}/train gives whole .*data\.cache\.gib=.*"):
+        store(max(sizes) - 1).read(largest)
+    same(store(max(sizes)), train_set)
+
+
+def test_a_cache_without_room_for_the_shards_in_use_is_told(server, tmp_path, train_set):
+    """Before anything starts; the run goes on, slower, on the same bytes."""
+    total = sum(entry.bytes for entry in train_set.manifest.shards)
+
+    def opened(room: int) -> Store:
+        cache = CacheSettings(str(tmp_path / f"{room}"), room / 2**30)
+        return train_sets(DataSettings(train=f"{server.url}/train", cache=cache))[0]
+
+    with pytest.warns(UserWarning, match=r"data\.cache\.gib=.* take up to .* GiB"):
+        small = opened(total - 1)
+    same(small, train_set)
+    with warnings.catch_warnings(action="error"):
+        opened(total)
+        train_sets(DataSettings(train=str(train_set.folder), cache=small.cache))
 
 
 def test_pieces_make_the_file(server, train_set, monkeypatch):
