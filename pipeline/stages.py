@@ -21,7 +21,7 @@ Stage = Callable[[dict[str, Any]], dict[str, Any]]
 IDENTITY = ("key", "position", "epoch")  # of a sample; no stage may change it
 
 
-def read_image(encoded: bytes, name: str) -> np.ndarray:
+def read_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
     """Encoded image -> u8 [H,W,3] RGB, EXIF rotation applied. Raises DataError naming `name`."""
     buffer = np.frombuffer(encoded, np.uint8)
     image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if encoded else None

@@ -99,7 +99,7 @@ class Sample(TypedDict):
     """A decoded sample; the image stays encoded. A truth that the set does not have is None."""
 
     json: dict[str, Any]
-    image: bytes
+    image: bytes | memoryview
     segments: np.ndarray | None  # [H, W]
     layers: np.ndarray | None  # [n, H, W]
     semantic: np.ndarray | None  # [H, W]
@@ -135,9 +135,9 @@ def map_type(largest: int) -> type[np.unsignedinteger]:
     return np.uint8 if largest <= 255 else np.uint16
 
 
-def png_size(png: bytes) -> tuple[int, int] | None:
+def png_size(png: bytes | memoryview) -> tuple[int, int] | None:
     """Width and height that a PNG's header declares, before anything is decoded; None: no PNG."""
-    if len(png) < 24 or not png.startswith(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"):
+    if len(png) < 24 or png[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
         return None
     return struct.unpack_from(">II", png, 16)
 
@@ -187,10 +187,10 @@ def encode(record: Record) -> dict[str, bytes]:
     return members
 
 
-def decode(members: dict[str, bytes]) -> Sample:
+def decode(members: dict[str, bytes] | dict[str, memoryview]) -> Sample:
     """The inverse of `encode`. Raises DataError for a damaged or foreign sample."""
     try:
-        document = json.loads(members["json"])
+        document = json.loads(bytes(members["json"]))
         schema, shape = document["schema"], (document["height"], document["width"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"a sample's json member is damaged ({error!r}); rebuild it") from error
