@@ -119,17 +119,30 @@ def test_a_stream_from_a_position_is_the_tail(train_set, position):
     assert tail == {p: value for p, value in whole.items() if p >= position}
 
 
-@pytest.mark.slow
-def test_loader_processes_change_nothing(train_set):
-    """Two processes, two ranks, from a position inside the second epoch."""
-    for rank in range(2):
-        stream = train_stream(
-            JITTER, train_set, "panoptic", 5, 2 * GLOBAL, Share(GLOBAL, 2, 2, rank)
-        )
-        plain = list(islice(loader(stream, 0, pin=False), 7))
-        parallel = list(islice(loader(stream, 2, pin=False), 7))
-        assert [b.positions for b in parallel] == [b.positions for b in plain]
-        assert fingerprints(parallel) == fingerprints(plain)
+def test_worlds_take_over_from_one_another_to_the_bit(train_set):
+    """4, 2, 3, then 1 rank, with one or two loader processes each, from inside an epoch on.
+
+    Every rank gets its slices of the global batches in order; together they are what one process
+    without loader processes gets, pixels and truth.
+    """
+    size, steps, start = 12, 2, 36
+    found, position = {}, start
+    for world, micro in ((4, 1), (2, 3), (3, 2), (1, 6)):
+        turns = size // (world * micro)
+        for rank in range(world):
+            share = Share(size, micro, world, rank)
+            stream = train_stream(JITTER, train_set, "panoptic", 5, position, share)
+            part = list(islice(loader(stream, 1 + rank % 2), steps * turns))
+            firsts = [
+                position + step * size + (turn * world + rank) * micro
+                for step in range(steps) for turn in range(turns)
+            ]  # fmt: skip
+            assert [b.positions for b in part] == [list(range(f, f + micro)) for f in firsts]
+            found |= fingerprints(part)
+        position += steps * size
+    share = Share(size, size)
+    plain = fingerprints(batches(train_set, 4 * steps, position=start, share=share))
+    assert [found[p] for p in range(start, position)] == list(plain.values())
 
 
 def test_another_epoch_or_seed_is_another_view_of_the_sample(train_set):
