@@ -46,7 +46,9 @@ def build(
             "or folder (images and label maps of your own, see docs/folder.md)."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the shard sets, one a split.")],
+    out: Annotated[
+        str, typer.Option(help="Folder, or URL (s3://, …), for the shard sets, one a split.")
+    ],
     root: Annotated[Path | None, typer.Option(help="Folder of the raw data.")] = None,
     images: Annotated[
         Path | None,
@@ -75,6 +77,13 @@ def build(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first image that the doctor rejects.")
     ] = False,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="With a URL as --out, where shards wait to be sent; for --jobs of them there has "
+            "to be room. Default: ~/.cache/mask2former/build."
+        ),
+    ] = None,
 ) -> None:
     """Convert a raw data set into shards, if there is room; says which tasks the result serves."""
     from jobs.build import build
@@ -86,6 +95,7 @@ def build(
         panoptic=panoptic,
         maps=maps,
         split=split,
+        work=work,
     )
 
 

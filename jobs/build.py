@@ -10,7 +10,7 @@ from shards.sources.coco_item import CocoFiles
 def build(
     source: str,
     root: Path | None,
-    out: Path,
+    out: Path | str,
     splits: str | None = None,
     limit: int | None = None,
     jobs: int | None = None,
@@ -24,6 +24,7 @@ def build(
     panoptic: Path | None = None,
     maps: Path | None = None,
     split: str | None = None,
+    work: Path | None = None,
 ) -> None:
     """Build the shard sets and say what they serve. `images` to `split` stand for `root`."""
     files = {"images": images, "instances": instances, "panoptic": panoptic, "maps": maps}
@@ -46,4 +47,5 @@ def build(
         shards=shards,
         drop_empty=drop_empty,
         strict=strict,
+        work=work,
     )

@@ -14,10 +14,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipeline.remote import is_url
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
-from shards.files import whole_file
+from shards.files import is_url, whole_file
 
 PRESETS = Path(__file__).parent / "presets"
 RUNS = Path("runs")

@@ -14,11 +14,6 @@ ANSWER_S = 60  # in which a piece must have arrived
 PIECE_BYTES = 8 << 20
 
 
-def is_url(location: str) -> bool:
-    """Whether what is there has to be fetched."""
-    return "://" in location
-
-
 class Remote:
     """The files below `url`: http(s), s3, gs, or what else fsspec knows.
 

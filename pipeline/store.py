@@ -12,9 +12,9 @@ import xxhash
 
 from pipeline.cache import CacheSettings
 from pipeline.fetch import FetchedShards, fetch_set
-from pipeline.remote import Remote, is_url
+from pipeline.remote import Remote
 from shards.errors import DataError, UsageError
-from shards.files import sha256
+from shards.files import is_url, sha256
 from shards.index import SAMPLES, SampleIndex
 from shards.manifest import Manifest, Shard
 

@@ -13,10 +13,10 @@ from pipeline.augment.recipes import AugmentSettings
 from pipeline.batch import collate
 from pipeline.cache import CacheSettings
 from pipeline.order import WINDOW, Order, SetOrder, dealt, micro_batch_positions
-from pipeline.remote import is_url
 from pipeline.stages import augment_stage, decode_stage, user_stage
 from pipeline.store import Store
 from shards.errors import DataError, UsageError
+from shards.files import is_url
 
 SUBSTITUTES = 16  # tried before a damaged sample is a failure
 

@@ -2,22 +2,28 @@
 
 import errno
 import re
+import shutil
 from collections.abc import Callable
+from functools import partial
+from heapq import nlargest
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from shards.doctor import FINDINGS, RULES, Finding, load_findings, save_findings, totals
 from shards.errors import DataError, Failed, UsageError
+from shards.files import is_url
 from shards.index import SAMPLES, offsets_path, save_rows
 from shards.manifest import MANIFEST, File, Manifest
-from shards.output import claim, clear, locked
-from shards.parallel import Runner, processes, run
+from shards.output import claim, claim_url, clear, clear_url, locked, staging
+from shards.parallel import Runner, cpus, processes, run
 from shards.plan import Plan, plan_splits, versions
 from shards.schema import TASKS
 from shards.sources import ade20k, cityscapes, coco, folder, vistas
 from shards.sources.coco_item import CocoFiles
 from shards.space import check_space
+from shards.upload import Target, send_shard
 from shards.writer import write_shard
 
 SOURCES = {
@@ -32,7 +38,7 @@ SOURCES = {
 def build(
     source: str,
     root: Path | CocoFiles,
-    out: Path,
+    out: Path | str,
     *,
     splits: list[str] | None = None,
     limit: int | None = None,
@@ -42,11 +48,14 @@ def build(
     drop_empty: bool = False,
     strict: bool = False,
     runner: Runner | None = None,
+    work: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, dict[str, Any]]:
     """Make `out/<split>/` a shard set of every split of the raw data set under `root`.
 
-    For `coco`, `root` may also be the files of one split, which `splits` then names.
+    For `coco`, `root` may also be the files of one split, which `splits` then names. `out` is a
+    folder, or a URL that fsspec can write below: shards are then made in a folder in `work`
+    (default: WORK) and sent one by one, the manifest last.
     `limit` keeps the first images by key, `jobs` is the number of processes (default: the CPUs),
     `tasks` restricts the truth (default: all there is), `shards` fixes their number (default: the
     least power of two with at most 128 MiB of raw files each), `drop_empty` leaves out images
@@ -58,22 +67,33 @@ def build(
 
     Returns, for every split, its samples, shards, bytes, tasks, members, fingerprint and number of
     findings by code. Raises UsageError for wrong arguments or folders, DataError for raw data that
-    cannot be built, Failed where the disk has too little room or processes die.
+    cannot be built, Failed where the disk has too little room, a server refuses or processes die.
     """
     module = _check(source, root, splits, limit, jobs, tasks, shards)
+    url = str(out).rstrip("/") if is_url(out) else None
+    out = staging(source, url, work) if url else Path(out)
     try:
         names = splits or module.splits(root, report)
         claim(out, source)
+        if url:
+            claim_url(url, source)
         raw = [module.read(root, name, tasks or None, report) for name in names]
         plans = plan_splits(
             raw, out, limit=limit, shards=shards, drop_empty=drop_empty, strict=strict
         )
-        check_space(out, [job for plan in plans for job in plan.jobs])
+        pieces = [job for plan in plans for job in plan.jobs]
+        if not url:
+            check_space(out, pieces)
+        elif not runner:  # a shard of each process at a time
+            check_space(out, nlargest(jobs or cpus(), pieces, key=attrgetter("room")))
         if len({plan.split.taxonomy for plan in plans}) > 1:
             report("the splits have different categories; build with --tasks to make them agree")
-        return {
-            plan.split.name: _build_split(plan, runner or processes(jobs), report) for plan in plans
-        }
+        summaries = {}
+        for plan in plans:
+            name = plan.split.name
+            target = Target(f"{url}/{name}") if url else None
+            summaries[name] = _build_split(plan, target, runner or processes(jobs), report)
+        return summaries
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Failed(f"{out}: the disk is full; free space and run again to go on") from error
@@ -82,21 +102,32 @@ def build(
         ) from error
 
 
-def _build_split(plan: Plan, runner: Runner, report: Callable[[str], None]) -> dict[str, Any]:
+def _build_split(
+    plan: Plan, target: Target | None, runner: Runner, report: Callable[[str], None]
+) -> dict[str, Any]:
     name, folder = plan.split.name, plan.folder
-    manifest = _finished(plan)
-    if manifest:
-        report(f"{name}: {folder} holds this build already, nothing to do")
-        return _summary(manifest, load_findings(folder))
+    place = target.url if target else folder
     with locked(folder):
+        manifest = _finished(plan, target)
+        if manifest:
+            report(f"{name}: {place} holds this build already, nothing to do")
+            findings = load_findings(folder)
+            if target:
+                shutil.rmtree(folder)
+            return _summary(manifest, findings)
         if (folder / MANIFEST).exists():
-            report(f"{name}: {folder} holds an older build, bringing it up to date")
+            report(f"{name}: {place} holds an older build, bringing it up to date")
+        keep = {job.tar.stem for job in plan.jobs}
+        if target:
+            target.remove(MANIFEST)
+            clear_url(target, keep)
         (folder / MANIFEST).unlink(missing_ok=True)
-        clear(folder, keep={job.tar.stem for job in plan.jobs})
-        made = run(write_shard, plan.jobs, runner, name, [len(job.items) for job in plan.jobs])
+        clear(folder, keep)
+        work = partial(send_shard, target=target) if target else write_shard
+        made = run(work, plan.jobs, runner, name, [len(job.items) for job in plan.jobs])
         findings = plan.findings + [finding for one in made for finding in one.findings]
         save_findings(folder, findings)
-        _report_findings(name, folder, findings, report)
+        _report_findings(name, place, findings, report)
         save_rows(folder, [{**row, "shard": i} for i, one in enumerate(made) for row in one.rows])
         manifest = Manifest(
             source=plan.split.source,
@@ -112,36 +143,47 @@ def _build_split(plan: Plan, runner: Runner, report: Callable[[str], None]) -> d
         if not manifest.samples:
             raise DataError(f"{name}: no image is left; {folder / FINDINGS} says why")
         manifest.save(folder)
+        if target:
+            for last in (FINDINGS, SAMPLES, MANIFEST):
+                target.send(folder / last, last)
+            shutil.rmtree(folder)
     size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
     report(
-        f"{folder}: {manifest.samples} images in {len(manifest.shards)} shards, "
+        f"{place}: {manifest.samples} images in {len(manifest.shards)} shards, "
         f"{size_mib:.1f} MiB; serves {', '.join(manifest.tasks)}"
     )
     return _summary(manifest, findings)
 
 
 def _report_findings(
-    name: str, folder: Path, findings: list[Finding], report: Callable[[str], None]
+    name: str, place: Path | str, findings: list[Finding], report: Callable[[str], None]
 ) -> None:
     for code, count in totals(findings).items():
         report(f"{name}: {count} x finding {code}, {RULES[code].name}: {RULES[code].verdict}")
     if findings:
-        report(f"{name}: see {folder / FINDINGS}")
+        report(f"{name}: see {place}/{FINDINGS}")
 
 
-def _finished(plan: Plan) -> Manifest | None:
-    """The manifest, if the folder holds the finished build of this plan."""
+def _finished(plan: Plan, target: Target | None) -> Manifest | None:
+    """The manifest, if the finished build of this plan is there; with a `target` it, and what was
+    found, are brought into the folder."""
     folder = plan.folder
+    if target:
+        target.fetch(MANIFEST, folder)
+        target.fetch(FINDINGS, folder)
     try:
         manifest = Manifest.load(folder)
-        written = (folder / MANIFEST).stat().st_mtime_ns
-        sizes = [(folder / shard.name).stat().st_size for shard in manifest.shards]
-        indices = [offsets_path(folder / shard.name) for shard in manifest.shards]
-    except (ValueError, FileNotFoundError):
+    except ValueError:
         return None
+    if target:
+        written, sizes = target.changed(MANIFEST), target.sizes()
+    else:
+        written = (folder / MANIFEST).stat().st_mtime_ns
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     same = manifest.inputs == plan.inputs and written > plan.changed
-    whole = sizes == [shard.bytes for shard in manifest.shards]
-    there = all(path.is_file() for path in (folder / SAMPLES, folder / FINDINGS, *indices))
+    whole = all(sizes.get(shard.name) == shard.bytes for shard in manifest.shards)
+    indices = (offsets_path(folder / shard.name).name for shard in manifest.shards)
+    there = all(name in sizes for name in (SAMPLES, FINDINGS, *indices))
     return manifest if same and whole and there else None
 
 

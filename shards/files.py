@@ -27,6 +27,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def is_url(location: str | Path) -> bool:
+    """Whether what is there is behind a server, not in a folder."""
+    return "://" in str(location)
+
+
 def sha256(path: Path) -> str:
     """The hash (hex) of a file."""
     with path.open("rb") as file:

@@ -46,9 +46,14 @@ def run(
     return results
 
 
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def processes(count: int | None = None) -> Runner:
     """A runner on this machine: `count` processes at a time (default: the CPUs), one a piece."""
-    return partial(_in_processes, count=count or len(os.sched_getaffinity(0)))
+    return partial(_in_processes, count=count or cpus())
 
 
 def dead(piece: Piece, how: str) -> Failed:

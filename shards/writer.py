@@ -1,7 +1,7 @@
 """One shard: raw samples in, a USTAR file and its index out, the same bytes every time."""
 
 import json
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from shards.manifest import Shard
 from shards.schema import encode
 from shards.sources.split import Item
 
-STATE = ".build"  # folder beside the shards: what each was made from, and what was found
+STATE = ".build"  # folder beside the shards: their receipts, and the lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +43,47 @@ class Made:
     rows: list[dict[str, Any]]
     findings: list[Finding]
 
+    def receipt(self, job: Job) -> bytes:
+        """What is kept in STATE of the shard that `job` was."""
+        return json.dumps({"inputs": job.inputs, **asdict(self)}).encode()
+
+    @classmethod
+    def of(cls, receipt: bytes, job: Job) -> "Made | None":
+        """The shard that a receipt is for, if `job` would make it from the same inputs."""
+        try:
+            said = json.loads(receipt)
+        except ValueError:  # half of it was sent
+            return None
+        if said.pop("inputs") != job.inputs or "shard" not in said:
+            return None
+        findings = [Finding(**one) for one in said["findings"]]
+        return cls(Shard(**said["shard"]), said["rows"], findings)
+
+
+def receipt_path(tar: Path) -> Path:
+    """The receipt of a shard."""
+    return tar.parent / STATE / f"{tar.stem}.json"
+
 
 def write_shard(job: Job) -> Made:
     """Make a shard, unless an earlier run has, and read it back. Raises DataError, OSError."""
-    state = job.tar.parent / STATE / f"{job.tar.stem}.json"
-    findings = _found_earlier(job, state)
-    finished = findings is not None
-    if not finished:
-        for left in [state, *job.tar.parent.glob(f"{job.tar.name}.tmp-*")]:  # by a killed process
-            left.unlink(missing_ok=True)
-        findings = _write(job)
-    elif job.strict:
-        refuse(findings)
+    receipt = receipt_path(job.tar)
+    made = _made_earlier(job, receipt)
+    if made:
+        if job.strict:
+            refuse(made.findings)
+        save_offsets(job.tar, made.rows)
+        return made
+    for left in [receipt, *job.tar.parent.glob(f"{job.tar.name}.tmp-*")]:  # by a killed process
+        left.unlink(missing_ok=True)
+    findings = _write(job)
     rows = scan(job.tar)
     save_offsets(job.tar, rows)
     shard = Shard(job.tar.name, job.tar.stat().st_size, sha256(job.tar), len(rows))
-    if not finished:
-        found = [astuple(finding) for finding in findings]
-        said = {"inputs": job.inputs, "sha256": shard.sha256, "findings": found}
-        with whole_file(state) as file:
-            file.write(json.dumps(said).encode())
-    return Made(shard, rows, findings)
+    made = Made(shard, rows, findings)
+    with whole_file(receipt) as file:
+        file.write(made.receipt(job))
+    return made
 
 
 def _write(job: Job) -> list[Finding]:
@@ -90,11 +110,9 @@ def _write(job: Job) -> list[Finding]:
     return findings
 
 
-def _found_earlier(job: Job, state: Path) -> list[Finding] | None:
-    """The findings of a run that made this shard from the same inputs, if it is still intact."""
-    if not (state.is_file() and job.tar.is_file()) or state.stat().st_mtime_ns <= job.changed:
+def _made_earlier(job: Job, receipt: Path) -> Made | None:
+    """What a run made from the same inputs, if the shard is still intact."""
+    if not (receipt.is_file() and job.tar.is_file()) or receipt.stat().st_mtime_ns <= job.changed:
         return None
-    said = json.loads(state.read_bytes())
-    if (said["inputs"], said["sha256"]) != (job.inputs, sha256(job.tar)):
-        return None
-    return [Finding(*finding) for finding in said["findings"]]
+    made = Made.of(receipt.read_bytes(), job)
+    return made if made and made.shard.sha256 == sha256(job.tar) else None

@@ -1,4 +1,4 @@
-"""An HTTP server of a folder that misbehaves as it is told."""
+"""An HTTP server of a folder that misbehaves as it is told, and an S3 server that does not."""
 
 import re
 import threading
@@ -6,6 +6,10 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import boto3
+from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 
 class Server(ThreadingHTTPServer):
@@ -80,3 +84,23 @@ def serving(folder: Path):
         server.released.set()
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def s3(monkeypatch, bucket: str):
+    """A client of an S3 server that the environment points at, with one bucket."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    moto = ThreadedMotoServer(port=0)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    S3FileSystem.clear_instance_cache()
+    try:
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=bucket)
+        yield client
+    finally:
+        moto.stop()
+        S3FileSystem.clear_instance_cache()

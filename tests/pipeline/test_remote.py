@@ -8,10 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 
 from pipeline import remote
 from pipeline.cache import CacheSettings
@@ -20,7 +17,7 @@ from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, train_sets, train_stream
 from shards.errors import DataError, UsageError
 from shards.manifest import Manifest
-from tests.pipeline.servers import serving
+from tests.pipeline.servers import s3, serving
 
 
 @pytest.fixture
@@ -295,17 +292,7 @@ def test_a_url_that_nothing_reads_is_a_usage_error(url, text, cache):
 
 
 def test_s3(train_set, cache, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    moto = ThreadedMotoServer(port=0)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    S3FileSystem.clear_instance_cache()
-    try:
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="sets")
+    with s3(monkeypatch, "sets") as client:
         for path in filter(Path.is_file, train_set.folder.iterdir()):
             client.upload_file(str(path), "sets", f"coco/train/{path.name}")
         store = Store("s3://sets/coco/train", cache=cache)
@@ -317,6 +304,3 @@ def test_s3(train_set, cache, monkeypatch):
             Store("s3://sets/nowhere", cache=cache)
         with pytest.raises(UsageError, match="s3://nosuch/train is not a shard set"):
             Store("s3://nosuch/train", cache=cache)
-    finally:
-        moto.stop()
-        S3FileSystem.clear_instance_cache()

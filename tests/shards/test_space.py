@@ -83,7 +83,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards_and_the_next_run_goes_on(raw, 
     assert full.endswith("out: the disk is full; free space and run again to go on")
     tars = {path.split("/")[-1][:6]: made for path, made in left.items() if path.endswith(".tar")}
     assert 0 < len(tars) < SHARDS
-    assert {name[:6]: said["sha256"] for name, said in receipts.items()} == tars
+    assert {name[:6]: said["shard"]["sha256"] for name, said in receipts.items()} == tars
     assert not [path for path in left if ".tmp-" in path or "manifest" in path]
     build("coco", raw, tmp_path / "undisturbed", shards=SHARDS, jobs=1, report=lambda _: None)
     assert whole == tree(tmp_path / "undisturbed")
