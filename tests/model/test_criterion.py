@@ -53,12 +53,12 @@ def pair_cost(predictions: Predictions, targets: Targets, i: int, b: int, q: int
     return -2 * probability + 5 * bce(x, t) + 5 * dice(x, t)
 
 
-def expected_losses(predictions: Predictions, targets: Targets, local: bool) -> dict[str, Tensor]:
-    batch = len(targets.categories)
+def expected_losses(predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+    layers, batch = predictions.class_logits.shape[:2]
     counts = (targets.categories >= 0).sum(1).tolist()
     num_masks = max(sum(counts), 1)
     terms = {}
-    for i in range(LAYERS):
+    for i in range(layers):
         cross, weights, masks, dices = 0, 0, 0, 0
         for b in range(batch):
             cost = torch.zeros(QUERIES, counts[b])
@@ -82,7 +82,7 @@ def expected_losses(predictions: Predictions, targets: Targets, local: bool) -> 
                 points = torch.cat((candidates[row][order[:37]], uniform[row]))
                 x, t = at(mask, points), at(truth(targets, b, int(n)), points)
                 masks, dices = masks + bce(x, t), dices + dice(x, t)
-        suffix = "" if i == LAYERS - 1 else f"_{i}"
+        suffix = "" if i == layers - 1 else f"_{i}"
         terms[f"loss_ce{suffix}"] = 2 * cross / weights
         terms[f"loss_mask{suffix}"] = 5 * masks / num_masks
         terms[f"loss_dice{suffix}"] = 5 * dices / num_masks
@@ -91,12 +91,12 @@ def expected_losses(predictions: Predictions, targets: Targets, local: bool) -> 
 
 @pytest.mark.parametrize("normaliser", ["global", "local"])
 @pytest.mark.parametrize("counts", [[3, 0, 8], [1], [2, 5]])  # 8 > 6 queries; the third is empty
-def test_losses_and_gradients_follow_the_formulas(counts: list[int], normaliser: str) -> None:
+def test_11_3_losses_and_gradients_follow_the_formulas(counts: list[int], normaliser: str) -> None:
     predictions, targets = scene(counts)
     if counts == [2, 5]:
         targets.value[1, 2] = 200  # nowhere in the map: an empty mask is a legal target
     settings = CriterionSettings(points=SETTINGS.points, class_normaliser=normaliser)
-    expected = expected_losses(predictions, targets, normaliser == "local")
+    expected = expected_losses(predictions, targets)
     wanted = torch.autograd.grad(sum(expected.values()), predictions)
     totals = normalisers(targets.categories, QUERIES, settings)
     losses = Criterion(settings)(predictions, targets, DRAW, totals)
@@ -129,7 +129,7 @@ def test_matching_is_optimal() -> None:
         assert found == pytest.approx(best, abs=1e-10)
 
 
-def test_whole_batch_without_targets() -> None:
+def test_11_3_whole_batch_without_targets() -> None:
     predictions, targets = scene([2, 2])
     targets.categories.fill_(-1)
     settings = CriterionSettings(points=50)

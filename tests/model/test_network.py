@@ -33,7 +33,7 @@ def count(tensors) -> int:
         ("swin_large", 200, 215_535_610, 195_201_204),
     ],
 )
-def test_published_sizes(backbone: str, queries: int, total: int, backbone_total: int) -> None:
+def test_11_1_published_sizes(backbone: str, queries: int, total: int, backbone_total: int) -> None:
     norm = "batch" if backbone.startswith("resnet") else "frozen_batch"
     settings = ModelSettings(backbone=backbone, queries=queries, norm=norm)
     with torch.device("meta"):
@@ -69,7 +69,7 @@ def assert_uniform(tensor: torch.Tensor, bound: float) -> None:
     assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
 
 
-def test_initial_values(head: Mask2Former) -> None:
+def test_11_4_initial_values(head: Mask2Former) -> None:
     encoder, decoder = head.pixel_decoder, head.masked_decoder
     for conv, _ in encoder.input_proj:
         assert_uniform(conv.weight, math.sqrt(6 / (conv.in_channels + 256)))
@@ -110,7 +110,7 @@ def test_initial_values(head: Mask2Former) -> None:
     assert decoder.level_embed.weight.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_initial_offsets_are_squares_around_the_pixel(head: Mask2Former) -> None:
+def test_11_4_initial_offsets_are_squares_around_the_pixel(head: Mask2Former) -> None:
     directions = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
     steps = torch.arange(1, 5)[None, None, :, None]
     expected = torch.tensor(directions)[:, None, None] * steps  # [heads, 1, points, 2]

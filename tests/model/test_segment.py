@@ -34,7 +34,7 @@ def strip(labels: list[int], scores: list[float], masks: list[list[float]]) -> I
     )
 
 
-def test_unsure_pixels_stay_void() -> None:
+def test_11_6_unsure_pixels_stay_void() -> None:
     prediction = strip([0], [0.95], [[3.0] * 3 + [-3.0] * 5])
     segments_map, segments = panoptic(prediction, THINGS, SETTINGS)
     assert segments_map.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
@@ -51,7 +51,7 @@ def test_unsure_pixels_stay_void() -> None:
         (3, [0] * 7 + [1] * 5),  # 7 of 10: rejected, and nobody inherits its pixels
     ],
 )
-def test_overlap_ratio(stolen: int, expected: list[int]) -> None:
+def test_11_6_overlap_ratio(stolen: int, expected: list[int]) -> None:
     lower = [8.0] * 10 + [-8.0] * 2
     upper = [-8.0] * (10 - stolen) + [8.0] * (2 + stolen)
     prediction = strip([0, 1], [0.9, 0.97], [lower, upper])
@@ -60,7 +60,7 @@ def test_overlap_ratio(stolen: int, expected: list[int]) -> None:
     assert [s["id"] for s in segments] == list(range(1, max(expected) + 1))
 
 
-def test_stuff_of_one_category_is_one_segment_and_things_are_not() -> None:
+def test_11_6_stuff_of_one_category_is_one_segment_and_things_are_not() -> None:
     masks = [[8.0 if x // 2 == q else -8.0 for x in range(10)] for q in range(5)]
     prediction = strip([2, 0, 2, 0, 3], [0.9, 0.9, 0.95, 0.9, 0.9], masks)
     segments_map, segments = panoptic(prediction, THINGS, SETTINGS)
@@ -74,7 +74,7 @@ def test_stuff_of_one_category_is_one_segment_and_things_are_not() -> None:
     assert segments[0]["score"] == pytest.approx(0.9, abs=1e-6)
 
 
-def test_equal_claims_go_to_the_first_query_() -> None:
+def test_equal_claims_go_to_the_first_query() -> None:
     prediction = strip([0] * 12, [0.9] * 12, [[5.0, 5.0]] * 12)
     segments_map, segments = panoptic(prediction, THINGS, SETTINGS)
     assert segments_map.tolist() == [[1, 1]]

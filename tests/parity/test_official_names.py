@@ -8,7 +8,7 @@ from model.mask2former import Mask2Former, ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
 from model.weights.export import to_detectron2
-from tests.parity.official import Official, forward
+from tests.parity.official import Official, forward, swin
 from tests.parity.samples import assert_close, logits, randomise
 
 SWIN_HEADS = (1, 2, 4, 8)
@@ -21,8 +21,6 @@ BACKBONES = {
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
 def test_official_names_mean_what_they_say(backbone: str) -> None:
-    """Also section 11, row 8: at 96x160 the last maps of Swin (3x5) are smaller than a window (7),
-    which is shifted all the same, and its padding takes part in attention."""
     settings = ModelSettings(
         backbone=backbone,
         backbone_config=BACKBONES[backbone],
@@ -36,7 +34,25 @@ def test_official_names_mean_what_they_say(backbone: str) -> None:
     names = to_detectron2(model, settings, CriterionSettings(no_object_weight=0.3))
     weights = Official({name: torch.from_numpy(array) for name, array in names.items()})
     images = torch.randn(2, 3, 96, 160, dtype=torch.float64)
-    swin = {"window": 7, "heads": SWIN_HEADS} if backbone == "swin" else {}
-    assert_close(logits(model, images), forward(weights, images, **swin), 1e-10)
+    windows = {"window": 7, "heads": SWIN_HEADS} if backbone == "swin" else {}
+    assert_close(logits(model, images), forward(weights, images, **windows), 1e-10)
     assert set(names) - weights.read == {"criterion.empty_weight"}
     assert names["criterion.empty_weight"].tolist() == pytest.approx([1] * 5 + [0.3])
+
+
+@pytest.mark.parametrize("size", [(96, 160), (224, 32)])
+@torch.no_grad()
+def test_11_8_windows_are_shifted_and_padded_whatever_the_map(size: tuple[int, int]) -> None:
+    """The last maps (3x5, 7x1) are no larger than a window (7): it is shifted all the same, and
+    its padding takes part in attention."""
+    settings = ModelSettings(backbone="swin", backbone_config=BACKBONES["swin"], queries=2)
+    torch.manual_seed(0)
+    model = Mask2Former(settings, num_classes=5).eval().double()
+    randomise(model)
+    names = to_detectron2(model, settings, CriterionSettings())
+    weights = Official({name: torch.from_numpy(array) for name, array in names.items()})
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = swin(weights, images, 7, SWIN_HEADS)
+    assert min(expected[-1].shape[2:]) < 7
+    for x, wanted in zip(model.backbone(images).values(), expected, strict=True):
+        torch.testing.assert_close(x, wanted, rtol=0, atol=1e-10)

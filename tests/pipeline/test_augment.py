@@ -94,7 +94,7 @@ def test_jitter_is_the_straightforward_one(shape, scale, place, flip):
     check(out, out_maps, shape, x, y)
 
 
-def test_padding_is_grey_and_no_segment():
+def test_11_5_padding_is_grey_and_no_segment():
     assert PAD_VALUE == 128
 
 
@@ -105,7 +105,7 @@ def test_sizes_are_rounded_half_to_even(height, half_to_even):
     assert size == (half_to_even, CROP)
 
 
-def test_crop_offsets_are_proportional_on_both_axes():
+def test_11_5_crop_offsets_are_proportional_on_both_axes():
     """At scale 2 the 51 x 40 image is 128 x 100: room of 64 and 36 pixels, shared by one number."""
     image, maps = ramps(40, 51)
     for place in np.linspace(0, 1, 33, endpoint=False):
@@ -155,7 +155,7 @@ def test_fit_makes_the_longer_side_the_crop(shape):
 @pytest.mark.parametrize("flip", [0.2, 0.7])
 @pytest.mark.parametrize("scale", [0.1, 0.7, 1.3, 2.0])
 @pytest.mark.parametrize("shape", [(90, 120), (120, 90), (70, 33), (400, 500)])
-def test_jitter_by_pil_is_the_references_to_the_bit(shape, scale, flip):
+def test_11_5_jitter_by_pil_is_the_references_to_the_bit(shape, scale, flip):
     """The published steps, one after another, by Pillow on whole pictures."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, 3), np.uint8)

@@ -129,7 +129,7 @@ def test_two_halves_are_the_whole_and_the_scores_follow_from_the_counts():
 
 
 @pytest.mark.parametrize(("extra", "tp"), [(0, 0), (1, 1)])
-def test_an_iou_of_exactly_one_half_is_no_match(extra, tp):
+def test_11_7_an_iou_of_exactly_one_half_is_no_match(extra, tp):
     truth = np.array([[1] * 6 + [2] * 6])
     prediction = np.array([[1] * (3 + extra) + [0] * (9 - extra)])
     quality = PanopticQuality(THINGS)
@@ -138,7 +138,7 @@ def test_an_iou_of_exactly_one_half_is_no_match(extra, tp):
 
 
 @pytest.mark.parametrize(("on_void", "fp"), [(5, 1), (6, 0)])
-def test_a_prediction_more_than_half_on_void_is_forgiven(on_void, fp):
+def test_11_7_a_prediction_more_than_half_on_void_is_forgiven(on_void, fp):
     truth = np.array([[0] * on_void + [1] * (10 - on_void) + [1] * 30])
     prediction = np.array([[1] * 10 + [0] * 30])
     quality = PanopticQuality(THINGS)

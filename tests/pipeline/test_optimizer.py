@@ -38,7 +38,7 @@ def sizes(model: nn.Module, settings: OptimizerSettings) -> dict[tuple[float, fl
 
 
 @pytest.mark.parametrize(("backbone", "norm"), PUBLISHED)
-def test_groups_are_the_published_ones_to_the_element(backbone, norm):
+def test_11_1_groups_are_the_published_ones_to_the_element(backbone, norm):
     queries, decayed, norms, tables, head = PUBLISHED[backbone, norm]
     model = build(backbone, norm, queries)
     found = sizes(model, OptimizerSettings())
