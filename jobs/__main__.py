@@ -77,6 +77,14 @@ def build(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first image that the doctor rejects.")
     ] = False,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="Where shards are made: local; HOST:PORT or ray://HOST:PORT, a Ray cluster whose "
+            "nodes share this checkout, the raw data and --out (or that is a URL); auto: the "
+            "cluster of RAY_ADDRESS if that is set, else local."
+        ),
+    ] = "auto",
     work: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +104,7 @@ def build(
         maps=maps,
         split=split,
         work=work,
+        on=on,
     )
 
 

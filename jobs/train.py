@@ -16,6 +16,7 @@ from jobs.check import check
 from jobs.config import Config
 from jobs.errors import RunFailed
 from jobs.follow import Follower
+from jobs.on_ray import python_path
 from pipeline.checkpoint import committed, step_of
 from pipeline.runs import CHECKPOINTS, SUMMARY, write_json
 from pipeline.store import Store
@@ -27,7 +28,6 @@ MAY_CHANGE = (
     *("trainer.steps", "tracking.", "scaling.", "failure."),
     *("data.loader_workers", "data.cache.", "data.max_damaged"),
 )
-ROOT = Path(__file__).parents[1]
 
 # Ray reads these once; a user's own values win.
 RAY_ENVIRONMENT = {
@@ -137,7 +137,7 @@ def _fit(config: Config, folder: Path) -> None:
         log_to_driver=False,
         logging_level="error",
         object_store_memory=200 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
     )
     trainer = TorchTrainer(
         _work,
@@ -165,12 +165,6 @@ def _fit(config: Config, folder: Path) -> None:
         ray.shutdown()
     if outcome != "done":
         _raise_last_failure(folder, launch)
-
-
-def _python_path() -> str:
-    """Ours first, then the user's, where the functions of `data.stages` are."""
-    theirs = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return os.pathsep.join(dict.fromkeys([str(ROOT), *theirs]))
 
 
 def _work(job: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jobs import config as configs
 from jobs.bench import row
 from jobs.build import build
-from jobs.train import ROOT, train
+from jobs.on_ray import ROOT
+from jobs.train import train
 from model.segment import STRIDE
 from pipeline.augment.recipes import AugmentSettings, augment
 from pipeline.batch import Truth

@@ -16,7 +16,7 @@ from tests.shards.raw import SAMPLE, sky, write
 
 OPTIONS = {
     "demo": ["--out"],
-    "build": ["--root", "--out", "--splits", "--limit", "--jobs", "--tasks", "--shards"],
+    "build": ["--root", "--out", "--splits", "--limit", "--jobs", "--tasks", "--on", "--instances"],
     "verify": ["out", "--sample", "--repair", "--jobs"],
     "train": ["preset", "KEY=VALUE"],
     "evaluate": ["run", "--checkpoint", "--data", "--images"],
