@@ -44,11 +44,12 @@ def build(
         raise UsageError(f"{given[0]} needs --images D and --split NAME; add them")
     if not (given or root):
         raise UsageError("--root is not given; give the folder of the raw data set")
-    # absolute, for the processes of a cluster have folders of their own
-    files = {name: path and path.absolute() for name, path in files.items()}
-    root = root and root.absolute()
-    out = out if is_url(out) else Path(out).absolute()
-    with _runner(on, jobs, [path for path in (root, *files.values(), out) if path]) as runner:
+    address = _cluster(on)
+    if address:  # whose processes have current folders of their own
+        files = {name: path and path.absolute() for name, path in files.items()}
+        root = root and root.absolute()
+        out = out if is_url(out) else Path(out).absolute()
+    with _runner(address, jobs, [root, *files.values(), out]) as runner:
         build_shards(
             source,
             root or CocoFiles(**files),
@@ -65,16 +66,24 @@ def build(
         )
 
 
+def _cluster(on: str) -> str | None:
+    """The address of the Ray cluster where shards are made, None for this machine."""
+    if on == "auto":
+        return os.environ.get("RAY_ADDRESS")
+    if on != "local" and not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:\d+", on):
+        raise UsageError(f"--on {on}: give auto, local, HOST:PORT or ray://HOST:PORT")
+    return None if on == "local" else on
+
+
 @contextlib.contextmanager
-def _runner(on: str, jobs: int | None, paths: list[Path | str]) -> Iterator[Runner | None]:
-    """What makes the shards: None for processes here, or the tasks of a Ray cluster."""
-    address = os.environ.get("RAY_ADDRESS") if on == "auto" else on
-    if address in (None, "", "local"):
+def _runner(
+    address: str | None, jobs: int | None, places: list[Path | str | None]
+) -> Iterator[Runner | None]:
+    """What makes the shards: tasks of the cluster, None for processes here."""
+    if not address:
         yield None
         return
-    if on != "auto" and not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:\d+", on):
-        raise UsageError(f"--on {on}: give auto, local, HOST:PORT or ray://HOST:PORT")
     if jobs:
         raise UsageError(f"--jobs is for processes here, the shards are made on {address}")
-    with ray_tasks(address, [path for path in paths if not is_url(path)]) as runner:
+    with ray_tasks(address, [place for place in places if place and not is_url(place)]) as runner:
         yield runner
