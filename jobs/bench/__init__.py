@@ -1,9 +1,11 @@
 """`bench NAME`: what we claim, measured; rows for people and for machines."""
 
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -77,3 +79,16 @@ def alternate(works: dict[str, Callable[[], object]], times: int = 5) -> dict[st
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def peak_mib(function: Callable[..., object], *args: object) -> float:
+    """Peak resident memory, MiB, of a new process that calls an importable function. Linux only."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        pool.submit(function, *args).result()
+        return pool.submit(_peak_of_this_process).result()
+
+
+def _peak_of_this_process() -> float:
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's pages too
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

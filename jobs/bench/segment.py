@@ -1,9 +1,11 @@
 """Panoptic post-processing of one picture, beside transformers', at 8 to 100 confident queries.
 
-Pictures of 800x1333 pixels with smooth random masks. The peer resizes all masks to 384x384 first,
-which is less work than the procedure of the paper's code that we follow.
+Pictures of 800x1333 pixels with smooth random masks; memory is that of one of 3000x4000, which the
+network sees at 800x1067. The peer resizes all masks to 384x384 first, which is less work than the
+procedure of the paper's code that we follow.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
@@ -12,51 +14,72 @@ from transformers.models.mask2former.image_processing_pil_mask2former import (
     Mask2FormerImageProcessorPil,
 )
 
-from jobs.bench import alternate, row
-from model.segment import ImagePrediction, SegmentSettings, panoptic
+from jobs.bench import alternate, peak_mib, row
+from model.segment import STRIDE, ImagePrediction, SegmentSettings, panoptic
 
 CLASSES, QUERIES, THINGS = 133, 100, 80
-SIZE, SMALL = (800, 1333), (200, 336)
+SETTINGS = SegmentSettings()
+PEER = "transformers"
+PICTURE = ((800, 1333), (800, 1333))  # as the network sees it, and its own size
+PHOTOGRAPH = ((800, 1067), (3000, 4000))
 
 
 def rows() -> list[dict]:
-    """Seconds an image at each number of kept queries."""
-    settings = SegmentSettings()
-    things = [category < THINGS for category in range(CLASSES)]
-    peer = Mask2FormerImageProcessorPil()
+    """Seconds an image at each number of kept queries, and the memory of a large image."""
     measured = []
     for kept in (8, 20, 50, 100):
-        prediction = case(kept)
-        masks = prediction.mask_embeddings @ prediction.mask_features.flatten(1)
-        outputs = SimpleNamespace(
-            class_queries_logits=prediction.class_logits[None],
-            masks_queries_logits=masks.unflatten(1, SMALL)[None],
-        )
-        works = {
-            "ours": lambda p=prediction: panoptic(p, things, settings),
-            "peer": lambda o=outputs: peer.post_process_panoptic_segmentation(
-                o,
-                threshold=settings.object_threshold,
-                label_ids_to_fuse=set(range(THINGS, CLASSES)),
-                target_sizes=[SIZE],
-            ),
-        }
-        seconds = alternate(works)
+        seconds = alternate(works(case(kept, *PICTURE)))
         measured.append(
             row(
                 f"segment.panoptic.time.kept{kept}",
                 "s",
                 seconds["ours"],
                 peer=seconds["peer"],
-                peer_name="transformers",
+                peer_name=PEER,
                 better="lower",
                 target="<= 0.5x" if kept == 20 else "<= 1x",
             )
         )
+    memory = {name: peak_mib(photograph, name) for name in ("ours", "peer")}
+    measured.append(
+        row(
+            "segment.panoptic.memory.3000x4000",
+            "MiB",
+            memory["ours"],
+            peer=memory["peer"],
+            peer_name=PEER,
+            better="lower",
+            target="<= 2048",
+        )
+    )
     return measured
 
 
-def case(kept: int) -> ImagePrediction:
+def works(prediction: ImagePrediction) -> dict[str, Callable[[], object]]:
+    """Both procedures on the same prediction."""
+    things = [category < THINGS for category in range(CLASSES)]
+    masks = prediction.mask_embeddings @ prediction.mask_features.flatten(1)
+    outputs = SimpleNamespace(
+        class_queries_logits=prediction.class_logits[None],
+        masks_queries_logits=masks.unflatten(1, prediction.mask_features.shape[1:])[None],
+    )
+    return {
+        "ours": lambda: panoptic(prediction, things, SETTINGS),
+        "peer": lambda: Mask2FormerImageProcessorPil().post_process_panoptic_segmentation(
+            outputs,
+            threshold=SETTINGS.object_threshold,
+            label_ids_to_fuse=set(range(THINGS, CLASSES)),
+            target_sizes=[prediction.output_size],
+        ),
+    }
+
+
+def photograph(name: str) -> None:
+    """One large image with 20 confident queries, by one of the two."""
+    works(case(20, *PHOTOGRAPH))[name]()
+
+
+def case(kept: int, valid: tuple[int, int], output: tuple[int, int]) -> ImagePrediction:
     """A prediction of which `kept` queries, spread over all, are confident."""
     torch.manual_seed(0)
     logits = torch.zeros(QUERIES, CLASSES + 1)
@@ -64,5 +87,6 @@ def case(kept: int) -> ImagePrediction:
     confident = torch.arange(kept) * QUERIES // kept
     logits[confident, CLASSES] = 0
     logits[confident, torch.arange(kept) % CLASSES] = 12
-    features = F.interpolate(torch.randn(1, 256, 6, 9), SMALL, mode="bicubic")[0] / 4
-    return ImagePrediction(logits, torch.randn(QUERIES, 256) / 2, features, SIZE, SIZE)
+    small = [-(-side // 32) * 32 // STRIDE for side in valid]  # of the padded input
+    features = F.interpolate(torch.randn(1, 256, 6, 9), small, mode="bicubic")[0] / 4
+    return ImagePrediction(logits, torch.randn(QUERIES, 256) / 2, features, valid, output)

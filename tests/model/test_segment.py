@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jobs.bench import peak_mib
 from model.masked_decoder import Predictions
 from model.segment import (
     ImagePrediction,
@@ -198,3 +199,24 @@ def test_one_image_of_a_batch() -> None:
     assert torch.equal(one.class_logits, predictions.class_logits[2, 1])
     assert one.mask_embeddings.dtype == torch.float32
     assert torch.equal(one.mask_features, predictions.mask_features[1])
+
+
+def three_ways(queries: int, valid: tuple[int, int], output: tuple[int, int]) -> None:
+    """Every segmentation of one image, with all queries confident."""
+    torch.manual_seed(0)
+    classes = 10
+    logits = torch.zeros(queries, classes + 1)
+    logits[torch.arange(queries), torch.arange(queries) % classes] = 12
+    small = [-(-side // 32) * 8 for side in valid]
+    features = F.interpolate(torch.randn(1, 256, 6, 9), small, mode="bicubic")[0]
+    prediction = ImagePrediction(logits, torch.randn(queries, 256), features, valid, output)
+    things = [True] * classes
+    assert len(panoptic(prediction, things, SegmentSettings(overlap_threshold=0))[1]) > 10
+    assert len(instances(prediction, things, SETTINGS)["masks"]) == queries
+    assert semantic(prediction).shape == output
+
+
+@pytest.mark.slow
+def test_a_photograph_of_12_megapixels_stays_under_2_gb() -> None:
+    """The instances' hundred masks, returned at full size, are 1.2 GB of it."""
+    assert peak_mib(three_ways, 100, (800, 1067), (3000, 4000)) < 2e9 / 2**20
