@@ -27,6 +27,14 @@ def fenced(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def test_the_python_of_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS["README.md"], re.DOTALL)
+    found = {}
+    exec(compile(code, "README.md", "exec"), found)
+    assert found["loss"].isfinite()
+    assert all(p.grad is not None for p in found["net"].parameters())
+
+
 def headers() -> list[tuple[str, str]]:
     """(file, command) for every command in the head of a preset."""
     return [
@@ -118,7 +126,7 @@ def test_files_it_points_at_exist(document):
 
 def test_settings_it_names_exist():
     known = configs._dotted(configs.to_dict(configs.Config()))
-    text = DOCUMENTS["README.md"]
+    text = re.sub(r"```python.*?```", "", DOCUMENTS["README.md"], flags=re.DOTALL)
     packages = "data|batch|model|criterion|optimizer|schedule|trainer|zero|scaling|failure|tracking"
     named = re.findall(rf"`?\b((?:{packages})\.[\w.]+)", text)
     assert len(named) > 5
