@@ -10,13 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
+from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from shards.errors import UsageError
 
 NAMES = tuple(module.name for module in iter_modules(__path__))
-COLUMNS = ("name", "unit", "ours", "peer", "peer_name", "ratio", "better", "target")
 
 
 def bench(name: str, out: Path | None = None) -> list[dict]:
@@ -29,9 +29,10 @@ def bench(name: str, out: Path | None = None) -> list[dict]:
     if out and not out.absolute().parent.is_dir():
         raise UsageError(f"--json {out}: there is no folder {out.absolute().parent}; make it first")
     rows = import_module(f"jobs.bench.{name}").rows()
-    table = Table(*COLUMNS)
+    table = Table(Column("name", no_wrap=True), "ours", "peer", "ratio", "aim", box=SIMPLE)
     for row in rows:
-        table.add_row(*("" if row[column] is None else str(row[column]) for column in COLUMNS))
+        ours, peer = _words(row["ours"], row["unit"]), _words(row["peer"], row["peer_name"])
+        table.add_row(row["name"], ours, peer, _words(row["ratio"]), row["target"])
     Console().print(table)
     if out:
         out.write_text(json.dumps(rows, indent=1) + "\n")
@@ -59,6 +60,10 @@ def row(
         "better": better,
         "target": target,
     }
+
+
+def _words(*parts: object) -> str:
+    return "" if parts[0] is None else " ".join(map(str, parts))
 
 
 def _short(value: float) -> float:
