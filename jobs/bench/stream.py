@@ -1,4 +1,7 @@
-"""Raw samples beside stock webdataset, what their order costs, then `stream_decode`."""
+"""Raw samples beside stock webdataset, what their order costs, then `stream_decode`.
+
+M2F_COCO names a COCO folder whose photographs are repeated; without it the CC BY sample is read.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,16 +11,16 @@ from pathlib import Path
 import webdataset as wds
 
 from jobs.bench import alternate, row, stream_decode
-from jobs.bench.overfit import SAMPLE
 from pipeline.order import Order, SetOrder
 from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, order_of, train_stream
 from shards.build import build
 from shards.files import sha256
-from shards.index import SAMPLES, members, save_offsets, save_rows, scan, unpack
+from shards.index import SAMPLES as INDEX
+from shards.index import members, save_offsets, save_rows, scan, unpack
 from shards.manifest import File, Shard
 
-COPIES, SHARDS = 150, 16
+SAMPLES, SHARDS = 1500, 16
 SEED, BATCH = 1, 16
 FAR = 10_000_000  # a position to go on from
 SHARD_SAMPLES = 800  # of COCO in 128 MiB
@@ -86,15 +89,16 @@ def places(order: Order, position: int) -> None:
 
 
 def repeated(folder: Path) -> Store:
-    """The photographs of the CC BY sample many times over, as one shard set."""
-    build("coco", SAMPLE, folder / "once", splits=["train"], shards=1, report=lambda _: None)
+    """The photographs many times over, as one shard set."""
+    raw = stream_decode.coco()
+    build("coco", raw, folder / "once", splits=["train"], shards=1, report=lambda _: None)
     once = Store(folder / "once" / "train")
     samples = [members(once.read(number)) for number in range(len(once))]
     shards, found = [], []
     for number in range(SHARDS):
         tar = folder / f"{number:06d}.tar"
         with wds.TarWriter(str(tar), encoder=False, mtime=0) as writer:
-            for copy in range(number, COPIES, SHARDS):
+            for copy in range(number, SAMPLES // len(once), SHARDS):
                 for key, sample in zip(once.index.key, samples, strict=True):
                     writer.write({"__key__": f"{copy:04d}-{key}", **sample})
         scanned = scan(tar)
@@ -102,6 +106,6 @@ def repeated(folder: Path) -> Store:
         found += [entry | {"shard": number} for entry in scanned]
         shards.append(Shard(tar.name, tar.stat().st_size, sha256(tar), len(scanned)))
     save_rows(folder, found)
-    index = File.of(folder / SAMPLES)
+    index = File.of(folder / INDEX)
     replace(once.manifest, index=index, shards=tuple(shards)).save(folder)
     return Store(folder)

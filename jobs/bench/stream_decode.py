@@ -38,7 +38,7 @@ PUBLISHED_MS = 27  # of such a mapper for a COCO image, one core
 
 def rows() -> list[dict]:
     """Images a second and core, bytes of labels, and the memory of a loader process."""
-    raw = Path(os.environ.get("M2F_COCO", SAMPLE))
+    raw = coco()
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -66,6 +66,11 @@ def rows() -> list[dict]:
             peer=PUBLISHED_MS, peer_name="published cost"),
         row("stream.loader_memory", "MiB", memory, better="lower"),
     ]  # fmt: skip
+
+
+def coco() -> Path:
+    """The raw photographs to measure on."""
+    return Path(os.environ.get("M2F_COCO", SAMPLE))
 
 
 def ours(store: Store, number: int) -> dict:
