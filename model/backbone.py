@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -34,22 +35,25 @@ class Family(NamedTuple):
     """A kind of backbone.
 
     Attributes:
+        first: the field of the config that the stride of the first map depends on, and its value.
         branches: modules of a block, each the last one of a residual branch.
         is_plain: one resolution, stride 16, which a `SimplePyramid` makes four of.
     """
 
     config: type[PreTrainedConfig]
     body: type[PreTrainedModel]
+    first: tuple[str, Any]
     branches: tuple[str, ...] = ()
     is_plain: bool = False
 
 
-RESNET = Family(ResNetConfig, ResNetBackbone)
-SWIN = Family(SwinConfig, SwinBackbone, ("drop_path", "mlp"))
-SWINV2 = Family(Swinv2Config, Swinv2Backbone, ("layernorm_before", "layernorm_after"))
-CONVNEXT = Family(ConvNextConfig, ConvNextBackbone, ("drop_path",))
+_PATCH_4, _PATCH_16 = ("patch_size", 4), ("patch_size", 16)
+RESNET = Family(ResNetConfig, ResNetBackbone, ("downsample_in_first_stage", False))
+SWIN = Family(SwinConfig, SwinBackbone, _PATCH_4, ("drop_path", "mlp"))
+SWINV2 = Family(Swinv2Config, Swinv2Backbone, _PATCH_4, ("layernorm_before", "layernorm_after"))
+CONVNEXT = Family(ConvNextConfig, ConvNextBackbone, _PATCH_4, ("drop_path",))
 DINOV3_VIT = Family(
-    DINOv3ViTConfig, DINOv3ViTBackbone, ("layer_scale1", "layer_scale2"), is_plain=True
+    DINOv3ViTConfig, DINOv3ViTBackbone, _PATCH_16, ("layer_scale1", "layer_scale2"), is_plain=True
 )
 
 _WINDOW_12 = {"window_size": 12, "image_size": 384}
@@ -137,7 +141,11 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         family, config = _config(name, dict(overrides or {}), norm, drop_path)
-        body = family.body(config) if weights == "none" else _load(family.body, weights, config)
+        if weights == "none":
+            with _naming(overrides):
+                body = family.body(config)
+        else:
+            body = _load(family.body, weights, config)
         self.pyramid = None
         channels = body.channels
         if family is RESNET:
@@ -248,12 +256,32 @@ def _config(
         if key not in known:
             raise ValueError(f"model.backbone_config.{key} is unknown; known: {', '.join(known)}")
     fields = architecture | overrides
-    for key in ("depths", "hidden_sizes"):
-        if len(fields.get(key, STRIDES)) != len(STRIDES):
+    with _naming(overrides):
+        config = family.config(**fields)
+    for key in ("depths", "hidden_sizes", "num_heads"):
+        if len(getattr(config, key, STRIDES)) != len(STRIDES):
             raise ValueError(f"model.backbone_config.{key}={fields[key]}: four stages are needed")
-    config = family.config(**fields)
+    key, value = family.first
+    if fields.get(key, value) != value:
+        raise ValueError(
+            f"model.backbone_config.{key}={fields[key]}: strides of 4 to 32 need {value}"
+        )
+    if family.branches and not 0 <= config.drop_path_rate < 1:
+        raise ValueError(f"model.drop_path={config.drop_path_rate} is not in [0, 1)")
     config.out_features = config.stage_names[-1 if family.is_plain else 1 :]
     return family, config
+
+
+@contextmanager
+def _naming(overrides: Mapping[str, Any] | None) -> Iterator[None]:
+    """Name the setting where the library, in its own ways, says that a field cannot be built."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"model.backbone_config={dict(overrides or {})} cannot be built: {reason}"
+        ) from error
 
 
 def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) -> PreTrainedModel:

@@ -190,9 +190,10 @@ def instances(
     masks = probability.new_empty((len(unique), *prediction.output_size), dtype=torch.bool)
     total = probability.new_zeros(2, len(unique))  # Σ probability inside, and pixels
     for rows, logits in prediction.tiles(unique):
-        masks[:, rows] = mask = logits > 0
-        inside = logits.sigmoid_().mul_(mask)
-        total += torch.stack((inside.sum((1, 2)), mask.sum((1, 2))))
+        inside = torch.gt(logits, 0, out=torch.empty_like(logits))
+        masks[:, rows] = inside
+        total[1] += inside.sum((1, 2))
+        total[0] += logits.sigmoid_().mul_(inside).sum((1, 2))
     quality = total[0] / (total[1] + 1e-6)
     return {
         "scores": scores * quality[position],

@@ -1,12 +1,60 @@
-"""Degenerate truths and predictions, beyond the formulas of test_criterion.py."""
+"""Section 11 where no other test holds it: constants of backbones, degenerate truths."""
 
 import pytest
 import torch
+from torch import nn
 
+from model.backbone import Backbone
 from model.criterion import Criterion, CriterionSettings, normalisers
+from model.norms import FrozenBatchNorm2d
 from model.targets import Targets
 from tests.model.samples import boxes, random_predictions
 from tests.model.test_criterion import DRAW, QUERIES, SETTINGS, expected_losses, scene
+
+# Section 1.2: blocks, width, heads, window of Swins.
+SWINS = {
+    "swin_tiny": ([2, 2, 6, 2], 96, [3, 6, 12, 24], 7),
+    "swin_small": ([2, 2, 18, 2], 96, [3, 6, 12, 24], 7),
+    "swin_base": ([2, 2, 18, 2], 128, [4, 8, 16, 32], 12),
+    "swin_large": ([2, 2, 18, 2], 192, [6, 12, 24, 48], 12),
+}
+
+
+@pytest.mark.parametrize("name", SWINS)
+def test_11_1_constants_of_swin(name: str) -> None:
+    blocks, width, heads, window = SWINS[name]
+    with torch.device("meta"):
+        backbone = Backbone(name)
+    config = backbone.body.config
+    assert [len(stage.blocks) for stage in backbone.body.swin.encoder.layers] == blocks
+    assert backbone.channels == {4: width, 8: 2 * width, 16: 4 * width, 32: 8 * width}
+    assert (list(config.num_heads), config.window_size) == (heads, window)
+    assert (config.mlp_ratio, config.qkv_bias, config.hidden_act) == (4, True, "gelu")
+    assert not config.use_absolute_embeddings
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0
+    norms = [m for m in backbone.modules() if isinstance(m, nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-5}
+    assert list(backbone.body.hidden_states_norms) == ["stage1", "stage2", "stage3", "stage4"]
+    rates = [0.3 * k / (sum(blocks) - 1) for k in range(1, sum(blocks)) for _ in range(2)]
+    assert [path.rate for path in backbone.drop_paths] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("resnet50", [3, 4, 6, 3]), ("resnet101", [3, 4, 23, 3])]
+)
+def test_11_1_constants_of_resnet(name: str, blocks: list[int]) -> None:
+    """torchvision's layout: the stride is in the 3x3 convolution; norms are frozen, eps 1e-5."""
+    with torch.device("meta"):
+        backbone = Backbone(name)
+    stem, stages = backbone.body.embedder.embedder.convolution, backbone.body.encoder.stages
+    assert (stem.kernel_size, stem.stride, stem.out_channels) == ((7, 7), (2, 2), 64)
+    assert [len(stage.layers) for stage in stages] == blocks
+    assert backbone.channels == {4: 256, 8: 512, 16: 1024, 32: 2048}
+    for i, stage in enumerate(stages):
+        strides = [layer.convolution.stride[0] for layer in stage.layers[0].layer]
+        assert strides == [1, 2 if i else 1, 1]
+    norms = [m for m in backbone.modules() if "norm" in type(m).__name__.lower()]
+    assert {(type(norm), norm.eps) for norm in norms} == {(FrozenBatchNorm2d, 1e-5)}
 
 
 def losses_of(predictions, targets, settings: CriterionSettings = SETTINGS):

@@ -252,6 +252,12 @@ def test_weights_that_do_not_fit(name: str, tmp_path) -> None:
         ({"name": "swin_tiny", "norm": "group"}, r"model\.norm='group'.*swin_tiny"),
         ({"name": "resnet", "overrides": {"depth": [1]}}, r"backbone_config\.depth .*depths"),
         ({"name": "resnet", "overrides": {"depths": [1, 1]}}, r"depths=\[1, 1\]"),
+        ({"name": "swin", "overrides": {"num_heads": [3]}}, r"backbone_config\.num_heads=\[3\]"),
+        ({"name": "swin", "overrides": {"patch_size": 8}}, r"patch_size=8: strides .* need 4"),
+        ({"name": "dinov3_vit", "overrides": {"patch_size": 14}}, r"patch_size=14: .* need 16"),
+        ({"name": "convnext", "overrides": {"hidden_act": "foo"}}, r"'hidden_act': 'foo'} cannot"),
+        ({"name": "swinv2", "overrides": {"embed_dim": "x"}}, r"'embed_dim': 'x'} cannot"),
+        ({"name": "swin", "drop_path": 1.0}, r"model\.drop_path=1\.0 is not in"),
     ],
 )
 def test_wrong_settings_are_named(arguments: dict, message: str) -> None:
