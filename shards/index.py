@@ -9,6 +9,8 @@ import mmap
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -144,35 +146,37 @@ def scan(tar: Path) -> list[dict[str, Any]]:
 
 
 def _rows(blob: mmap.mmap) -> Iterator[dict[str, Any]]:
-    offset, end_of_samples = 0, bytes(BLOCK)
-    while blob[offset : offset + BLOCK] != end_of_samples:
-        start = offset
-        key, *_, offset = _member(blob, start)
-        while blob[offset : offset + BLOCK] != end_of_samples:
-            following, *_, end = _member(blob, offset)
-            if following != key:
-                break
-            offset = end
-        sample = blob[start:offset]
+    for key, group in groupby(_walk(blob), key=itemgetter(0)):
+        _, exts, starts, sizes, ends = zip(*group, strict=True)
+        start = starts[0] - BLOCK
+        if twice := [ext for ext in exts if exts.count(ext) > 1]:
+            raise DataError(f"{key}.{twice[0]} occurs twice in a sample; rebuild the shard")
         try:
-            document = json.loads(members(sample)["json"])
+            place = exts.index("json")
+            document = json.loads(blob[starts[place] : starts[place] + sizes[place]])
             told = {
                 **{name: int(document[name]) for name in ("width", "height")},
                 **{name: len(document.get(name, ())) for name in ("segments", "instances")},
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, DataError):
-                raise
             raise DataError(
                 f"{key} at byte {start}: no json member with width and height ({error!r})"
             ) from error
         yield {
             "key": key,
             "offset": start,
-            "length": len(sample),
-            "xxh3": xxhash.xxh3_64_intdigest(sample),
+            "length": ends[-1] - start,
+            "xxh3": xxhash.xxh3_64_intdigest(blob[start : ends[-1]]),
             **told,
         }
+
+
+def _walk(blob: mmap.mmap) -> Iterator[tuple[str, str, int, int, int]]:
+    """`_member` of all members up to the end of the archive."""
+    at, end_of_archive = 0, bytes(BLOCK)
+    while blob[at : at + BLOCK] != end_of_archive:
+        yield (member := _member(blob, at))
+        at = member[-1]
 
 
 def save_offsets(tar: Path, rows: list[dict[str, Any]]) -> None:

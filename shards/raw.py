@@ -22,7 +22,17 @@ _TURNED = (5, 6, 7, 8)  # its values that swap width and height
 _EXTS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
 _FAR = 100_000  # pixels
 _DIGITS = 7  # of a compressed run length: 35 bits
+# What can fail in a JPEG is its entropy code, all of which is read for a small gray picture too
+_CHECKS = dict.fromkeys(("JPEG", "MPO"), cv2.IMREAD_REDUCED_GRAYSCALE_8)
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+def keep_memory() -> None:
+    """Let this process keep up to 62 MiB that it has freed. Pictures come and go, and the C library
+    would return and fetch their pages each time, for a quarter of the time that a sample takes."""
+    np.empty(
+        31 << 20, np.uint8
+    )  # glibc sets its thresholds by the largest block freed, up to 32 MiB
 
 
 def read_image(
@@ -50,7 +60,7 @@ def read_image(
             image, shown = _upright(image), stored
     if size is not None and size != shown:
         raise Reject(mismatch, f"the image is {_by(shown)}, its truth {_by(size)}")
-    if cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) is None:
+    if cv2.imdecode(np.frombuffer(image, np.uint8), _CHECKS.get(kind, cv2.IMREAD_COLOR)) is None:
         cut = kind in _ENDS and not image.endswith(_ENDS[kind])
         raise Reject(2 if cut else 1, f"the {kind} does not decode")
     deep = kind == "PNG" and image[24] == 16  # bits a channel, in its header
@@ -93,7 +103,9 @@ def _upright(image: bytes) -> bytes:
 def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
     """The ids `[H, W]` uint32 of a panoptic PNG: R + 256 G + 65536 B. `size` is width, height."""
     picture = read_map(path, size, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA).view("<u4")[..., 0] & 0xFFFFFF
+    ids = cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA).view("<u4")[..., 0]
+    ids &= 0xFFFFFF
+    return ids
 
 
 def read_map(path: Path, size: tuple[int, int], flags: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
@@ -132,14 +144,19 @@ def number_segments(ids: np.ndarray, segment_ids: list[int]) -> tuple[np.ndarray
         raise Reject(11, f"id {twice[0]} is in the JSON several times")
     if strange := [i for i in segment_ids if not 0 < i < 1 << 24]:
         raise Reject(11, f"id {strange[0]} is in the JSON, but no PNG can hold it")
+    flat = ids.ravel()
+    starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)  # of runs of one id
+    lengths = np.diff(starts, append=flat.size)
     table = _table(map_type(len(segment_ids)))
     table[segment_ids] = range(1, len(segment_ids) + 1)
-    numbered = table[ids]
+    places = table[flat[starts]]
     table[segment_ids] = 0
-    void, *areas = np.bincount(numbered.ravel(), minlength=len(segment_ids) + 1).tolist()
-    if void != ids.size - np.count_nonzero(ids):
-        strange = ids[(numbered == 0) & (ids != 0)]
-        raise Reject(10, f"id {strange[0]} is in the PNG but not in the JSON")
+    strange = np.flatnonzero((places == 0) & (flat[starts] != 0))
+    if strange.size:
+        raise Reject(10, f"id {flat[starts[strange[0]]]} is in the PNG but not in the JSON")
+    counts = np.bincount(places, lengths, minlength=len(segment_ids) + 1)
+    areas = counts[1:].astype(int).tolist()
+    numbered = np.repeat(places, lengths).reshape(ids.shape)
     if 0 in areas:
         raise Reject(11, f"id {segment_ids[areas.index(0)]} is in the JSON but not in the PNG")
     return numbered, areas
@@ -165,7 +182,7 @@ def to_rle(name: str, segmentation: Any, width: int, height: int, doctor: Doctor
     found, counts = list(segmentation["size"]), segmentation["counts"]
     if found != size:
         raise Reject(20, f"{name} has run lengths of size {found}, not {size}")
-    runs = _runs(counts) if isinstance(counts, str) else np.array(counts, np.int64)
+    runs = _checked_runs(counts.encode()) if isinstance(counts, str) else np.array(counts, np.int64)
     if runs.sum() != width * height or runs.min() < 0:
         raise Reject(20, f"{name} has run lengths of {runs.sum()} pixels, not {width * height}")
     if isinstance(counts, str):
@@ -184,25 +201,34 @@ def _can_draw(name: str, points: list[float], width: int, height: int, doctor: D
     return low > -_FAR and max(right, bottom) < _FAR  # beyond, drawing takes memory without end
 
 
-def _runs(counts: str) -> np.ndarray:
-    """The run lengths in COCO's compressed form, which pycocotools reads but does not check.
+def _checked_runs(counts: bytes) -> np.ndarray:
+    """The run lengths in COCO's compressed form, which pycocotools reads but does not check; what
+    is no such form comes out as -1."""
+    bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if not len(bits) or bits[-1] & 32 or bits.min() < 0 or bits.max() > 63:
+        return np.array([-1])
+    lengths = np.diff(np.flatnonzero(bits & 32 == 0), prepend=-1)
+    return np.array([-1]) if lengths.max() > _DIGITS else _runs([counts])[0]
+
+
+def _runs(all_counts: Sequence[bytes]) -> list[np.ndarray]:
+    """The run lengths of masks in COCO's compressed form.
 
     A number is 5 bits a character, least first, with a sign; from the fourth on it is the
-    difference to the run before the last. What is no such number comes out as -1.
+    difference to the run before the last.
     """
-    bits = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    bits = np.frombuffer(b"".join(all_counts), np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(bits & 32 == 0)
     starts = np.append(0, ends[:-1] + 1)
-    lengths = ends + 1 - starts
-    broken = not len(ends) or ends[-1] + 1 < len(bits) or bits.min() < 0 or bits.max() > 63
-    if broken or lengths.max() > _DIGITS:
-        return np.array([-1])
-    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, lengths))
-    runs = np.add.reduceat((bits & 31) << shifts, starts)
-    runs -= (bits[ends] & 16) << shifts[ends] + 1  # the sign bit stands for all higher ones
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, ends + 1 - starts))
+    numbers = np.add.reduceat((bits & 31) << shifts, starts)
+    numbers -= (bits[ends] & 16) << shifts[ends] + 1  # the sign bit stands for all higher ones
+    firsts = np.searchsorted(starts, np.cumsum([len(counts) for counts in all_counts[:-1]]))
+    masks = np.split(numbers, firsts)
+    for runs in masks:
+        runs[1::2] = np.cumsum(runs[1::2])
+        runs[2::2] = np.cumsum(runs[2::2])
+    return masks
 
 
 def pack(
@@ -213,19 +239,35 @@ def pack(
     `rles` are compressed. Returns layers `[n, H, W]` with n >= 1 (uint8, or uint16 past 255 masks
     in a layer) and for every mask its (layer, value): the mask is `layers[layer] == value`.
     """
-    layers = [np.zeros((height, width), np.uint16)]
+    dtype = map_type(len(rles))
+    layers = [np.zeros((width, height), dtype)]  # columns first, as run lengths are
     counts = [0]
     places = [(0, 0)] * len(rles)
+    runs = _runs([rle["counts"] for rle in rles]) if rles else []
     for i in order:
-        x, y, w, h = coco_mask.toBbox(rles[i]).astype(int)
-        box = np.s_[y : y + h, x : x + w]
-        mask = coco_mask.decode(rles[i])[box].astype(bool)
-        free = (n for n, layer in enumerate(layers) if not layer[box][mask].any())
+        left, mask = _columns(runs[i], height, dtype)
+        box = np.s_[left : left + len(mask)]
+        # the maximum is what numpy finds soonest
+        free = (n for n, layer in enumerate(layers) if not (layer[box] & mask).max(initial=0))
         n = next(free, len(layers))
         if n == len(layers):
-            layers.append(np.zeros((height, width), np.uint16))
+            layers.append(np.zeros((width, height), dtype))
             counts.append(0)
         counts[n] += 1
-        layers[n][box][mask] = counts[n]
+        layers[n][box] |= mask & dtype(counts[n])
         places[i] = n, counts[n]
-    return np.stack(layers).astype(map_type(max(counts))), places
+    rows = np.empty((len(layers), height, width), dtype)
+    for layer, turned in zip(layers, rows, strict=True):
+        cv2.transpose(layer, turned)  # numpy's takes 7 times as long
+    return rows.astype(map_type(max(counts)), copy=False), places
+
+
+def _columns(runs: np.ndarray, height: int, dtype: type) -> tuple[int, np.ndarray]:
+    """Of a mask's run lengths, the first column with a pixel, and the columns from there to the
+    last with one, `[w, H]`: all bits of `dtype` set inside, none outside."""
+    ends = np.cumsum(runs)
+    left, right = ends[0] // height, -(-ends[1::2].max(initial=ends[0]) // height)
+    kept = np.diff((ends - left * height).clip(0, (right - left) * height), prepend=0)
+    values = np.zeros(len(kept), dtype)
+    values[1::2] = np.iinfo(dtype).max
+    return left, np.repeat(values, kept).reshape(-1, height)

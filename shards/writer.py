@@ -11,6 +11,7 @@ from shards.doctor import Doctor, Finding, Reject, refuse
 from shards.files import sha256, whole_file
 from shards.index import save_offsets, scan
 from shards.manifest import Shard
+from shards.raw import keep_memory
 from shards.schema import encode
 from shards.sources.split import Item
 
@@ -67,6 +68,7 @@ def receipt_path(tar: Path) -> Path:
 
 def write_shard(job: Job) -> Made:
     """Make a shard, unless an earlier run has, and read it back. Raises DataError, OSError."""
+    keep_memory()
     receipt = receipt_path(job.tar)
     made = _made_earlier(job, receipt)
     if made:

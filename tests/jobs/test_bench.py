@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jobs import bench
+from jobs.bench import build as builds
 from jobs.bench.overfit import IMAGES, RECIPE, SAMPLE, stride_bound
 from jobs.config import load
 from pipeline.store import Store
@@ -72,3 +73,15 @@ def test_works_take_turns_and_the_first_does_not_count():
     assert turns == ["ours", "peer"] * 3
     assert set(seconds) == {"ours", "peer"}
     assert all(0 <= taken < 1 for taken in seconds.values())
+
+
+def test_the_build_is_measured_on_repeated_photographs(monkeypatch):
+    monkeypatch.setattr(builds, "IMAGES", 12)  # of ten
+    monkeypatch.setattr(builds, "PHOTOS", 30)
+    monkeypatch.setattr(builds, "KINDS", {"instances": 70, "panoptic": 30})
+    measured = {row["name"]: row for row in builds.rows()}
+    assert list(measured) == [
+        *("build.rate", "build.time", "build.plan_time.118k", "build.plan_memory.118k")
+    ]
+    assert measured["build.time"]["ratio"] > 1
+    assert measured["build.plan_memory.118k"]["ours"] > 20

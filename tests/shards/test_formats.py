@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,9 +17,10 @@ from shards.doctor import Doctor, Reject
 from shards.errors import DataError, UsageError
 from shards.index import members, scan
 from shards.manifest import File, Manifest, Shard
-from shards.raw import number_segments, pack, to_rle
+from shards.raw import _CHECKS, number_segments, pack, to_rle
 from shards.schema import Instance, Record, Segment, decode, encode, key_of
 from shards.taxonomy import Category, Taxonomy
+from tests.shards.raw import SAMPLE as SAMPLE_IMAGES
 
 
 def tar(*files: tuple[str, bytes]) -> bytes:
@@ -217,6 +219,18 @@ def test_broken_run_lengths_are_rejected(counts):
     with pytest.raises(Reject) as error:
         to_rle("it", {"size": [2, 1], "counts": counts}, 1, 2, Doctor("a.jpg"))
     assert error.value.code == 20
+
+
+@given(st.data(), st.sampled_from(sorted((SAMPLE_IMAGES / "val2017").iterdir())))
+def test_a_damaged_jpeg_is_seen_as_by_decoding_it_at_full_size(data, path):
+    image = bytearray(path.read_bytes()[: data.draw(st.integers(4000, 60000))])
+    for _ in range(data.draw(st.integers(0, 3))):
+        image[data.draw(st.integers(0, len(image) - 1))] = data.draw(st.integers(0, 255))
+    whole, small = (
+        cv2.imdecode(np.frombuffer(image, np.uint8), flag)
+        for flag in (cv2.IMREAD_COLOR_RGB, _CHECKS["JPEG"])
+    )
+    assert (whole is None) == (small is None)
 
 
 @given(st.lists(st.integers(1, 2**24 - 1), min_size=1, max_size=20, unique=True), st.data())
