@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from shards.doctor import Finding
 from shards.errors import DataError
+from shards.progress import progress
 
 _WINDOW = 1 << 22  # bytes looked at together
 _NEAR = 16  # an error that close to the window's end may be the window's
@@ -31,8 +32,9 @@ def entries(path: Path, lists: Collection[str]) -> Iterator[Entry]:
     The members named in `lists` have to be there and are given entry by entry, others whole.
     Raises DataError naming the byte where the file is damaged, or what it lacks.
     """
-    with path.open("rb") as file:
-        reader, names = _Reader(path, file), set()
+    size = path.stat().st_size
+    with path.open("rb") as file, progress(path.name, size, in_bytes=True) as advance:
+        reader, names = _Reader(path, file, size, advance), set()
         reader.take("{")
         while reader.next() != "}":
             name = reader.value("").value
@@ -50,6 +52,7 @@ def entries(path: Path, lists: Collection[str]) -> Iterator[Entry]:
             if reader.next() != "}":
                 reader.take(",")
         reader.take("}")
+        advance(size - reader.start)
     if missing := [name for name in lists if name not in names]:
         raise damaged(path, reader.size, f"it ends without {missing[0]}")
 
@@ -72,8 +75,10 @@ def damaged(path: Path, byte: int, why: str) -> DataError:
 class _Reader:
     """Walks a file by a window on it. Read as Latin-1, a character is a byte."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self.file, self.size = path, file, path.stat().st_size
+    def __init__(
+        self, path: Path, file: BinaryIO, size: int, advance: Callable[[int], None]
+    ) -> None:
+        self.path, self.file, self.size, self.advance = path, file, size, advance
         self.start = self.at = 0  # of the window in the file, of the next character in the window
         self._look(_WINDOW)
         if self.text.startswith("\xef\xbb\xbf"):  # UTF-8's byte order mark
@@ -81,6 +86,7 @@ class _Reader:
 
     def _look(self, size: int) -> None:
         """Put a window of `size` bytes where we are."""
+        self.advance(self.at)
         self.start += self.at
         self.at = 0
         self.file.seek(self.start)

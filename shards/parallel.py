@@ -12,10 +12,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from shards.errors import Failed
+from shards.progress import progress
 
 ATTEMPTS = 3
 
@@ -36,13 +34,10 @@ def run(
 ) -> list[Any]:
     """The results of `work`, in the order of `pieces`; a terminal sees progress in `sizes`."""
     results: list[Any] = [None] * len(pieces)
-    console = Console(stderr=True)
-    columns = TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(name, total=sum(sizes))
+    with progress(name, sum(sizes)) as advance:
         for number, result in runner(work, pieces):
             results[number] = result
-            progress.advance(bar, sizes[number])
+            advance(sizes[number])
     return results
 
 

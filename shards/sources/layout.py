@@ -1,6 +1,7 @@
 """Data sets of images with PNGs of truth beside them: where the files are, and who lacks which."""
 
 import json
+from array import array
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,8 @@ class MapItem:
     """A raw sample with its truth in label maps.
 
     `truth(item, size, doctor)` makes the Record's fields of truth, given the image's width and
-    height. `said` is what files of the whole split say of the sample.
+    height. `said` is what its truth depends on beyond its maps, in plain JSON; `places` are the
+    bytes (start, end, ...) of its annotations in a file of the whole split, None without any.
     """
 
     source: str
@@ -46,6 +48,7 @@ class MapItem:
     image_id: str
     truth: Callable[["MapItem", tuple[int, int], Doctor], dict[str, Any]]
     said: Any
+    places: array | None
     rights: dict[str, str]
 
     @property
@@ -180,8 +183,9 @@ class Layout:
         licence: Mapping[str, str],
         image_id: Callable[[str], str] = str,
         said: Callable[[str], Any] = lambda name: None,
+        places: Callable[[str], array | None] = lambda name: None,
     ) -> Split:
-        """The split of these samples; `image_id` and `said` give those of a name's sample.
+        """The split of these samples; `image_id`, `said` and `places` give those of a name's.
 
         Of `licence` the manifest has all, a sample `url` (or `name`) and `attribution`.
         """
@@ -199,7 +203,15 @@ class Layout:
             truths=tuple(m for m in (SEGMENTS, INSTANCES, SEMANTIC) if m in members),
             licence=(dict(licence),),
             items=[
-                MapItem(self.source, file, image_id(file.name), truth, said(file.name), rights)
+                MapItem(
+                    source=self.source,
+                    raw=file,
+                    image_id=image_id(file.name),
+                    truth=truth,
+                    said=said(file.name),
+                    places=places(file.name),
+                    rights=rights,
+                )
                 for file in files
             ],
         )

@@ -11,6 +11,7 @@ Classes are the labels that config.json marks for evaluation; the others are ign
 """
 
 import json
+from array import array
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import partial
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from shards.doctor import Doctor, Reject
+from shards.entries import damaged, entries, read_entries
 from shards.errors import DataError
 from shards.raw import check_area, number_segments, read_ids
 from shards.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance, Segment
@@ -64,17 +67,17 @@ def read(
     )
     labels = dict.fromkeys(range(len(rows)), 0)
     labels |= {c.id - 1: n for n, c in enumerate(taxonomy.categories, start=1)}
-    entries: dict[str, Any] = {}
-    if "panoptic" in tasks:
-        entries = _entries(root / _LAYOUT.splits[split] / "panoptic/panoptic_2018.json")
+    path = root / _LAYOUT.splits[split] / "panoptic/panoptic_2018.json"
+    places, digests = _annotations(path) if "panoptic" in tasks else ({}, {})
     return _LAYOUT.split(
         split,
         tasks,
         taxonomy,
         files,
-        partial(_truth, taxonomy, labels),
+        partial(_truth, taxonomy, labels, path),
         licence=_LICENCE,
-        said=entries.get,
+        said=digests.get,
+        places=places.get,
     )
 
 
@@ -102,6 +105,13 @@ def _segment(entry: dict[str, Any], taxonomy: Taxonomy) -> Segment:
         raise Reject(13, str(error)) from error
 
 
+def _segments_info(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    try:
+        return [one for annotation in annotations for one in annotation["segments_info"]]
+    except (KeyError, TypeError) as error:
+        raise Reject(22, f"an annotation lacks {error}") from error
+
+
 def _json(path: Path, key: str) -> list[Any]:
     """The list that a JSON document has under `key`."""
     try:
@@ -112,20 +122,28 @@ def _json(path: Path, key: str) -> list[Any]:
         raise DataError(f"{path} is damaged ({error!r}); get it anew") from error
 
 
-def _entries(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """By image id, the segments that its annotations list."""
-    entries: dict[str, list[dict[str, Any]]] = {}
+def _annotations(path: Path) -> tuple[dict[str, array], dict[str, int]]:
+    """By image id, the places of its annotations in the file, and a digest of them."""
+    places: dict[str, array] = {}
+    digests: dict[str, int] = {}
     try:
-        for annotation in _json(path, "annotations"):
-            entries.setdefault(annotation["image_id"], []).extend(annotation["segments_info"])
+        for entry in entries(path, ("annotations",)):
+            if entry.name == "annotations":
+                image_id = entry.value["image_id"]
+                places.setdefault(image_id, array("q")).extend((entry.start, entry.end))
+                seed = digests.get(image_id, 0)
+                digests[image_id] = xxhash.xxh3_64_intdigest(entry.raw, seed=seed)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; unpack the whole data set") from None
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} has an annotation without {error}; get it anew") from error
-    return entries
+        raise damaged(path, entry.start, f"an annotation lacks {error}") from error
+    return places, digests
 
 
 def _truth(
     taxonomy: Taxonomy,
     labels: dict[int, int],
+    panoptic_json: Path,
     item: MapItem,
     size: tuple[int, int],
     doctor: Doctor,
@@ -149,7 +167,8 @@ def _truth(
         ]
     if "panoptic" in maps:
         ids = read_ids(maps["panoptic"], size)
-        fields["segments"] = [_segment(entry, taxonomy) for entry in item.said or []]
+        listed = read_entries(panoptic_json, item.places or ())
+        fields["segments"] = [_segment(one, taxonomy) for one in _segments_info(listed)]
         numbered, areas = number_segments(ids, [one.id for one in fields["segments"]])
         for segment, area in zip(fields["segments"], areas, strict=True):
             check_area(f"segment {segment.id}", segment.area, area, doctor)

@@ -1,5 +1,6 @@
 """Planted defects in COCO's layout: each gives its finding, and none is given where none is."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -207,6 +208,21 @@ def test_entries_are_those_of_the_standard_library(tmp_path, monkeypatch, window
         assert [one.value for one in found] == [document["info"], *document["images"]]
         for one in found:
             assert json.loads(path.read_bytes()[one.start : one.end]) == one.value
+
+
+def test_reading_a_file_tells_how_far_it_is(tmp_path, monkeypatch):
+    moved = []
+
+    @contextlib.contextmanager
+    def told(name, total, in_bytes):
+        yield moved.append
+        assert (name, total, in_bytes) == ("it.json", sum(moved), True)
+
+    monkeypatch.setattr("shards.entries._WINDOW", 64)
+    monkeypatch.setattr("shards.entries.progress", told)
+    (tmp_path / "it.json").write_text(json.dumps({"images": [{"id": n} for n in range(99)]}))
+    assert len(list(entries(tmp_path / "it.json", ["images"]))) == 99
+    assert max(moved) < 100
 
 
 def test_the_document_has_every_rule():

@@ -83,7 +83,7 @@ def test_classes_are_those_that_the_config_evaluates(out):
 
 
 def test_what_map_and_json_do_not_share_is_found(tmp_path):
-    raw = write(raw_vistas, tmp_path / "raw", train=5)
+    raw = write(raw_vistas, tmp_path / "raw", train=6)
 
     def spoil(document):
         segments = [annotation["segments_info"] for annotation in document["annotations"]]
@@ -91,11 +91,13 @@ def test_what_map_and_json_do_not_share_is_found(tmp_path):
         segments[1].append(segments[1][0] | {"id": 99})
         segments[2][0]["category_id"] = 5  # unlabelled, so no class
         del segments[3][0]["area"]
+        segments[4][0]["area"] *= 2
+        del document["annotations"][5]["segments_info"]
 
     edit(raw_vistas.panoptic_json(raw, "train"), spoil)
     made(raw_vistas, raw, tmp_path / "out")
-    codes = [("train0.jpg", 10), ("train1.jpg", 11), ("train2.jpg", 13), ("train3.jpg", 22)]
-    assert findings(tmp_path / "out/train") == codes
+    codes = enumerate([10, 11, 13, 22, 12, 22])
+    assert findings(tmp_path / "out/train") == [(f"train{n}.jpg", code) for n, code in codes]
     assert list(samples(tmp_path / "out/train")) == ["train4"]
 
 
@@ -118,3 +120,20 @@ def test_json_that_is_missing_or_damaged_is_named(path, text, tmp_path):
         (raw / path).write_text(text)
     with pytest.raises(DataError, match=path):
         made(raw_vistas, raw, tmp_path / "out")
+
+
+def test_a_further_image_changes_only_its_shard(tmp_path):
+    raw = write(raw_vistas, tmp_path / "raw", train=6)
+    made(raw_vistas, raw, tmp_path / "out", shards=8)
+    before = [shard.sha256 for shard in Manifest.load(tmp_path / "out/train").shards]
+    inodes = [path.stat().st_ino for path in sorted(tmp_path.glob("out/train/*.tar"))]
+    raw_vistas.write(raw, "train", "another", 50)
+    edit(
+        raw_vistas.panoptic_json(raw, "train"),
+        lambda document: document["annotations"].insert(0, document["annotations"].pop()),
+    )
+    made(raw_vistas, raw, tmp_path / "out", shards=8)
+    after = [shard.sha256 for shard in Manifest.load(tmp_path / "out/train").shards]
+    kept = [path.stat().st_ino for path in sorted(tmp_path.glob("out/train/*.tar"))]
+    assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+    assert sum(one != other for one, other in zip(inodes, kept, strict=True)) == 1
