@@ -119,7 +119,7 @@ RULES = {
     21: Rule(
         "thing overlap in panoptic",
         REPAIRED,
-        "each pixel goes to one of the things",
+        "each pixel goes to the thing whose instance it is",
         "decide in the truth to which thing the pixels belong",
     ),
     22: Rule(

@@ -58,14 +58,14 @@ def read(
 
 
 def _truth(
-    taxonomy: Taxonomy, tasks: Collection[str], item: MapItem, size: tuple[int, int], _: Doctor
+    taxonomy: Taxonomy, tasks: Collection[str], item: MapItem, size: tuple[int, int], doctor: Doctor
 ) -> dict[str, Any]:
     """The Record's fields of truth."""
     things = sum(taxonomy.things)
     labels = {0: 0} | {c.id: n for n, c in enumerate(taxonomy.categories, start=1)}
     maps = item.raw.maps
     fields: dict[str, Any] = {}
-    ids = np.uint16(0)
+    ids = classes = np.uint16(0)
     if _SEMANTIC in maps:
         values = read_labels(maps[_SEMANTIC], size)
         classes = classes_of(values, labels, maps[_SEMANTIC].name)
@@ -77,6 +77,10 @@ def _truth(
         instance = green > 0
         if (strange := red[instance & ((red < 1) | (red > things))]).size:
             raise Reject(14, f"{maps[_INSTANCE].name} has an instance of the thing {strange[0]}")
+        if other := np.count_nonzero(
+            instance & (classes > 0) & (classes <= things) & (classes != red)
+        ):
+            doctor.note(21, f"{other} pixels of instances are another thing in {_SEMANTIC}")
         ids = np.where(instance, red << 8 | green, ids)
         fields["segments"], fields["segments_map"] = segments_of(
             ids, lambda id: ((id >> 8 or labels[id]) - 1, 0)

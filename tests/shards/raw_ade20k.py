@@ -28,13 +28,15 @@ def write(root: Path, split: str, name: str, seed: int) -> None:
     random = np.random.default_rng(seed)
     picture(image(root, split, name), random)
     labels = blocks(random, (0, *STUFF, *THINGS))
+    corner = labels[:2, :5]
+    corner[np.isin(corner, [*THINGS])] = STUFF[0]
     red, green = np.zeros((2, *labels.shape), int)
     number = blocks(random, range(5), cell=12)  # up to 4 instances a class, 0 = none
     for n, (label, thing) in enumerate(THINGS.items()):
         inside = (labels == label) & (number > 0)
         red[inside] = thing
         green[inside] = 10 * n + number[inside]
-    red[:2, :5], green[:2, :5] = 4, 200  # a person, whatever the semantic map says
+    red[:2, :5], green[:2, :5] = 4, 200  # a person, where the semantic map says stuff or none
     semantic, instance = maps(root, split, name)
     save(semantic, labels.astype(np.uint8))
     save(instance, np.stack([red, green, 0 * red], -1).astype(np.uint8))
