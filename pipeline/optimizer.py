@@ -12,6 +12,9 @@ NORMS = (
 )
 
 
+POSITIONS = ("relative_position_bias_table", "continuous_position_bias_mlp", "logit_scale")
+
+
 @dataclass
 class OptimizerSettings:
     """AdamW with the reference's constants; `clip` is the global L2 norm of all gradients."""
@@ -25,15 +28,16 @@ class OptimizerSettings:
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict]:
     """Groups for AdamW: {backbone, head} x {decayed, not decayed}; frozen tensors are left out.
 
-    Not decayed: norms, embeddings and Swin's relative-position tables. Everything else is,
-    biases and the pixel decoder's level embedding included, as in the reference. The pyramid of a
-    plain ViT starts anew and learns as the head does.
+    Not decayed: norms, embeddings, Swin's relative-position tables and what Swin V2 has in their
+    place. Everything else is, biases and the pixel decoder's level embedding included, as in the
+    reference. The pyramid of a plain ViT starts anew and learns as the head does.
     """
     not_decayed = set()
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}".lstrip(".")
-            if isinstance(module, (*NORMS, nn.Embedding)) or "relative_position_bias_table" in name:
+            kind = isinstance(module, (*NORMS, nn.Embedding))
+            if kind or any(part in full for part in POSITIONS):
                 not_decayed.add(full)
     groups = {}
     for name, parameter in model.named_parameters():

@@ -107,6 +107,10 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
         assert rate[id(parameter)] == (0.1 if key.startswith("backbone.body.") else 1.0), key
     norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.GroupNorm))]
     assert not any(decay[id(p)] for norm in norms for p in norm.parameters())
+    of_positions = ("bias_table", "bias_mlp.0.weight", "logit_scale")
+    positions = [p for key, p in model.backbone.named_parameters() if key.endswith(of_positions)]
+    assert len(positions) == {"swin": 5, "swinv2": 10}.get(name, 0)
+    assert not any(decay[id(p)] for p in positions)
 
 
 @DROPPING
