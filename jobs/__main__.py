@@ -126,6 +126,22 @@ def verify(
 
 
 @app.command()
+def inspect(
+    sets: Sets,
+    key: Annotated[str | None, typer.Argument(help="Draw this sample with its truth.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to draw it. Default: KEY.png.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page with charts and pictures of samples.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all CPUs.")] = None,
+) -> None:
+    """Say what shard sets hold: classes, sizes, areas, objects; or draw one sample."""
+    from jobs.inspect import inspect
+
+    inspect(sets, key, html, out, jobs)
+
+
+@app.command()
 def train(
     preset: Annotated[str, typer.Argument(help="A preset's name, or a YAML file.")],
     overrides: Annotated[

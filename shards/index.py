@@ -54,6 +54,17 @@ def unpack(blob: bytes) -> dict[str, memoryview]:
     return found
 
 
+def member(blob: mmap.mmap, start: int, end: int, ext: str) -> bytes:
+    """One member of the sample at `start` to `end` of a shard; no other is read. Raises DataError
+    where the sample lacks it or is damaged."""
+    at = start
+    while at < end:
+        _, found, payload, size, at = _member(blob, at)
+        if found == ext:
+            return blob[payload : payload + size]
+    raise DataError(f"the sample at byte {start} has no {ext} member; rebuild the shard")
+
+
 def _member(blob: bytes | memoryview | mmap.mmap, at: int) -> tuple[str, str, int, int, int]:
     """Key, extension, payload offset and size of the member at `at`, and the next one's offset."""
     try:

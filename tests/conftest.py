@@ -1,6 +1,7 @@
 """`slow` tests run with --all, `gpu` tests with a GPU, and no test is skipped quietly.
 
-What mounts a small disk is skipped where that is not allowed.
+What mounts a small disk is skipped where that is not allowed, what a browser shows where there is
+no chromium.
 """
 
 import os
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 # The only reasons for which a test may be skipped; any other skip fails the run.
-ALLOWED_SKIPS = ("gpu", "mount")
+ALLOWED_SKIPS = ("gpu", "mount", "chromium")
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 _unexpected_skips: list[str] = []

@@ -18,6 +18,7 @@ OPTIONS = {
     "demo": ["--out"],
     "build": ["--root", "--out", "--splits", "--limit", "--jobs", "--tasks", "--on", "--instances"],
     "verify": ["out", "--sample", "--repair", "--jobs"],
+    "inspect": ["sets", "key", "--out", "--html", "--jobs"],
     "train": ["preset", "KEY=VALUE"],
     "evaluate": ["run", "--checkpoint", "--data", "--images"],
     "predict": ["run", "images", "--out", "--checkpoint"],

@@ -1,0 +1,190 @@
+"""What `inspect` says of a set, against counts of our own, and its page in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.inspect import SIDE, drawn
+from jobs.inspect_page import page
+from shards.build import build
+from shards.errors import DataError
+from shards.inspect import layers, load, overview, pick
+from shards.parallel import processes
+from tests.jobs import small
+from tests.shards import raw_folder, raw_maps
+from tests.shards.raw import CATEGORIES, SAMPLE, RawImage, edit, write
+
+HOSTILE = """<img src=x onerror="document.title='taken'">&'"""
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def counted(photographs):
+    return overview(photographs / "train", processes(1))
+
+
+def test_counts_are_those_of_the_publishers_files(counted):
+    names, said = counted.manifest.taxonomy.names, counted.tally
+    images, numbers, pixels = {}, {}, Counter()
+    for kind in ("panoptic", "instances"):
+        document = json.loads((SAMPLE / f"annotations/{kind}_train2017.json").read_text())
+        name = {category["id"]: category["name"] for category in document["categories"]}
+        numbers[kind] = Counter()
+        for annotation in document["annotations"]:
+            for entry in annotation.get("segments_info", [annotation]):
+                category = name[entry["category_id"]]
+                images.setdefault(category, set()).add(annotation["image_id"])
+                numbers[kind][category] += 1
+                pixels[category] += entry["area"] if kind == "panoptic" else 0
+    single = [one for one in document["annotations"] if not one["iscrowd"]]
+    objects = Counter(one["image_id"] for one in single)
+    for k, name in enumerate(names):
+        assert said.images[k] == len(images.get(name, ()))
+        assert said.segments[k] == numbers["panoptic"][name]
+        assert said.instances[k] == numbers["instances"][name]
+        assert np.isclose(counted.shares[k], pixels[name] / pixels.total(), rtol=1e-12)
+    assert sorted(said.areas) == sorted(one["area"] for one in single)
+    per_image = [objects[image["id"]] for image in document["images"]]
+    assert sorted(said.objects) == sorted(per_image)
+    small_ones = sum(one["area"] < 1024 for one in single)
+    large_ones = sum(one["area"] >= 9216 for one in single)
+    assert counted.by_size == (small_ones, len(single) - small_ones - large_ones, large_ones)
+    sizes = sorted((image["width"], image["height"]) for image in document["images"])
+    assert sorted(map(tuple, counted.sizes.tolist())) == sizes
+
+
+def test_semantic_sets_are_counted_by_their_pixels(tmp_path):
+    raw = raw_maps.write(raw_folder, tmp_path / "raw")
+    raw_maps.made(raw_folder, raw, tmp_path / "out", tasks=["semantic"])
+    said = overview(tmp_path / "out/train", processes(1))
+    maps = [raw_maps.pixels(path) for path in (raw / "labels/train").rglob("*.png")]
+    for k, category in enumerate(said.manifest.taxonomy.categories):
+        of_class = [int((labels == category.id).sum()) for labels in maps]
+        assert said.tally.pixels[k] == sum(of_class)
+        assert said.tally.images[k] == np.count_nonzero(of_class)
+    assert not len(said.tally.areas)
+    assert "Object size" not in page([(said, [])])
+
+
+def test_smaller_instances_are_drawn_on_larger_ones(tmp_path):
+    large, little = np.zeros((2, 24, 32), bool)
+    large[:20, :20] = little[5:9, 5:9] = True
+    raw = write(tmp_path / "raw", [RawImage("a.jpg", masks=[(3, little, 0), (7, large, 0)])])
+    build("coco", raw, tmp_path / "out", jobs=1, tasks=["instance"], report=lambda _: None)
+    _, sample = load(tmp_path / "out/val", 0)
+    ids, entries = layers(sample)["instances"]
+    assert [entry["id"] for entry in entries] == [1, 2]
+    assert np.array_equal(ids, np.where(little, 1, np.where(large, 2, 0)))
+
+
+def test_one_sample_is_drawn_beside_its_truth(photographs, tmp_path):
+    outcome = small.call(tmp_path, "inspect", str(photographs), "000000000285")
+    assert outcome.code == 0, outcome.err
+    image, _ = load(photographs / "val", 0)
+    drawn = np.asarray(Image.open(tmp_path / "000000000285.png"))
+    assert drawn.shape[1] > 3 * image.shape[1]  # image, panoptic, instances
+    assert any(np.array_equal(drawn[top : top + len(image), 12 : 12 + image.shape[1]], image)
+               for top in range(len(drawn) - len(image)))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["000000000286"], 2, "no sample '000000000286' in .*near it are 00000000"),
+        (["--out", "a.png"], 2, "give its KEY"),
+        (["000000000285", "--html", "a.html"], 2, "--html is for sets"),
+        (["--html", "nowhere/a.html"], 2, "make it first"),
+    ],
+)
+def test_mistakes_are_one_line(photographs, tmp_path, words, code, text):
+    outcome = small.call(tmp_path, "inspect", str(photographs), *words)
+    assert outcome.code == code
+    assert re.search(text, small.complaint(outcome))
+
+
+def test_damage_is_named(photographs, tmp_path):
+    damaged = shutil.copytree(photographs / "val", tmp_path / "val")
+    tar = damaged / "000000.tar"
+    blob = bytearray(tar.read_bytes())
+    blob[100:150] = b"x" * 50
+    tar.write_bytes(blob)
+    with pytest.raises(DataError, match=r"000000\.tar: unreadable"):
+        overview(damaged, processes(1))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A set whose names are markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    ids = np.where(np.arange(24 * 32).reshape(24, 32) % 32 < 9, 300, 70000)
+    raw = write(folder / "raw", [RawImage(f"{HOSTILE}.jpg", (32, 24), ids, {70000: 90, 300: 3})])
+    names = {category["id"]: category["name"] + HOSTILE for category in CATEGORIES}
+    for path in (raw / "annotations").glob("*.json"):
+        edit(path, lambda d: [c.update(name=names[c["id"]]) for c in d["categories"]])
+    build("coco", raw, folder / "out", jobs=1, report=lambda _: None)
+    return folder / "out"
+
+
+class Tags(HTMLParser):
+    """What elements, attributes and text a document has."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.attributes, self.texts = Counter(), set(), []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def shown(path) -> tuple[Tags, list[str]]:
+    """The document as chromium has it in the end, and what its console says."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    command = [CHROMIUM, *flags, "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return Tags(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="chromium")
+def test_a_browser_shows_the_page_and_runs_nothing_of_it(hostile, photographs, tmp_path):
+    file = tmp_path / "page.html"
+    for sets in (hostile, photographs):
+        assert small.call(tmp_path, "inspect", str(sets), "--html", str(file)).code == 0
+        document, console = shown(file)
+        assert not console
+        count = len(list(sets.glob("*/manifest.json")))
+        assert document.tags["section"] == count
+        assert document.tags["script"] == 0
+        assert not {name for name in document.attributes if name.startswith("on")}
+        if sets == hostile:
+            assert document.tags["img"] == 1
+            assert f"cat{HOSTILE}" in document.texts
+            assert HOSTILE.replace(".", "_") in document.texts  # the key
+            assert document.tags["tr"] == 1 + len(CATEGORIES)
+        else:
+            assert document.tags["img"] == 10 + 5
+            assert "person" in document.texts
+            assert "Object size" in document.texts
+    file.write_text(file.read_text().replace("</body>", "<script>1</script></body>"))
+    assert "Content Security Policy" in shown(file)[1][0]  # so the console is heard, and the rule
+
+
+def test_the_gallery_is_by_chance_and_always_the_same(counted):
+    assert pick(counted, 4) == pick(counted, 4)
+    assert len(set(pick(counted, 4))) == 4
+    assert pick(counted, 99) == list(range(10))
+
+
+def test_gallery_pictures_are_small(photographs):
+    assert max(drawn(photographs / "train", 0, gallery=True).shape) == SIDE
