@@ -13,6 +13,7 @@ from torch import Tensor
 from model.masked_decoder import Predictions
 from model.matcher import Matches, match
 from model.points import neighbours, sample, sample_pairs, uncertain_points
+from model.recompute import recompute
 from model.targets import Draw, Targets
 
 __all__ = ["Criterion", "CriterionSettings", "Draw", "Normalisers", "Targets", "normalisers"]
@@ -159,12 +160,8 @@ class Criterion:
             ),
             strict=True,
         )
-        x = sample(logits.flatten(0, 1)[:, None], torch.cat(places))[:, 0]  # [L·M, P]
-        t = torch.cat(truth)
-        bce = F.binary_cross_entropy_with_logits(x, t, reduction="none").mean(1)
-        p = x.sigmoid()
-        dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
-        return bce.view(layers, pairs).sum(1), dice.view(layers, pairs).sum(1)
+        losses = recompute(pair_losses, logits.flatten(0, 1), torch.cat(places), torch.cat(truth))
+        return losses.unflatten(1, (layers, pairs)).sum(2).unbind()
 
     @torch.no_grad()
     def _points(
@@ -197,6 +194,16 @@ class Criterion:
         image, target = matches.image, matches.target[i]
         layer, value = targets.layer[image, target], targets.value[image, target]
         return places, sample_pairs(groups, image, layer, value, places)
+
+
+def pair_losses(logits: Tensor, places: Tensor, truth: Tensor) -> Tensor:
+    """Mean binary cross entropy and dice loss [2, M] of masks [M, h, w] at points [M, P, 2] of
+    their own, where the truth is [M, P]."""
+    x = sample(logits[:, None], places)[:, 0]  # [M, P]
+    bce = F.binary_cross_entropy_with_logits(x, truth, reduction="none").mean(1)
+    p = x.sigmoid()
+    dice = 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
+    return torch.stack((bce, dice))
 
 
 def _matched_logits(predictions: Predictions, matches: Matches) -> Tensor:

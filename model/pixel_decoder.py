@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.deformable_attention import deformable_attention
 from model.norms import group_norm
 from model.position import level_sizes, pixel_centres, sine_encoding
+from model.recompute import recompute
 
 LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
 DTYPES = ("fp32", "bf16")
@@ -105,7 +106,8 @@ class PixelDecoder(nn.Module):
             )
         ]
         fine = self.lateral(features[4])
-        fine = fine + F.interpolate(memory[-1], fine.shape[2:], mode="bilinear")
+        coarse = memory[-1].contiguous()  # a transposed view would make copies of the finer map
+        fine = fine + F.interpolate(coarse, fine.shape[2:], mode="bilinear")
         return memory, self.mask_features(self.output(fine))
 
 
@@ -135,7 +137,10 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """Tokens [B, N, C] -> [B, N, C]; `position` [N, C] and `centres` [N, 2] belong to them."""
         source = self.norm1(source + self.self_attn(source, position, centres, shapes))
-        return self.norm2(source + self.linear2(F.relu(self.linear1(source))))
+        return self.norm2(source + recompute(self._feed_forward, source))
+
+    def _feed_forward(self, source: Tensor) -> Tensor:
+        return self.linear2(F.relu(self.linear1(source)))
 
 
 class DeformableSelfAttention(nn.Module):
@@ -178,12 +183,19 @@ class DeformableSelfAttention(nn.Module):
         heads, levels, points = self.sampling
         value = self.value_proj(source).unflatten(2, (heads, -1))
         with torch.autocast(source.device.type, enabled=False):  # coordinates need full precision
-            query = source.to(centres.dtype) + position
-            offsets = self.sampling_offsets(query).unflatten(2, (*self.sampling, 2))
-            sizes = level_sizes(shapes, centres.device, centres.dtype)[:, None]  # [levels, 1, 2]
-            locations = centres[:, None, None, None] + offsets / sizes
-            weights = self.attention_weights(query).transpose(1, 2)  # softmax likes long rows
+            source = source.to(centres.dtype)
+            offsets = recompute(self._of_query, self.sampling_offsets, source, position)
+            sizes = level_sizes(shapes, centres.device, centres.dtype)  # [levels, 2]
+            sizes = sizes.repeat_interleave(points, 0).flatten().repeat(heads)
+            locations = centres.repeat(1, heads * levels * points) + offsets / sizes
+            locations = locations.unflatten(2, (*self.sampling, 2))
+            weights = recompute(self._of_query, self.attention_weights, source, position)
+            weights = weights.transpose(1, 2)  # softmax likes long rows
             weights = weights.unflatten(1, (heads, levels * points)).softmax(2)
             weights = weights.unflatten(2, (levels, points)).permute(0, 4, 1, 2, 3)
             sampled = deformable_attention(value, shapes, locations, weights)
         return self.output_proj(sampled)
+
+    @staticmethod
+    def _of_query(linear: nn.Linear, source: Tensor, position: Tensor) -> Tensor:
+        return linear(source + position)

@@ -1,0 +1,58 @@
+"""What is computed again in backward: the same values and gradients, of less that is kept."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.pixel_decoder import EncoderLayer, PixelDecoderSettings
+from model.position import pixel_centres
+from model.recompute import recompute
+
+
+def kept(function, *inputs) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """The result, and a shape for each storage that autograd keeps for backward."""
+    tensors = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        tensors[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return function(*inputs), [tuple(tensor.shape) for tensor in tensors.values()]
+
+
+def test_values_and_gradients_are_the_same_and_the_last_product_is_made_once() -> None:
+    torch.manual_seed(0)
+    wide, narrow = nn.Linear(3, 50).double(), nn.Linear(50, 2).double()
+    x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    calls = []
+    narrow.register_forward_hook(lambda *_: calls.append(None))
+
+    def function(x: Tensor) -> Tensor:
+        return narrow(F.relu(wide(x)))
+
+    leaves = [x, *wide.parameters(), *narrow.parameters()]
+    plain, everything = kept(function, x)
+    wanted = torch.autograd.grad(plain.square().sum(), leaves)
+    result, shapes = kept(lambda x: recompute(function, x), x)
+    calls.clear()
+    gradients = torch.autograd.grad(result.square().sum(), leaves)
+    assert not calls
+    assert torch.equal(result, plain)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, wanted, strict=True))
+    assert (7, 50) in everything
+    assert (7, 50) not in shapes
+
+
+def test_encoder_keeps_neither_its_queries_nor_the_hidden_layer() -> None:
+    torch.manual_seed(0)
+    shapes = ((1, 2), (2, 4), (4, 8))
+    centres = pixel_centres(shapes, torch.device("cpu"), torch.float32)
+    layer = EncoderLayer(64, PixelDecoderSettings(feedforward=96))
+    source, position = torch.randn(1, 42, 64, requires_grad=True), torch.randn(42, 64)
+    output, saved = kept(layer, source, position, centres, shapes)
+    tokens = [shape[-1] for shape in saved if shape[-2:] in ((42, 64), (42, 96))]
+    # input, position, sampled values, both norms' inputs, output of the first
+    assert tokens == [64] * 6
+    output.sum().backward()
+    assert source.grad.abs().sum() > 0
