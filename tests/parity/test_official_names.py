@@ -8,6 +8,8 @@ from model.mask2former import Mask2Former, ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
 from model.weights.export import to_detectron2
+from model.weights.load import _to_ours
+from model.weights.names import DETECTRON2, TRANSFORMERS
 from tests.parity.official import Official, forward, swin
 from tests.parity.samples import assert_close, logits, randomise
 
@@ -56,3 +58,14 @@ def test_11_8_windows_are_shifted_and_padded_whatever_the_map(size: tuple[int, i
     assert min(expected[-1].shape[2:]) < 7
     for x, wanted in zip(model.backbone(images).values(), expected, strict=True):
         torch.testing.assert_close(x, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backbone", ["resnet101", "swin_small", "swin_base", "swin_large"])
+def test_names_of_every_size_go_there_and_back(backbone: str) -> None:
+    """Shapes alone; R50 and Swin-T go there and back bit by bit in tests/model/test_weights.py."""
+    with torch.device("meta"):
+        state = Mask2Former(ModelSettings(backbone=backbone), num_classes=133).state_dict()
+    for names, kind in ((DETECTRON2, "a detectron2 "), (TRANSFORMERS, "a transformers ")):
+        found, back = _to_ours(names.from_ours(state), state)
+        assert found == f"{kind}checkpoint"
+        assert {n: x.shape for n, x in back.items()} == {n: x.shape for n, x in state.items()}
