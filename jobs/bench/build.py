@@ -1,12 +1,11 @@
 """`build coco` beside the two decodes that no builder can do without, and the memory of its plan.
 
-The folder M2F_COCO holds raw COCO with panoptic and instance truth of `train`; without it the CC BY
+M2F_COCO names a COCO folder with panoptic and instance truth of `train`; without it the CC BY
 sample is read. The photographs are repeated up to IMAGES. One process, everything that `build`
 does: reading the annotation files, every check, encoding, writing, reading back, hashing.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,11 +18,10 @@ import cv2
 import numpy as np
 
 from jobs.bench import alternate, row
-from jobs.bench.overfit import SAMPLE
+from jobs.bench.stream_decode import coco
 from shards.build import build
 
 IMAGES = 560
-FOLDER = Path(os.environ.get("M2F_COCO", SAMPLE))
 PHOTOS, INSTANCES, SEGMENTS = 118_287, 860_001, 11  # COCO train2017; segments an image
 READING = """
 import json, pathlib, sys, time
@@ -43,7 +41,7 @@ def rows() -> list[dict]:
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
-        raw, turns = repeated(FOLDER, Path(folder) / "raw"), count()
+        raw, turns = repeated(coco(), Path(folder) / "raw"), count()
         pairs = files(raw)
         seconds = alternate({
             "build": lambda: build("coco", raw, Path(folder) / f"{next(turns)}", splits=["train"],
