@@ -56,6 +56,7 @@ def build(
     For `coco`, `root` may also be the files of one split, which `splits` then names. `out` is a
     folder, or a URL that fsspec can write below: shards are then made in a folder in `work`
     (default: WORK) and sent one by one, the manifest last.
+
     `limit` keeps the first images by key, `jobs` is the number of processes (default: the CPUs),
     `tasks` restricts the truth (default: all there is), `shards` fixes their number (default: the
     least power of two with at most 128 MiB of raw files each), `drop_empty` leaves out images

@@ -86,15 +86,16 @@ class Target:
                 file.write(blob)
 
     def _fs(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """The file system, with nothing remembered, and the path that `url` is in it."""
         try:
             fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise UsageError(f"{self.url}: {error}") from error
+        fs.invalidate_cache()
         return fs, root.rstrip("/")
 
     def _at(self, name: str, verb: str) -> Any:
         fs, root = self._fs()
-        fs.invalidate_cache()
         return getattr(fs, verb)(f"{root}/{name}")
 
     def _patiently(self, name: str, do: Callable[[], T]) -> T | None:
