@@ -16,7 +16,8 @@ from shards.errors import DataError, UsageError
 from shards.index import SampleIndex, member, members
 from shards.manifest import Manifest
 from shards.parallel import Runner, run
-from shards.schema import MAX_PIXELS, SEMANTIC, Sample, decode
+from shards.schema import SEMANTIC, Sample, decode, png_size
+from shards.verify import decode_image
 
 SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds of small, medium and large objects
 NEAR = 10_000  # keys that a mistyped one is compared with
@@ -117,9 +118,9 @@ def tally(part: Part) -> Tally:
                 listed = "segments" in document or "instances" in document
                 semantic = b"" if listed else member(blob, *place, SEMANTIC)
                 counted.append(_count(document, semantic, part.things))
-    except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+        return Tally.of(counted)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
         raise DataError(f"{part.tar}: unreadable ({error}); see what verify says of it") from error
-    return Tally.of(counted)
 
 
 def _count(document: dict[str, Any], semantic: bytes, things: tuple[bool, ...]) -> Tally:
@@ -133,6 +134,8 @@ def _count(document: dict[str, Any], semantic: bytes, things: tuple[bool, ...]) 
         for name, entries in (("segments", segments), ("instances", instances))
     }
     if semantic:
+        if png_size(semantic) != (document["width"], document["height"]):
+            raise DataError("a semantic map is not of its image's size")
         values = cv2.imdecode(np.frombuffer(semantic, np.uint8), cv2.IMREAD_UNCHANGED)
         pixels = np.bincount(values.ravel(), minlength=classes + 1)[1:].astype(float)
     else:
@@ -177,15 +180,13 @@ def load(folder: Path, place: int) -> tuple[np.ndarray, Sample]:
     """A sample and its decoded image, u8 RGB `[H, W, 3]`. Raises DataError if it is damaged."""
     index, shards = SampleIndex.load(folder), Manifest.load(folder).shards
     tar = folder / shards[index.shard[place]].name
-    with tar.open("rb") as file:
-        file.seek(int(index.offset[place]))
-        sample = decode(members(file.read(int(index.length[place]))))
-    if sample["json"]["width"] * sample["json"]["height"] > MAX_PIXELS:
-        raise DataError(f"{tar}: sample {index.key[place]} is of over {MAX_PIXELS} pixels")
-    image = cv2.imdecode(np.frombuffer(sample["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise DataError(f"{tar}: the image of {index.key[place]} does not decode; verify the set")
-    return image, sample
+    try:
+        with tar.open("rb") as file:
+            file.seek(int(index.offset[place]))
+            sample = decode(members(file.read(int(index.length[place]))))
+        return decode_image(sample), sample
+    except (DataError, OSError) as error:
+        raise DataError(f"{tar}: sample {index.key[place]}: {error}") from error
 
 
 def layers(sample: Sample) -> dict[str, tuple[np.ndarray, list[dict[str, Any]]]]:

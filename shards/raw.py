@@ -102,8 +102,8 @@ def _upright(image: bytes) -> bytes:
 
 def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
     """The ids `[H, W]` uint32 of a panoptic PNG: R + 256 G + 65536 B. `size` is width, height."""
-    picture = read_map(path, size, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    ids = cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA).view("<u4")[..., 0]
+    picture = read_map(path, size, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    ids = cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA).view("<u4")[..., 0]
     ids &= 0xFFFFFF
     return ids
 

@@ -221,7 +221,7 @@ def check_sample(key: str, found: dict[str, bytes], names: tuple[str, ...], clas
     if found.keys() != set(names):
         raise DataError(f"has the members {sorted(found)}, the set has {sorted(names)}")
     sample, record = decode(found), record_of(key, found)
-    _check_image(sample)
+    decode_image(sample)
     _check_truth(sample, classes)
     again = decode(encode(record))
     for name, value in sample.items():
@@ -230,7 +230,9 @@ def check_sample(key: str, found: dict[str, bytes], names: tuple[str, ...], clas
             raise DataError(f"its {name} does not survive encoding and decoding")
 
 
-def _check_image(sample: Sample) -> None:
+def decode_image(sample: Sample) -> np.ndarray:
+    """The image of a sample, u8 RGB `[H, W, 3]`, upright. Raises DataError where its header is
+    damaged, differs from the JSON or declares too many pixels, or where it does not decode."""
     declared = sample["json"]["width"], sample["json"]["height"]
     try:
         with Image.open(io.BytesIO(sample["image"])) as picture:
@@ -242,8 +244,10 @@ def _check_image(sample: Sample) -> None:
             f"the image declares {size[0]}x{size[1]} pixels, its truth "
             f"{declared[0]}x{declared[1]}; at most {MAX_PIXELS} are read"
         )
-    if cv2.imdecode(np.frombuffer(sample["image"], np.uint8), cv2.IMREAD_COLOR_RGB) is None:
+    image = cv2.imdecode(np.frombuffer(sample["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
         raise DataError("the image does not decode")
+    return image
 
 
 def _check_truth(sample: Sample, classes: int) -> None:

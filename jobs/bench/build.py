@@ -69,7 +69,7 @@ def decodes(pairs: list[tuple[Path, Path]]) -> None:
     """Read and decode every photograph and panoptic map, by the decoder that the build uses."""
     for image, ids in pairs:
         assert cv2.imread(str(image), cv2.IMREAD_COLOR_RGB) is not None
-        assert cv2.imread(str(ids), cv2.IMREAD_COLOR) is not None
+        assert cv2.imread(str(ids), cv2.IMREAD_COLOR_RGB) is not None
 
 
 def files(raw: Path) -> list[tuple[Path, Path]]:
