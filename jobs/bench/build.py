@@ -21,7 +21,7 @@ from jobs.bench import alternate, row
 from jobs.bench.stream_decode import coco
 from shards.build import build
 
-IMAGES = 560
+IMAGES = 280
 PHOTOS, INSTANCES, SEGMENTS = 118_287, 860_001, 11  # COCO train2017; segments an image
 READING = """
 import json, pathlib, sys, time
