@@ -34,7 +34,7 @@ def tasks(address: str, shared: Collection[Path]) -> Iterator[Runner]:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host:  # Ray itself would wait for minutes
-            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
         ray.init(
             address=address,
             log_to_driver=False,

@@ -16,7 +16,7 @@ from shards.errors import DataError, Failed, UsageError
 from shards.files import is_url
 from shards.index import SAMPLES, offsets_path, save_rows
 from shards.manifest import MANIFEST, File, Manifest
-from shards.output import claim, claim_url, clear, clear_url, locked, staging
+from shards.output import LOCK, claim, claim_url, clear, clear_url, locked, staging
 from shards.parallel import Runner, cpus, processes, run
 from shards.plan import Plan, plan_splits, versions
 from shards.schema import TASKS
@@ -121,6 +121,7 @@ def _build_split(
         keep = {job.tar.stem for job in plan.jobs}
         if target:
             target.remove(MANIFEST)
+            target.send(folder / LOCK, LOCK)  # from now on what is there is ours
             clear_url(target, keep)
         (folder / MANIFEST).unlink(missing_ok=True)
         clear(folder, keep)

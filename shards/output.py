@@ -15,6 +15,7 @@ from shards.upload import Target
 from shards.writer import STATE
 
 WORK = "~/.cache/mask2former/build"
+LOCK = f"{STATE}/lock"
 
 
 def staging(source: str, url: str, work: Path | None) -> Path:
@@ -62,9 +63,9 @@ def _check_entry(out: Path | str, name: str, ours: bool, source: str, found: str
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other builds out of a split's folder. Raises UsageError if one is at work there."""
-    state = folder / STATE
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w") as file:
+    lock = folder / LOCK
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
