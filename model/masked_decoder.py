@@ -60,7 +60,7 @@ class MaskedDecoder(nn.Module):
             value = x.flatten(2).transpose(1, 2) + embed  # [B, h·w, C]
             position = sine_encoding(*x.shape[2:], x.shape[1], x.device, embed.dtype)
             # Resizing commutes with the product that makes mask logits: small features will do.
-            guide = F.interpolate(mask_features.detach(), x.shape[2:], mode="bilinear")
+            guide = _shrink(mask_features.detach(), mask_features.shape[2] // x.shape[2])
             values.append(value)
             keys.append(value + position)
             guides.append(guide.flatten(2))  # [B, C, h·w]
@@ -77,6 +77,12 @@ class MaskedDecoder(nn.Module):
             embeddings.append(self.mask_head(state))
         class_logits = self.class_head(torch.stack(states))
         return Predictions(class_logits, torch.stack(embeddings), mask_features)
+
+
+def _shrink(x: Tensor, factor: int) -> Tensor:
+    """[B, C, h, w] to 1 / `factor` (even) of its size, bilinear: the mean of the middle 2 x 2."""
+    first = factor // 2 - 1
+    return F.avg_pool2d(x[:, :, first:, first:], 2, stride=factor)
 
 
 def attention_mask(logits: Tensor) -> Tensor:
