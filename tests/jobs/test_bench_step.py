@@ -1,0 +1,51 @@
+"""The step benchmark gives both sides the same work."""
+
+import pytest
+import torch
+
+from jobs.bench.step import Side, build, loss_difference, measure_seconds, saved_bytes
+from model.criterion import CriterionSettings
+from model.mask2former import ModelSettings
+from model.masked_decoder import MaskedDecoderSettings
+from model.pixel_decoder import PixelDecoderSettings
+from tests.model.samples import boxes
+
+POINTS = CriterionSettings(points=200)
+
+
+@pytest.fixture(scope="module")
+def sides() -> dict[str, Side]:
+    settings = ModelSettings(
+        backbone="resnet",
+        backbone_config={"depths": [1, 1, 1, 1], "layer_type": "basic", "hidden_sizes": [16] * 4},
+        queries=12,
+        pixel_decoder=PixelDecoderSettings(layers=1, feedforward=64),
+        masked_decoder=MaskedDecoderSettings(layers=3, feedforward=64),
+    )
+    targets = boxes((64, 64), [4, 4], classes=133, layers=1)
+    return build(settings, POINTS, torch.randn(2, 3, 64, 64), targets)
+
+
+def test_equal_draws_give_the_same_loss(sides):
+    assert loss_difference(sides, POINTS, batch=2) < 1e-5
+
+
+def test_other_draws_give_another_loss(sides):
+    with torch.no_grad():
+        losses = {name: side.loss() for name, side in sides.items()}
+    assert abs(losses["ours"] - losses["peer"]) / losses["peer"] > 1e-4
+
+
+def test_parts_add_up_and_both_take_turns(sides):
+    seconds = measure_seconds(sides, torch.device("cpu"))
+    assert set(seconds) == {"forward", "backward", "time"}
+    for name in sides:
+        assert 0 < max(seconds["forward"][name], seconds["backward"][name]) < seconds["time"][name]
+    assert all(p.grad is None for side in sides.values() for p in side.model.parameters())
+
+
+def test_saved_bytes_are_of_activations_alone():
+    layer, x = torch.nn.Linear(256, 1024), torch.randn(512, 256)
+    side = Side(layer, lambda: layer(x).relu().square().sum())
+    hidden = 512 * 1024 * 4 / 2**20
+    assert saved_bytes(side, x) == hidden  # of relu and square the same
