@@ -23,7 +23,9 @@ class ModelSettings:
     """What the network is made of; `Backbone` explains the first five.
 
     `init_from` names a file or folder that `model.weights.load` is to give the whole network (or
-    its backbone) before training; `weights` is not read then.
+    its backbone) before training; `weights` is not read then. `checkpoint_activations` keeps of
+    each layer of both decoders its inputs only and runs it again in backward: less memory, the same
+    gradients.
     """
 
     backbone: str = "resnet50"
@@ -34,6 +36,7 @@ class ModelSettings:
     init_from: str = "none"
     queries: int = 100
     dim: int = 256
+    checkpoint_activations: bool = False
     pixel_decoder: PixelDecoderSettings = field(default_factory=PixelDecoderSettings)
     masked_decoder: MaskedDecoderSettings = field(default_factory=MaskedDecoderSettings)
 
@@ -61,6 +64,8 @@ class Mask2Former(nn.Module):
         self.masked_decoder = MaskedDecoder(
             num_classes, settings.queries, settings.dim, len(LEVELS), settings.masked_decoder
         )
+        for decoder in (self.pixel_decoder, self.masked_decoder):
+            decoder.checkpoints = settings.checkpoint_activations
 
     def forward(self, images: Tensor, draw: Draw | None = None) -> Predictions:
         """Predictions for normalised images [B, 3, H, W], H and W multiples of 32.

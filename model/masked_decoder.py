@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.position import sine_encoding
+from model.recompute import recompute
 
 
 @dataclass
@@ -33,6 +35,8 @@ class Predictions(NamedTuple):
 
 class MaskedDecoder(nn.Module):
     """Queries that look, layer by layer, where their own previous mask prediction says."""
+
+    checkpoints = False  # whether backward runs each layer again
 
     def __init__(
         self,
@@ -71,7 +75,8 @@ class MaskedDecoder(nn.Module):
         for i, layer in enumerate(self.layers):
             level = i % len(memory)
             permitted = attention_mask(embeddings[-1].detach() @ guides[level])
-            x = layer(x, position, keys[level], values[level], permitted)
+            run = partial(recompute, layer) if self.checkpoints else layer
+            x = run(x, position, keys[level], values[level], permitted)
             state = self.norm(x)
             states.append(state)
             embeddings.append(self.mask_head(state))

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,8 @@ class PixelDecoder(nn.Module):
         channels: {stride: channels} of the features, strides 4 to 32.
         dim: channels of every output.
     """
+
+    checkpoints = False  # whether backward runs each layer again
 
     def __init__(self, channels: dict[int, int], dim: int, settings: PixelDecoderSettings) -> None:
         super().__init__()
@@ -98,7 +101,8 @@ class PixelDecoder(nn.Module):
         )  # [N, C]
         centres = pixel_centres(shapes, device, dtype)
         for layer in self.layers:
-            source = layer(source, position, centres, shapes)
+            run = partial(recompute, layer) if self.checkpoints else layer
+            source = run(source, position, centres, shapes)
         memory = [
             x.unflatten(2, shape)
             for x, shape in zip(
@@ -185,6 +189,7 @@ class DeformableSelfAttention(nn.Module):
         with torch.autocast(source.device.type, enabled=False):  # coordinates need full precision
             source = source.to(centres.dtype)
             offsets = recompute(self._of_query, self.sampling_offsets, source, position)
+            # rows of all samples rather than of one: broadcasting a pair at a time is slow
             sizes = level_sizes(shapes, centres.device, centres.dtype)  # [levels, 2]
             sizes = sizes.repeat_interleave(points, 0).flatten().repeat(heads)
             locations = centres.repeat(1, heads * levels * points) + offsets / sizes

@@ -1,12 +1,16 @@
 """What is computed again in backward: the same values and gradients, of less that is kept."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.mask2former import Mask2Former
 from model.pixel_decoder import EncoderLayer, PixelDecoderSettings
 from model.position import pixel_centres
 from model.recompute import recompute
+from tests.model.samples import tiny_settings
 
 
 def kept(function, *inputs) -> tuple[Tensor, list[tuple[int, ...]]]:
@@ -56,3 +60,21 @@ def test_encoder_keeps_neither_its_queries_nor_the_hidden_layer() -> None:
     assert tokens == [64] * 6
     output.sum().backward()
     assert source.grad.abs().sum() > 0
+
+
+def test_checkpointed_layers_have_the_same_gradients_and_keep_less() -> None:
+    images = torch.randn(2, 3, 64, 64)
+    outcomes = []
+    for checkpoint in (False, True):
+        torch.manual_seed(0)
+        model = Mask2Former(tiny_settings(checkpoint_activations=checkpoint), num_classes=5)
+        predictions, shapes = kept(model, images)
+        sum(x.square().mean() for x in predictions).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        outcomes.append((predictions, gradients, shapes))
+    (plain, wanted, everything), (predictions, gradients, shapes) = outcomes
+    assert all(torch.equal(a, b) for a, b in zip(predictions, plain, strict=True))
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-7)
+    assert sum(map(math.prod, shapes)) < 0.8 * sum(map(math.prod, everything))
