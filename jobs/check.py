@@ -130,6 +130,11 @@ def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
             f"model.weights={weights} is no folder; the preset's header has the command that "
             "fetches it, model.weights=none trains from scratch"
         )
+    if config.model.compile and config.zero.stage == 3:
+        raise UsageError(
+            "model.compile=true with zero.stage=3: stage 3 fetches parameters layer by layer, "
+            "which compiled code cannot wait for; leave one of them out"
+        )
     try:
         lr_multiplier(config.schedule, config.trainer.steps)
         Criterion(config.criterion)

@@ -25,7 +25,8 @@ class ModelSettings:
     `init_from` names a file or folder that `model.weights.load` is to give the whole network (or
     its backbone) before training; `weights` is not read then. `checkpoint_activations` keeps of
     each layer of both decoders its inputs only and runs it again in backward: less memory, the same
-    gradients.
+    gradients. `compile` puts both decoders and the backbone through `torch.compile`, for images of
+    one size; equal to rounding, by the same parameter names.
     """
 
     backbone: str = "resnet50"
@@ -37,6 +38,7 @@ class ModelSettings:
     queries: int = 100
     dim: int = 256
     checkpoint_activations: bool = False
+    compile: bool = False
     pixel_decoder: PixelDecoderSettings = field(default_factory=PixelDecoderSettings)
     masked_decoder: MaskedDecoderSettings = field(default_factory=MaskedDecoderSettings)
 
@@ -66,6 +68,9 @@ class Mask2Former(nn.Module):
         )
         for decoder in (self.pixel_decoder, self.masked_decoder):
             decoder.checkpoints = settings.checkpoint_activations
+        if settings.compile:
+            for part in (self.backbone.body, self.pixel_decoder, self.masked_decoder):
+                part.compile(dynamic=False)
 
     def forward(self, images: Tensor, draw: Draw | None = None) -> Predictions:
         """Predictions for normalised images [B, 3, H, W], H and W multiples of 32.

@@ -14,12 +14,15 @@ def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Cache a function of hashable arguments whose result must outlive inference mode."""
 
     @functools.lru_cache(maxsize=16)
-    @functools.wraps(function)
     def cached(*args) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return function(*args)
 
-    return cached
+    @functools.wraps(function)
+    def call(*args) -> Tensor:
+        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+
+    return call
 
 
 @constant

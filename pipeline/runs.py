@@ -120,7 +120,7 @@ def load_model(
         raise UsageError(f"{path} is damaged ({problem}); name another with --checkpoint")
     state, trainer = checkpoint.load(path)
     taxonomy = Taxonomy.from_json(trainer["taxonomy"])
-    bare = dataclasses.replace(settings.model, weights="none")
+    bare = dataclasses.replace(settings.model, weights="none", compile=False)
     model = Mask2Former(bare, len(taxonomy.categories))
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()
                if name.startswith("model.")}  # fmt: skip

@@ -243,7 +243,8 @@ class Worker:
         due |= self.step == self.settings.trainer.steps or (self.step == 0 and settings.at_start)
         if not due or everywhere(lambda: scores_path(self.folder, self.step).exists()):
             return
-        scores = evaluate(self.engine.module, self.val, settings, self.device)
+        with torch.compiler.set_stance("force_eager"):  # images have many sizes
+            scores = evaluate(self.engine.module, self.val, settings, self.device)
         if self.rank == 0:
             write_json(scores_path(self.folder, self.step), {"step": self.step, **scores})
             known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}

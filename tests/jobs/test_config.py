@@ -192,6 +192,13 @@ def test_wrong_values_are_named_before_anything_starts(override, sets):
     refused(WRONG[override], [*sets, override])
 
 
+def test_stage_3_is_not_compiled(sets):
+    refused(
+        r"model\.compile=true with zero\.stage=3: ", [*sets, "model.compile=true", "zero.stage=3"]
+    )
+    check(configs.load("tiny", [*sets, "model.compile=true"]))
+
+
 def test_the_batch_must_divide(sets):
     sizes = ["batch.global=16", "batch.micro=4", "scaling.workers=3"]
     refused(r"batch\.global=16 .*batch\.micro=4 x scaling\.workers=3", [*sets, *sizes])

@@ -1,0 +1,40 @@
+"""`model.compile`: the same network through torch.compile, with kernels of torch's own."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from model.mask2former import Mask2Former
+from tests.model.test_recompute import tiny_settings
+
+
+def outcome(model, images):
+    """Predictions, and gradients of one function of them by parameter name."""
+    model.zero_grad()
+    predictions = model(images)
+    sum(x.square().mean() for x in predictions).backward()
+    return predictions, {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_a_compiled_network_is_the_same_by_the_same_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    images = torch.randn(2, 3, 64, 64)
+    models = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        settings = tiny_settings(checkpoint_activations=True, compile=compiled)
+        models.append(Mask2Former(settings, num_classes=5))
+    assert models[0].state_dict().keys() == models[1].state_dict().keys()
+    torch._dynamo.reset()
+    counters.clear()
+    (wanted, expected), (predictions, gradients) = (outcome(model, images) for model in models)
+    for ours, theirs in zip(predictions, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+    graphs = counters["stats"]["unique_graphs"]
+    outcome(models[1], images + 1)
+    assert graphs == counters["stats"]["unique_graphs"] == 3  # backbone, two decoders
+    assert not counters["graph_break"]
