@@ -14,8 +14,7 @@ from jobs.inspect_page import page
 from pipeline.render import overlay, side_by_side
 from shards.errors import UsageError
 from shards.files import whole_file
-from shards.inspect import Overview, find, layers, load, overview, pick
-from shards.manifest import Manifest
+from shards.inspect import Overview, ShardSet, find, layers, load, overview, pick
 from shards.parallel import processes
 from shards.verify import shard_sets
 
@@ -34,11 +33,11 @@ def inspect(
             raise UsageError(f"{file}: there is no folder {file.absolute().parent}; make it first")
     sets = shard_sets(out)
     if key is not None:
-        folder, place = find(sets, key)
+        opened, place = find(sets, key)
         picture = picture or Path(f"{Path(key).name}.png")
         with whole_file(picture) as file:
-            Image.fromarray(drawn(folder, place)).save(file, "PNG")
-        print(f"{picture}: {key} of {folder} with its truth")
+            Image.fromarray(drawn(opened, place)).save(file, "PNG")
+        print(f"{picture}: {key} of {opened.folder} with its truth")
         return
     overviews = [overview(folder, processes(jobs)) for folder in sets]
     console = Console()
@@ -47,7 +46,7 @@ def inspect(
         console.print(*tables(one), sep="\n")
     if html:
         galleries = [
-            [(one.index.key[place], drawn(one.folder, place, gallery=True))
+            [(one.index.key[place], drawn(one, place, gallery=True))
              for place in pick(one, GALLERY)]
             for one in overviews
         ]  # fmt: skip
@@ -56,11 +55,11 @@ def inspect(
         print(f"{html}: open it in a browser")
 
 
-def drawn(folder: Path, place: int, gallery: bool = False) -> np.ndarray:
+def drawn(opened: ShardSet, place: int, gallery: bool = False) -> np.ndarray:
     """A sample u8 `[H, W, 3]`: its image beside every truth, or in a gallery a small one below the
     first."""
-    image, sample = load(folder, place)
-    taxonomy, truths = Manifest.load(folder).taxonomy, layers(sample)
+    image, sample = load(opened, place)
+    taxonomy, truths = opened.manifest.taxonomy, layers(sample)
     if gallery:
         ids, entries = next(iter(truths.values()))
         factor = min(SIDE / max(ids.shape), 1)

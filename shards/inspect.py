@@ -64,12 +64,23 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Overview:
-    """A shard set and what is in it."""
+class ShardSet:
+    """A shard set in a folder, its manifest and index read once."""
 
     folder: Path
     manifest: Manifest
     index: SampleIndex
+
+    @classmethod
+    def load(cls, folder: Path) -> "ShardSet":
+        """Raises DataError for damage."""
+        return cls(folder, Manifest.load(folder), SampleIndex.load(folder))
+
+
+@dataclass(frozen=True)
+class Overview(ShardSet):
+    """A shard set and what is in it."""
+
     tally: Tally
 
     @cached_property
@@ -92,8 +103,8 @@ class Overview:
 
 def overview(folder: Path, runner: Runner) -> Overview:
     """Count what the shard set in `folder` holds, shard by shard. Raises DataError for damage."""
-    manifest, index = Manifest.load(folder), SampleIndex.load(folder)
-    parts = []
+    opened, parts = ShardSet.load(folder), []
+    manifest, index = opened.manifest, opened.index
     for number, shard in enumerate(manifest.shards):
         mine = index.shard == number
         if mine.any():
@@ -164,22 +175,22 @@ def pick(overview: Overview, count: int) -> list[int]:
     return sorted(chance.sample(range(total), min(count, total)))
 
 
-def find(sets: list[Path], key: str) -> tuple[Path, int]:
+def find(sets: list[Path], key: str) -> tuple[ShardSet, int]:
     """The set that holds the sample `key`, and its place there. Raises UsageError if none does."""
     known: list[str] = []
     for folder in sets:
-        keys = SampleIndex.load(folder).key
-        if key in keys:
-            return folder, keys.index(key)
-        known += keys
+        opened = ShardSet.load(folder)
+        if key in opened.index.key:
+            return opened, opened.index.key.index(key)
+        known += opened.index.key
     near = difflib.get_close_matches(key, known[:NEAR], 3, cutoff=0) or ["none"]
     raise UsageError(f"no sample {key!r} in {sets[0].parent}; near it are {', '.join(near)}")
 
 
-def load(folder: Path, place: int) -> tuple[np.ndarray, Sample]:
+def load(opened: ShardSet, place: int) -> tuple[np.ndarray, Sample]:
     """A sample and its decoded image, u8 RGB `[H, W, 3]`. Raises DataError if it is damaged."""
-    index, shards = SampleIndex.load(folder), Manifest.load(folder).shards
-    tar = folder / shards[index.shard[place]].name
+    index = opened.index
+    tar = opened.folder / opened.manifest.shards[index.shard[place]].name
     try:
         with tar.open("rb") as file:
             file.seek(int(index.offset[place]))

@@ -15,7 +15,7 @@ from jobs.inspect import SIDE, drawn
 from jobs.inspect_page import page
 from shards.build import build
 from shards.errors import DataError
-from shards.inspect import layers, load, overview, pick
+from shards.inspect import ShardSet, layers, load, overview, pick
 from shards.parallel import processes
 from tests.jobs import small
 from tests.shards import raw_folder, raw_maps
@@ -78,7 +78,7 @@ def test_smaller_instances_are_drawn_on_larger_ones(tmp_path):
     large[:20, :20] = little[5:9, 5:9] = True
     raw = write(tmp_path / "raw", [RawImage("a.jpg", masks=[(3, little, 0), (7, large, 0)])])
     build("coco", raw, tmp_path / "out", jobs=1, tasks=["instance"], report=lambda _: None)
-    _, sample = load(tmp_path / "out/val", 0)
+    _, sample = load(ShardSet.load(tmp_path / "out/val"), 0)
     ids, entries = layers(sample)["instances"]
     assert [entry["id"] for entry in entries] == [1, 2]
     assert np.array_equal(ids, np.where(little, 1, np.where(large, 2, 0)))
@@ -87,7 +87,7 @@ def test_smaller_instances_are_drawn_on_larger_ones(tmp_path):
 def test_one_sample_is_drawn_beside_its_truth(photographs, tmp_path):
     outcome = small.call(tmp_path, "inspect", str(photographs), "000000000285")
     assert outcome.code == 0, outcome.err
-    image, _ = load(photographs / "val", 0)
+    image, _ = load(ShardSet.load(photographs / "val"), 0)
     drawn = np.asarray(Image.open(tmp_path / "000000000285.png"))
     assert drawn.shape[1] > 3 * image.shape[1]  # image, panoptic, instances
     assert any(np.array_equal(drawn[top : top + len(image), 12 : 12 + image.shape[1]], image)
@@ -187,4 +187,4 @@ def test_the_gallery_is_by_chance_and_always_the_same(counted):
 
 
 def test_gallery_pictures_are_small(photographs):
-    assert max(drawn(photographs / "train", 0, gallery=True).shape) == SIDE
+    assert max(drawn(ShardSet.load(photographs / "train"), 0, gallery=True).shape) == SIDE
