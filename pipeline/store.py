@@ -44,7 +44,7 @@ class Store:
                 "make one: ./launch.sh build coco --root RAW --out SHARDS"
             )
         self.manifest = Manifest.load(self.folder)
-        _check_names(self.folder, self.manifest.shards)
+        _check_hashes(self.folder, self.manifest.shards)
         index = self.folder / SAMPLES
         if not index.is_file() or sha256(index) != self.manifest.index.sha256:
             raise DataError(
@@ -131,9 +131,8 @@ class LocalShards:
         return (self.folder / self.shards[shard].name).open("rb")
 
 
-def _check_names(folder: Path, shards: Sequence[Shard]) -> None:
-    """Raises DataError for a name that could leave the set's folder, or the cache's."""
+def _check_hashes(folder: Path, shards: Sequence[Shard]) -> None:
+    """Raises DataError for a hash that, as the name of a file, could leave the cache's folder."""
     for shard in shards:
-        plain = re.fullmatch(r"\w[\w.-]*\.tar", shard.name)
-        if not plain or not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
+        if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
             raise DataError(f"{folder}: the manifest lists {shard.name!r}, not a plain tar file")

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError, UsageError
@@ -105,7 +106,7 @@ class Manifest:
             raise DataError(f"{path}: does not match its checksum; build the set again")
         for shard in document["shards"]:
             name = shard["name"]
-            if PurePath(name).name != name or "\\" in name or not name.endswith(".tar"):
+            if not re.fullmatch(r"\w[\w.-]*\.tar", name):
                 raise DataError(
                     f"{path}: shard {name!r} is no tar in the set's folder; do not use this set"
                 )
