@@ -20,6 +20,7 @@ from pipeline.stream import SUBSTITUTES, DataSettings, Share, order_of, train_st
 from shards.errors import DataError
 from shards.index import BLOCK, members, offsets_path
 from shards.manifest import MANIFEST, Manifest, digest
+from tests.damage import flip
 
 SEED, GLOBAL, STEPS = 5, 8, 2
 SETTINGS = DataSettings(crop=64)
@@ -86,12 +87,6 @@ def check_stream(spare: Path, clean: Store, bad: set[int], reason: str) -> None:
             assert reason in row["reason"]
             assert row["shard"] in row["reason"]
     assert len({row[1] for row in replaced}) == len(bad)
-
-
-def flip(path: Path, offset: int, bit: int = 0x10) -> None:
-    blob = bytearray(path.read_bytes())
-    blob[offset] ^= bit
-    path.write_bytes(blob)
 
 
 def part_of(store: Store, sample: int, part: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pipeline.store import Store
 from pipeline.track import EVENTS, METRICS, rows
+from tests.damage import flip
 from tests.jobs import small
 
 pytestmark = pytest.mark.slow
@@ -88,9 +89,7 @@ def story(tmp_path_factory, photographs):
 
     newest = max(path.parent for path in run.glob("checkpoints/*/COMMITTED"))
     state = newest / "state.safetensors"
-    content = bytearray(state.read_bytes())
-    content[len(content) // 2] ^= 1
-    state.write_bytes(content)
+    flip(state, state.stat().st_size // 2, 1)
 
     outcome = small.finish(small.start(folder, *command))
     return Story(run, worker, second, orphans, newest, outcome)
@@ -165,9 +164,7 @@ def test_damaged_data_ends_the_run_and_is_named(tmp_path, photographs):
     store = Store(shards / "train")
     key, offset = store.index.key[0], int(store.index.offset[0])
     tar = shards / "train" / store.shard_of(0)
-    content = bytearray(tar.read_bytes())
-    content[offset + 5000] ^= 1
-    tar.write_bytes(content)
+    flip(tar, offset + 5000, 1)
     changes = ["data.limit=1", "scaling.workers=1", "data.loader_workers=1"]
 
     process = small.start(tmp_path, *small.words(shards, *changes))

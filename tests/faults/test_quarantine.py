@@ -14,6 +14,7 @@ from pipeline.store import Store
 from pipeline.stream import Share, order_of
 from pipeline.track import EVENTS, METRICS, rows
 from tests import distributed
+from tests.damage import flip
 from tests.pipeline.runs import attempt, interrupted, smallest
 
 pytestmark = pytest.mark.slow
@@ -63,10 +64,7 @@ def runs(photographs, tmp_path_factory):
     sets = Path(shutil.copytree(photographs, root / "sets"))
     store = Store(sets / "train")
     for sample in BAD:
-        tar = sets / "train" / store.shard_of(sample)
-        blob = bytearray(tar.read_bytes())
-        blob[int(store.index.offset[sample]) + 700] ^= 1
-        tar.write_bytes(blob)
+        flip(sets / "train" / store.shard_of(sample), int(store.index.offset[sample]) + 700, 1)
     alone = distributed.run(lives, 1, sets, root, timeout_s=300)
     pair = distributed.run(lives, 2, sets, root, timeout_s=300)
     return root, alone[0], pair, store

@@ -18,6 +18,7 @@ from pipeline.store import Store
 from pipeline.train import Worker
 from shards.errors import DataError, UsageError
 from tests import distributed
+from tests.damage import flip
 from tests.pipeline.runs import MODEL, attempt, smallest
 from tests.pipeline.test_stages import HERE
 
@@ -78,9 +79,7 @@ def pair(photographs, tmp_path_factory):
     sets = Path(shutil.copytree(photographs, root / "sets"))
     store = Store(sets / "val")
     tar = sets / "val" / store.shard_of(1)
-    blob = bytearray(tar.read_bytes())
-    blob[int(store.index.offset[1]) + 700] ^= 1
-    tar.write_bytes(blob)
+    flip(tar, int(store.index.offset[1]) + 700, 1)
     return distributed.run(lives, 2, sets, root), tar, store.index.key[1]
 
 

@@ -17,6 +17,7 @@ from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, train_sets, train_stream
 from shards.errors import DataError, UsageError
 from shards.manifest import Manifest
+from tests.damage import flip
 from tests.pipeline.servers import s3, serving
 
 
@@ -157,12 +158,6 @@ def test_what_is_not_there_is_named(server, cache, train_set):
     with pytest.raises(DataError, match=rf"{server.url}/train/{tar(train_set, 1)}: missing"):
         store.read(in_shard(store, 1)[0])
     assert store.read(in_shard(store, 0)[0])
-
-
-def flip(path, offset: int) -> None:
-    blob = bytearray(path.read_bytes())
-    blob[offset] ^= 0x10
-    path.write_bytes(blob)
 
 
 @pytest.mark.filterwarnings("ignore:.*reading it by sample")

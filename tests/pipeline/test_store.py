@@ -8,14 +8,13 @@ import pytest
 from pipeline.store import Store
 from shards.errors import DataError, UsageError
 from shards.index import members, unpack
+from tests.damage import flip
 
 
-def flip(folder, store, sample, inside):
+def spoil(folder, store, sample, inside):
     """Flip one bit of `sample` on disk, `inside` bytes after its first."""
     name = store.shard_of(sample)
-    blob = bytearray((folder / name).read_bytes())
-    blob[int(store.index.offset[sample]) + inside] ^= 0x10
-    (folder / name).write_bytes(blob)
+    flip(folder / name, int(store.index.offset[sample]) + inside)
     return name
 
 
@@ -48,7 +47,7 @@ def test_a_flipped_bit_anywhere_is_found(spare_set, part, sample):
         inside = len(store.read(sample)) - 1
     else:
         inside = place_of(store, sample, part) + 20
-    name = flip(spare_set, store, sample, inside)
+    name = spoil(spare_set, store, sample, inside)
     with pytest.raises(DataError) as error:
         store.read(sample)
     assert str(spare_set / name) in str(error.value)

@@ -16,6 +16,7 @@ from shards.manifest import MANIFEST, Manifest, digest
 from shards.parallel import processes
 from shards.schema import MAX_PIXELS, decode, encode
 from shards.verify import check_sample, verify
+from tests.damage import flip
 from tests.shards.raw import SAMPLE
 from tests.shards.test_build import tree
 from tests.shards.test_formats import RECORD
@@ -43,13 +44,6 @@ def check(out, **options):
     return said, ""
 
 
-def change(path, at, value=None):
-    """Flip the byte at an offset."""
-    blob = bytearray(path.read_bytes())
-    blob[at] ^= 1
-    path.write_bytes(blob)
-
-
 @pytest.mark.parametrize("sample", [None, 1])
 def test_a_sound_set_is_sound(built, sample):
     said, error = check(built, sample=sample)
@@ -62,7 +56,7 @@ def test_a_flipped_bit_is_found_in_its_sample(copy):
     index = SampleIndex.load(copy / "train")
     at = int(index.offset[2]) + 5000
     tar = copy / "train" / f"{int(index.shard[2]):06d}.tar"
-    change(tar, at)
+    flip(tar, at, 1)
     _, error = check(copy)
     assert f"{tar} at byte {int(index.offset[2])}: sample {index.key[2]} is not as built" in error
     assert f"at byte {int(index.offset[2])}: sample {index.key[2]}" in check(copy, sample=99)[1]
@@ -72,12 +66,12 @@ def test_a_flipped_bit_is_found_in_its_sample(copy):
 def test_a_damaged_header_is_found_at_its_byte(copy):
     index = SampleIndex.load(copy / "val")
     tar = copy / "val" / f"{int(index.shard[0]):06d}.tar"
-    change(tar, int(index.offset[0]) + 150)
+    flip(tar, int(index.offset[0]) + 150, 1)
     assert f"{tar}: damaged tar header at byte {int(index.offset[0])}" in check(copy)[1]
 
 
 def test_bytes_past_the_samples_count(copy):
-    change(copy / "val/000000.tar", -1)
+    flip(copy / "val/000000.tar", -1, 1)
     assert "its hash is not that of the manifest" in check(copy)[1]
 
 
@@ -97,7 +91,7 @@ def test_a_short_and_a_missing_shard(copy):
 @pytest.mark.parametrize("name", ["samples.parquet", "000001.tar.idx"])
 def test_a_lost_or_damaged_index_is_made_anew(built, copy, name, damage, sample):
     path = copy / "train" / name
-    path.unlink() if damage == "lost" else change(path, 9)
+    path.unlink() if damage == "lost" else flip(path, 9, 1)
     _, error = check(copy, sample=sample)
     assert f"1 problems; the first: {path}: is " in error
     assert "--repair" in error
