@@ -91,9 +91,10 @@ def peak_mib(function: Callable[..., object], *args: object) -> float:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         pool.submit(function, *args).result()
-        return pool.submit(_peak_of_this_process).result()
+        return pool.submit(peak_mib_of).result()
 
 
-def _peak_of_this_process() -> float:
-    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's pages too
+def peak_mib_of(process: int | str = "self") -> float:
+    """Peak resident memory, MiB, of a process so far; getrusage would count its parent's pages."""
+    status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -25,13 +25,12 @@ IMAGES = 280
 PHOTOS, INSTANCES, SEGMENTS = 118_287, 860_001, 11  # COCO train2017; segments an image
 READING = """
 import json, pathlib, sys, time
+from jobs.bench import peak_mib_of
 from shards.sources import coco
 start = time.perf_counter()
 items = coco.read(pathlib.Path(sys.argv[1]), "train", None, lambda line: None).items
 taken = time.perf_counter() - start
-status = pathlib.Path("/proc/self/status").read_text()
-peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
-print(json.dumps([taken, peak]))
+print(json.dumps([taken, peak_mib_of() * 2**20 / 1e6]))
 """
 KINDS = {"instances": INSTANCES, "panoptic": PHOTOS}
 

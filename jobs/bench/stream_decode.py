@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from jobs.bench import alternate, row
+from jobs.bench import alternate, peak_mib_of, row
 from jobs.bench.overfit import SAMPLE
 from pipeline.augment.recipes import PAD_VALUE
 from pipeline.batch import Batch, collate
@@ -143,7 +143,6 @@ def _loader_memory(store: Store) -> float:
     peak = 0
     for _ in islice(batches, BATCHES):
         for process in multiprocessing.active_children():
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            peak = max(peak, int(status.partition("VmHWM:")[2].split()[0]))
+            peak = max(peak, peak_mib_of(process.pid))
     batches.close()
-    return peak / 1024
+    return peak
