@@ -30,9 +30,8 @@ _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 def keep_memory() -> None:
     """Let this process keep up to 62 MiB that it has freed. Pictures come and go, and the C library
     would return and fetch their pages each time, for a quarter of the time that a sample takes."""
-    np.empty(
-        31 << 20, np.uint8
-    )  # glibc sets its thresholds by the largest block freed, up to 32 MiB
+    # glibc sets its thresholds by the largest block freed, up to 32 MiB
+    np.empty(31 << 20, np.uint8)
 
 
 def read_image(
