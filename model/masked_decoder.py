@@ -122,7 +122,7 @@ class DecoderLayer(nn.Module):
         x = self.norm1(x + self.cross_attn(x + position, keys, values, permitted))
         query = x + position
         x = self.norm2(x + self.self_attn(query, query, x))
-        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 class Attention(nn.Module):

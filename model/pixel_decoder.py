@@ -144,7 +144,7 @@ class EncoderLayer(nn.Module):
         return self.norm2(source + recompute(self._feed_forward, source))
 
     def _feed_forward(self, source: Tensor) -> Tensor:
-        return self.linear2(F.relu(self.linear1(source)))
+        return self.linear2(F.relu(self.linear1(source), inplace=True))
 
 
 class DeformableSelfAttention(nn.Module):

@@ -7,7 +7,9 @@ gradient (kept by columns, so nothing is sorted), and the gradients of its entri
 (`sampled_addmm`). Nothing of size samples · D is ever made.
 """
 
+import functools
 import itertools
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -47,28 +49,35 @@ def backward(
     of_table, of_locations, of_weights = (x.new_empty(x.shape) for x in (table, locations, weights))
     row_length = 4 * weights[0, 0, 0].numel()
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:  # scipy's product runs in one thread
-        for image, rows in enumerate(table.flatten(1, 2)):
-            cells = _Cells(locations[image], shapes, table.shape[2])
-            weight = weights[image].flatten(1)
-            columns, entries = cells.corners.flatten(), cells.entries(weight).flatten()
-            starts = torch.arange(0, len(columns) + 1, row_length, dtype=torch.int32)
-            outer = gradient[image].flatten(0, 1).contiguous()  # [queries·heads, D]
-            size = len(outer), len(rows)
-            transposed = csc_array((entries.numpy(), columns.numpy(), starts.numpy()), size[::-1])
-            scattered = pool.map(
-                transposed.__matmul__, [x.numpy() for x in outer.chunk(threads, 1)]
-            )
-            matrix = torch.sparse_csr_tensor(starts, columns, entries, size, check_invariants=False)
-            dots = torch.sparse.sampled_addmm(matrix, outer, rows.t(), beta=0).values()
-            sampled, slope = cells.interpolate(dots.view_as(cells.corners))
-            of_weights[image] = sampled.view_as(of_weights[image])
-            of_locations[image] = (slope * weight).movedim(0, 2).view_as(of_locations[image])
-            of_rows = torch.cat([torch.from_numpy(x) for x in scattered], 1)
-            of_table[image] = of_rows.view_as(of_table[image])
+    for image, rows in enumerate(table.flatten(1, 2)):
+        cells = _Cells(locations[image], shapes, table.shape[2])
+        weight = weights[image].flatten(1)
+        columns, entries = cells.corners.flatten(), cells.entries(weight).flatten()
+        starts = torch.arange(0, len(columns) + 1, row_length, dtype=torch.int32)
+        outer = gradient[image].flatten(0, 1).contiguous()  # [queries·heads, D]
+        size = len(outer), len(rows)
+        transposed = csc_array((entries.numpy(), columns.numpy(), starts.numpy()), size[::-1])
+        parts = [part.contiguous().numpy() for part in outer.chunk(threads, 1)]
+        scattered = [torch.from_numpy(x) for x in _pool(threads).map(transposed.dot, parts)]
+        torch.cat(scattered, 1, out=of_table[image].flatten(0, 1))
+        matrix = torch.sparse_csr_tensor(starts, columns, entries, size, check_invariants=False)
+        # in place of the entries, which nothing else needs
+        dots = torch.sparse.sampled_addmm(matrix, outer, rows.t(), beta=0, out=matrix).values()
+        sampled, slope = cells.interpolate(dots.view_as(cells.corners))
+        of_weights[image] = sampled.view_as(of_weights[image])
+        of_locations[image] = (slope * weight).movedim(0, 2).view_as(of_locations[image])
     planes = [plane.flatten(2, 3) for plane in _planes(of_table, shapes)]
     of_value = value.new_empty(value.shape).copy_(torch.cat(planes, 2).transpose(1, 2))
     return of_value, of_locations, of_weights
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """For scipy's product, which runs in one thread; kept, since new threads get fresh memory."""
+    return ThreadPoolExecutor(threads)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class _Cells:
