@@ -142,6 +142,30 @@ def inspect(
 
 
 @app.command()
+def index(
+    folder: Annotated[Path, typer.Argument(help="Folder of tars that webdataset could read.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="What the labels mean, see docs/folder.md. Default: classes.yaml there."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Extension of the images. Default: the one not PNG.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Extension of the label maps. Default: the only PNG.")
+    ] = None,
+    instances: Annotated[
+        str | None, typer.Option(help="Extension of the maps of things' numbers, if there are.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all CPUs.")] = None,
+) -> None:
+    """Make tars of images and label maps a shard set where they are: nothing is copied."""
+    from jobs.index import index
+
+    index(folder, classes, image, labels, instances, jobs)
+
+
+@app.command()
 def train(
     preset: Annotated[str, typer.Argument(help="A preset's name, or a YAML file.")],
     overrides: Annotated[

@@ -18,8 +18,7 @@ from pipeline.metrics.semantic import SemanticScores
 from pipeline.ranks import raise_together
 from pipeline.stages import read_image
 from pipeline.store import Store
-from shards.index import unpack
-from shards.schema import Sample, decode
+from shards.schema import Sample
 from shards.taxonomy import Taxonomy
 
 HEADLINE = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU")
@@ -117,7 +116,7 @@ def _finite(value: Any) -> Any:
 
 def load_sample(store: Store, number: int) -> tuple[np.ndarray, Sample]:
     """RGB image u8 [H,W,3] and the whole truth of one sample."""
-    sample = decode(unpack(store.read(number)))
+    sample = store.load(number)
     return read_image(sample["image"], store.index.key[number]), sample
 
 

@@ -14,8 +14,6 @@ from pipeline.augment.recipes import AugmentSettings, augment
 from pipeline.batch import Truth, truth_of, without_empty
 from pipeline.order import keyed_generator
 from shards.errors import DataError, UsageError
-from shards.index import unpack
-from shards.schema import decode
 
 Stage = Callable[[dict[str, Any]], dict[str, Any]]
 IDENTITY = ("key", "position", "epoch")  # of a sample; no stage may change it
@@ -31,12 +29,12 @@ def read_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
 
 
 def decode_stage(sample: dict[str, Any], task: str, num_things: int) -> dict[str, Any]:
-    """blob -> image u8 [H,W,3] and truth."""
-    record = decode(unpack(sample.pop("blob")))
-    image = read_image(record["image"], sample["key"])
-    if image.shape[:2] != (record["json"]["height"], record["json"]["width"]):
+    """stored (a `Sample`) -> image u8 [H,W,3] and truth."""
+    stored = sample.pop("stored")
+    image = read_image(stored["image"], sample["key"])
+    if image.shape[:2] != (stored["json"]["height"], stored["json"]["width"]):
         raise DataError(f"{sample['key']}: image and truth differ in size")
-    return sample | {"image": image, "truth": truth_of(record, task, num_things)}
+    return sample | {"image": image, "truth": truth_of(stored, task, num_things)}
 
 
 @lru_cache

@@ -13,10 +13,12 @@ import xxhash
 from pipeline.cache import CacheSettings
 from pipeline.fetch import FetchedShards, fetch_set
 from pipeline.remote import Remote
+from shards import foreign
 from shards.errors import DataError, UsageError
 from shards.files import is_url, sha256
-from shards.index import SAMPLES, SampleIndex
+from shards.index import SAMPLES, SampleIndex, unpack
 from shards.manifest import Manifest, Shard
+from shards.schema import Sample, decode
 
 OPEN_SHARDS = 64
 
@@ -94,6 +96,14 @@ class Store:
             f"{self.location}/{self.shard_of(sample)}: sample {row.key[sample]} is damaged "
             "(its hash differs from the index); build the set again"
         )
+
+    def load(self, sample: int) -> Sample:
+        """One sample, its image still encoded. Raises DataError where it is damaged, and as `read`
+        does."""
+        blob = self.read(sample)
+        if self.manifest.foreign:
+            return foreign.load(blob, self.manifest)
+        return decode(unpack(blob))
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Say which shards are needed next, soonest first."""

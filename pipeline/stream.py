@@ -140,8 +140,8 @@ class IndexedSource(IterableDataset):
             key = store.index.key[place.sample]
             sample = {"key": key, "position": position, "epoch": place.epoch}
             try:
-                blob = store.read(place.sample)
-                return self.decode(sample | {"blob": blob}) | {
+                stored = store.load(place.sample)
+                return self.decode(sample | {"stored": stored}) | {
                     "damaged": [row | {"substitute": key} for row in damaged]
                 }
             except DataError as error:

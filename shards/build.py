@@ -11,7 +11,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shards.doctor import FINDINGS, RULES, Finding, load_findings, save_findings, totals
+from shards.doctor import (
+    FINDINGS,
+    Finding,
+    load_findings,
+    report_findings,
+    save_findings,
+    totals,
+)
 from shards.errors import DataError, Failed, UsageError
 from shards.files import is_url
 from shards.index import SAMPLES, offsets_path, save_rows
@@ -129,7 +136,7 @@ def _build_split(
         made = run(work, plan.jobs, runner, name, [len(job.items) for job in plan.jobs])
         findings = plan.findings + [finding for one in made for finding in one.findings]
         save_findings(folder, findings)
-        _report_findings(name, place, findings, report)
+        report_findings(name, place, findings, report)
         save_rows(folder, [{**row, "shard": i} for i, one in enumerate(made) for row in one.rows])
         manifest = Manifest(
             source=plan.split.source,
@@ -155,15 +162,6 @@ def _build_split(
         f"{size_mib:.1f} MiB; serves {', '.join(manifest.tasks)}"
     )
     return _summary(manifest, findings)
-
-
-def _report_findings(
-    name: str, place: Path | str, findings: list[Finding], report: Callable[[str], None]
-) -> None:
-    for code, count in totals(findings).items():
-        report(f"{name}: {count} x finding {code}, {RULES[code].name}: {RULES[code].verdict}")
-    if findings:
-        report(f"{name}: see {place}/{FINDINGS}")
 
 
 def _finished(plan: Plan, target: Target | None) -> Manifest | None:

@@ -7,7 +7,7 @@ A set's findings are in its `findings.jsonl`: nothing is changed or left out in 
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -211,3 +211,13 @@ def load_findings(folder: Path) -> list[Finding]:
     """The findings of a shard set, read from its `findings.jsonl`."""
     lines = [json.loads(line) for line in (folder / FINDINGS).read_bytes().splitlines()]
     return [Finding(line["file"], line["code"], line["detail"]) for line in lines]
+
+
+def report_findings(
+    name: str, place: Path | str, findings: Collection[Finding], report: Callable[[str], None]
+) -> None:
+    """Say how many findings of each code the set `name` has, and where they are listed."""
+    for code, count in totals(findings).items():
+        report(f"{name}: {count} x finding {code}, {RULES[code].name}: {RULES[code].verdict}")
+    if findings:
+        report(f"{name}: see {place}/{FINDINGS}")

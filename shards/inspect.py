@@ -4,14 +4,16 @@ import difflib
 import json
 import mmap
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from shards import foreign
 from shards.errors import DataError, UsageError
 from shards.index import SampleIndex, member, members
 from shards.manifest import Manifest
@@ -55,12 +57,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Part:
-    """A shard and the places of its samples in bytes; `things` says it of every class."""
+    """A shard and the places of its samples in bytes, of the set that `manifest` tells of."""
 
     tar: Path
     offsets: list[int]
     lengths: list[int]
-    things: tuple[bool, ...]
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,14 @@ def overview(folder: Path, runner: Runner) -> Overview:
         mine = index.shard == number
         if mine.any():
             offsets, lengths = index.offset[mine].tolist(), index.length[mine].tolist()
-            parts.append(Part(folder / shard.name, offsets, lengths, manifest.taxonomy.things))
+            parts.append(Part(folder / shard.name, offsets, lengths, manifest))
     found = run(tally, parts, runner, folder.name, [len(part.offsets) for part in parts])
     return Overview(folder, manifest, index, Tally.of(found))
 
 
 def tally(part: Part) -> Tally:
     """Count a shard's samples: of each its JSON is read, and its semantic map if that is all."""
-    counted = []
+    counted, things = [], part.manifest.taxonomy.things
     try:
         with (
             part.tar.open("rb") as file,
@@ -125,17 +127,29 @@ def tally(part: Part) -> Tally:
             blob.madvise(mmap.MADV_RANDOM)  # images are stepped over
             for start, length in zip(part.offsets, part.lengths, strict=True):
                 place = start, start + length
-                document = json.loads(member(blob, *place, "json"))
-                listed = "segments" in document or "instances" in document
-                semantic = b"" if listed else member(blob, *place, SEMANTIC)
-                counted.append(_count(document, semantic, part.things))
+                if part.manifest.foreign:
+                    sample = foreign.load(blob[slice(*place)], part.manifest)
+                    counted.append(_count(sample["json"], partial(sample.get, "semantic"), things))
+                else:
+                    document = json.loads(member(blob, *place, "json"))
+                    semantic = partial(_semantic, blob, place, document)
+                    counted.append(_count(document, semantic, things))
         return Tally.of(counted)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
         raise DataError(f"{part.tar}: unreadable ({error}); see what verify says of it") from error
 
 
-def _count(document: dict[str, Any], semantic: bytes, things: tuple[bool, ...]) -> Tally:
-    """The tally of one sample. `semantic` is its semantic map if the document lists nothing."""
+def _semantic(blob: mmap.mmap, place: tuple[int, int], document: dict[str, Any]) -> np.ndarray:
+    png = member(blob, *place, SEMANTIC)
+    if png_size(png) != (document["width"], document["height"]):
+        raise DataError("a semantic map is not of its image's size")
+    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+
+
+def _count(
+    document: dict[str, Any], semantic: Callable[[], np.ndarray], things: tuple[bool, ...]
+) -> Tally:
+    """The tally of one sample. `semantic` gives its semantic map, if the document lists nothing."""
     classes = len(things)
     segments, instances = document.get("segments", []), document.get("instances", [])
     of_class = {
@@ -144,11 +158,8 @@ def _count(document: dict[str, Any], semantic: bytes, things: tuple[bool, ...]) 
         )
         for name, entries in (("segments", segments), ("instances", instances))
     }
-    if semantic:
-        if png_size(semantic) != (document["width"], document["height"]):
-            raise DataError("a semantic map is not of its image's size")
-        values = cv2.imdecode(np.frombuffer(semantic, np.uint8), cv2.IMREAD_UNCHANGED)
-        pixels = np.bincount(values.ravel(), minlength=classes + 1)[1:].astype(float)
+    if document.keys().isdisjoint(of_class):
+        pixels = np.bincount(semantic().ravel(), minlength=classes + 1)[1:].astype(float)
     else:
         main = segments if "segments" in document else instances
         pixels = np.zeros(classes)
@@ -194,7 +205,11 @@ def load(opened: ShardSet, place: int) -> tuple[np.ndarray, Sample]:
     try:
         with tar.open("rb") as file:
             file.seek(int(index.offset[place]))
-            sample = decode(members(file.read(int(index.length[place]))))
+            blob = file.read(int(index.length[place]))
+        if opened.manifest.foreign:
+            sample = foreign.load(blob, opened.manifest)
+        else:
+            sample = decode(members(blob))
         return decode_image(sample), sample
     except (DataError, OSError) as error:
         raise DataError(f"{tar}: sample {index.key[place]}: {error}") from error

@@ -39,8 +39,19 @@ class File:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """What members of tars that others have written mean, by extension: the image, the map of
+    labels, that of the things' numbers if there is one. `ignored` are labels of no class."""
+
+    image: str
+    labels: str
+    instances: str | None
+    ignored: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """A shard set.
+    """A shard set; of tars by others, which `index` found where they are, `foreign` tells.
 
     `tasks` are those for which every sample has its truth, `members` the extensions every sample
     has, `licence` the publisher's table of licences, `versions` the libraries that shaped the
@@ -56,6 +67,7 @@ class Manifest:
     inputs: str
     index: File
     shards: tuple[Shard, ...]
+    foreign: Foreign | None = None
 
     @property
     def samples(self) -> int:
@@ -66,7 +78,8 @@ class Manifest:
     def fingerprint(self) -> str:
         """sha256 (hex) over schema, taxonomy and the shards' hashes: equal for equal contents."""
         shards = [shard.sha256 for shard in self.shards]
-        return digest([SCHEMA, self.taxonomy.to_json(), shards])
+        meaning = [asdict(self.foreign)] if self.foreign else []
+        return digest([SCHEMA, self.taxonomy.to_json(), shards, *meaning])
 
     def save(self, folder: Path) -> None:
         """Write `manifest.json`."""
@@ -120,7 +133,12 @@ class Manifest:
             inputs=document["inputs"],
             index=File(**document["index"]),
             shards=tuple(Shard(**shard) for shard in document["shards"]),
+            foreign=_foreign(document.get("foreign")),
         )
+
+
+def _foreign(said: dict[str, Any] | None) -> Foreign | None:
+    return said and Foreign(**said | {"ignored": tuple(said["ignored"])})
 
 
 def digest(value: Any) -> str:

@@ -37,15 +37,22 @@ def keep_memory() -> None:
 def read_image(
     path: Path, size: tuple[int, int] | None, doctor: Doctor, *, mismatch: int = 3
 ) -> tuple[bytes, int, int]:
+    """`check_image` of a file."""
+    try:
+        image = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise Reject(7, f"{path.name} is missing") from None
+    return check_image(image, path.name, size, doctor, mismatch=mismatch)
+
+
+def check_image(
+    image: bytes, name: str, size: tuple[int, int] | None, doctor: Doctor, *, mismatch: int = 3
+) -> tuple[bytes, int, int]:
     """The bytes of an image that decodes, with width and height as shown (EXIF applied).
 
     `size` (width, height) is that of the truth, if known; an image of another one is rejected with
     the finding `mismatch`: 3 where an annotation declares the size, 9 where a map has it.
     """
-    try:
-        image = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise Reject(7, f"{path.name} is missing") from None
     try:
         with Image.open(io.BytesIO(image)) as picture:
             kind, mode, stored = picture.format, picture.mode, picture.size
@@ -65,7 +72,7 @@ def read_image(
     deep = kind == "PNG" and image[24] == 16  # bits a channel, in its header
     if deep or mode not in ("RGB", "P"):
         doctor.note(5, f"its mode is {mode}{', 16 bit' * deep}")
-    if _EXTS.get(kind) != image_ext(path.name):
+    if _EXTS.get(kind) != image_ext(name):
         doctor.note(6, f"it is a {kind}")
     return image, *shown
 

@@ -19,6 +19,7 @@ is decoded.
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath
 from typing import Any, TypedDict
@@ -128,6 +129,12 @@ def image_ext(file_name: str) -> str:
     return ext
 
 
+def rights_of(licence: Mapping[str, str]) -> dict[str, str]:
+    """What a sample says of its set's licence: `url` (or `name`), and `attribution`."""
+    said = licence.get("url") or licence.get("name"), licence.get("attribution")
+    return {name: value for name, value in zip(RIGHTS, said, strict=True) if value}
+
+
 def map_type(largest: int) -> type[np.unsignedinteger]:
     """The type of a map with values up to `largest`. Raises DataError past 16 bit."""
     if largest > MAX_VALUE:
@@ -169,22 +176,27 @@ def _entries(document: dict[str, Any], name: str, kind: type[Segment]) -> list[S
 
 def encode(record: Record) -> dict[str, bytes]:
     """The members of a sample. A pure function of the record for equal library versions."""
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        **{name: getattr(record, name) for name in _PLAIN},
-        **{name: record.rights.get(name, "") for name in RIGHTS},
-    }
     members = {record.ext: record.image}
     if record.segments is not None:
-        document["segments"] = [_plain(segment) for segment in record.segments]
         members[SEGMENTS] = _encode_map(record.segments_map)
     if record.instances is not None:
-        document["instances"] = [_plain(instance) for instance in record.instances]
         members[INSTANCES] = _encode_map(record.layers.reshape(-1, record.width))
     if record.semantic is not None:
         members[SEMANTIC] = _encode_map(record.semantic)
+    document = _document(record)
     members["json"] = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     return members
+
+
+def sample_of(record: Record) -> Sample:
+    """What `decode` makes of the record's members."""
+    return Sample(
+        json=_document(record),
+        image=record.image,
+        segments=record.segments_map,
+        layers=record.layers,
+        semantic=record.semantic,
+    )
 
 
 def decode(members: dict[str, bytes] | dict[str, memoryview]) -> Sample:
@@ -210,6 +222,19 @@ def decode(members: dict[str, bytes] | dict[str, memoryview]) -> Sample:
 
 RIGHTS = ("licence", "attribution")
 _PLAIN = ("file_name", "height", "image_id", "source", "width")
+
+
+def _document(record: Record) -> dict[str, Any]:
+    """What the json member holds."""
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        **{name: getattr(record, name) for name in _PLAIN},
+        **{name: record.rights.get(name, "") for name in RIGHTS},
+    }
+    for name in ("segments", "instances"):
+        if (entries := getattr(record, name)) is not None:
+            document[name] = [_plain(entry) for entry in entries]
+    return document
 
 
 def _plain(entry: Segment) -> dict[str, Any]:

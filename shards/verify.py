@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
+from shards import foreign
 from shards.errors import DataError, UsageError
 from shards.files import sha256
 from shards.index import (
@@ -48,14 +49,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A shard to look at. `rows` are the index's, None where that is lost; of `members` and
-    `classes` the set's manifest tells. `sample` samples are read, None reads all of it."""
+    """A shard to look at. `rows` are the index's, None where that is lost. `sample` samples are
+    read, None reads all of it."""
 
     tar: Path
     shard: Shard
     rows: list[Row] | None
-    members: tuple[str, ...]
-    classes: int
+    manifest: Manifest
     sample: int | None
 
 
@@ -101,15 +101,14 @@ def _verify_set(
 ) -> list[Problem]:
     manifest = Manifest.load(folder)
     index, problems = _load_index(folder, manifest)
-    if index is None and sample is not None:  # there is nothing to draw from
+    if index is None and (manifest.foreign or sample is not None):  # there is nothing to go by
         return _told(problems, report)
     checks = [
         Check(
             tar=folder / shard.name,
             shard=shard,
             rows=index and index.rows(number),
-            members=manifest.members,
-            classes=len(manifest.taxonomy),
+            manifest=manifest,
             sample=sample,
         )
         for number, shard in enumerate(manifest.shards)
@@ -138,10 +137,11 @@ def _told(problems: list[Problem], report: Callable[[str], None]) -> list[Proble
 
 def _load_index(folder: Path, manifest: Manifest) -> tuple[SampleIndex | None, list[Problem]]:
     path = folder / SAMPLES
+    fix = "index the folder again" if manifest.foreign else "--repair makes it anew"
     if not path.is_file():
-        return None, [Problem(path, "is missing; --repair makes it anew")]
+        return None, [Problem(path, f"is missing; {fix}")]
     if File.of(path) != manifest.index:
-        return None, [Problem(path, "is not as built; --repair makes it anew")]
+        return None, [Problem(path, f"is not as built; {fix}")]
     return SampleIndex.load(folder), []
 
 
@@ -157,18 +157,19 @@ def _rebuild_index(folder: Path, manifest: Manifest) -> None:
 
 def check_shard(check: Check) -> list[Problem]:
     """The problems of one shard and its `.tar.idx`, in the order of the bytes."""
-    tar, shard = check.tar, check.shard
+    tar, shard, manifest = check.tar, check.shard, check.manifest
     if not tar.is_file():
         return [Problem(tar, "is missing; build the set again")]
     if (size := tar.stat().st_size) != shard.bytes:
         return [Problem(tar, f"has {size} bytes, built were {shard.bytes}", min(size, shard.bytes))]
     rows, problems = check.rows, []
     if check.sample is None:
-        try:
-            rows = scan(tar)
-        except DataError as error:
-            return [Problem(tar, str(error).removeprefix(f"{tar}: "))]
-        problems = _differences(tar, rows, check.rows)
+        if not manifest.foreign:  # else the hash says as much
+            try:
+                rows = scan(tar)
+            except DataError as error:
+                return [Problem(tar, str(error).removeprefix(f"{tar}: "))]
+            problems = _differences(tar, rows, check.rows)
         if not problems and sha256(tar) != shard.sha256:
             problems.append(Problem(tar, "its hash is not that of the manifest; build it again"))
     elif check.sample < len(rows):
@@ -181,9 +182,15 @@ def check_shard(check: Check) -> list[Problem]:
             try:
                 if xxhash.xxh3_64_intdigest(blob) != row["xxh3"]:
                     raise DataError("its bytes are not as built; build the set again")
-                check_sample(row["key"], members(blob), check.members, check.classes)
+                if manifest.foreign:
+                    decode_image(foreign.load(blob, manifest))
+                else:
+                    classes = len(manifest.taxonomy)
+                    check_sample(row["key"], members(blob), manifest.members, classes)
             except DataError as error:
                 problems.append(Problem(tar, f"sample {row['key']}: {error}", row["offset"]))
+    if manifest.foreign:
+        return problems
     return problems + _check_offsets(tar, rows if check.sample is None else check.rows)
 
 

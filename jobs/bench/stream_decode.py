@@ -77,7 +77,7 @@ def ours(store: Store, number: int) -> dict:
     """One sample from the bytes in the shard to what is collated."""
     sample = {"key": store.index.key[number], "position": number, "epoch": 0}
     decoded = decode_stage(
-        sample | {"blob": store.read(number)}, "panoptic", sum(store.manifest.taxonomy.things)
+        sample | {"stored": store.load(number)}, "panoptic", sum(store.manifest.taxonomy.things)
     )
     return augment_stage(decoded, SETTINGS, "panoptic", SEED)
 

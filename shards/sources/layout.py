@@ -11,7 +11,16 @@ from shards.doctor import Doctor
 from shards.errors import DataError, UsageError
 from shards.manifest import digest
 from shards.raw import read_image
-from shards.schema import INSTANCES, SEGMENTS, SEMANTIC, TASKS, Record, image_ext, key_of
+from shards.schema import (
+    INSTANCES,
+    SEGMENTS,
+    SEMANTIC,
+    TASKS,
+    Record,
+    image_ext,
+    key_of,
+    rights_of,
+)
 from shards.sources.label_maps import map_size
 from shards.sources.split import Split
 from shards.taxonomy import Taxonomy
@@ -187,13 +196,9 @@ class Layout:
     ) -> Split:
         """The split of these samples; `image_id`, `said` and `places` give those of a name's.
 
-        Of `licence` the manifest has all, a sample `url` (or `name`) and `attribution`.
+        Of `licence` the manifest has all, a sample its `rights_of`.
         """
-        rights = {
-            "licence": licence.get("url") or licence.get("name"),
-            "attribution": licence.get("attribution"),
-        }
-        rights = {name: value for name, value in rights.items() if value}
+        rights = rights_of(licence)
         members = {self.members[task] for task in tasks}
         return Split(
             name=name,

@@ -8,7 +8,6 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -18,6 +17,7 @@ from pipeline.stages import decode_stage
 from pipeline.stream import DataSettings, Share, train_stream
 from shards.errors import DataError
 from shards.index import members
+from shards.schema import decode
 from tests.shards.raw import SAMPLE, panoptic_ids
 
 CROP = 96
@@ -233,14 +233,11 @@ def test_keep_empty_keeps_segments_that_the_crop_has_cut_away(train_set):
 
 def raw_sample(image: bytes, size: tuple[int, int]) -> dict:
     """A sample as the source yields it, whose json and map are of `size` (width, height)."""
-    truth, out = io.BytesIO(), io.BytesIO()
+    truth = io.BytesIO()
     Image.new("L", size).save(truth, "PNG")
     document = {"schema": 1, "width": size[0], "height": size[1], "file_name": "a", "segments": []}
     parts = {"jpg": image, "json": json.dumps(document).encode(), "segments.png": truth.getvalue()}
-    with wds.TarWriter(out, compress=False, encoder=False, mtime=0) as writer:
-        writer.write({"__key__": "a", **parts})
-    end = sum(512 + -(-len(part) // 512) * 512 for part in parts.values())
-    return {"key": "a", "blob": out.getvalue()[:end]}
+    return {"key": "a", "stored": decode(parts)}
 
 
 def test_an_image_that_is_not_what_the_json_says_names_the_sample():

@@ -135,7 +135,7 @@ def test_the_stream_has_targets_of_every_task(layout, tmp_path):
     for number in range(len(store)):
         for task in TASKS:
             sample = decode_stage(
-                {"key": store.index.key[number], "blob": store.read(number)}, task, things
+                {"key": store.index.key[number], "stored": store.load(number)}, task, things
             )
             truth = sample["truth"]
             assert sample["image"].shape[:2] == truth.maps.shape[1:]
