@@ -1,6 +1,5 @@
 """Build shard sets from a raw data set: a pure function of the data, in parallel, resumable."""
 
-import errno
 import re
 import shutil
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from shards.doctor import (
     save_findings,
     totals,
 )
-from shards.errors import DataError, Failed, UsageError
-from shards.files import is_url
+from shards.errors import DataError, UsageError
+from shards.files import is_url, told_of_disk
 from shards.index import SAMPLES, offsets_path, save_rows
 from shards.manifest import MANIFEST, File, Manifest
 from shards.output import LOCK, claim, claim_url, clear, clear_url, locked, staging
@@ -80,7 +79,7 @@ def build(
     module = _check(source, root, splits, limit, jobs, tasks, shards)
     url = str(out).rstrip("/") if is_url(out) else None
     out = staging(source, url, work) if url else Path(out)
-    try:
+    with told_of_disk(out):
         names = splits or module.splits(root, report)
         claim(out, source)
         if url:
@@ -102,12 +101,6 @@ def build(
             target = Target(f"{url}/{name}") if url else None
             summaries[name] = _build_split(plan, target, runner or processes(jobs), report)
         return summaries
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Failed(f"{out}: the disk is full; free space and run again to go on") from error
-        raise UsageError(
-            f"{error.filename or out}: {error.strerror or error}; mend it and run again to go on"
-        ) from error
 
 
 def _build_split(

@@ -1,11 +1,14 @@
 """Files that are there whole or not at all, and their hashes."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from shards.errors import Failed, UsageError
 
 
 @contextlib.contextmanager
@@ -25,6 +28,19 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def told_of_disk(place: Path) -> Iterator[None]:
+    """Say in our terms what the disk refuses: Failed if it is full, UsageError else."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Failed(f"{place}: the disk is full; free space and run again to go on") from error
+        raise UsageError(
+            f"{error.filename or place}: {error.strerror or error}; mend it and run again to go on"
+        ) from error
 
 
 def is_url(location: str | Path) -> bool:

@@ -19,7 +19,7 @@ import xxhash
 
 from shards.doctor import FINDINGS, Doctor, Finding, Reject, report_findings, save_findings
 from shards.errors import DataError, UsageError
-from shards.files import sha256
+from shards.files import sha256, told_of_disk
 from shards.index import BLOCK, SAMPLES, save_rows
 from shards.manifest import MANIFEST, File, Foreign, Manifest, Shard, digest
 from shards.parallel import Runner, processes, run
@@ -66,7 +66,7 @@ def index_tars(
     first two need not be given where a sample has one image that is no PNG, and one PNG besides.
     Samples that the doctor rejects are not in the index. Raises UsageError for a folder without
     tars or with a set that `build` made, and for members that are not there; DataError for classes
-    or tars that cannot be used.
+    or tars that cannot be used; Failed where the disk is full.
     """
     tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not tars:
@@ -87,9 +87,20 @@ def index_tars(
         shards=(),
         foreign=foreign,
     )
+    with told_of_disk(folder):
+        return _index(folder, tars, manifest, runner or processes(), report)
+
+
+def _index(
+    folder: Path,
+    tars: list[Path],
+    manifest: Manifest,
+    runner: Runner,
+    report: Callable[[str], None],
+) -> Manifest:
     (folder / MANIFEST).unlink(missing_ok=True)
     pieces = [Tar(tar, manifest) for tar in tars]
-    examined = run(examine, pieces, runner or processes(), f"{folder.name}/*.tar", [1] * len(tars))
+    examined = run(examine, pieces, runner, f"{folder.name}/*.tar", [1] * len(tars))
     rows, twice = _without_copies(examined)
     findings = [finding for one in examined for finding in one.findings] + twice
     save_findings(folder, findings)

@@ -1,7 +1,9 @@
 """Tars by stock webdataset, read where they are: the samples are those of `build folder`."""
 
+import errno
 import gzip
 import io
+import os
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,7 @@ from webdataset import ShardWriter
 from jobs.__main__ import app
 from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, train_stream
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed, UsageError
 from shards.foreign import index_tars
 from shards.inspect import ShardSet, load, overview
 from shards.manifest import Foreign, Manifest
@@ -277,3 +279,18 @@ def test_the_command(raw, tmp_path):
     made(raw_folder, raw, tmp_path / "out")
     with pytest.raises(UsageError, match="a shard set that build made"):
         index_tars(tmp_path / "out/train", tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, Failed), (errno.EROFS, UsageError)])
+def test_a_disk_that_refuses_leaves_no_set(raw, tmp_path, monkeypatch, code, error):
+    folder = tars(raw, tmp_path / "tars")
+    indexed(folder)
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("shards.foreign.save_rows", refuse)
+    with pytest.raises(error, match=f"{folder}: .* and run again"):
+        indexed(folder)
+    with pytest.raises(UsageError, match="no finished shard set"):
+        Manifest.load(folder)
