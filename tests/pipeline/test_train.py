@@ -89,14 +89,18 @@ def lives(sets: Path, root: Path) -> dict[str, str | list[str]]:
     return said
 
 
+def sharded_and_recomputing(plain: RunSettings) -> RunSettings:
+    """ZeRO-3, whose parameters are gathered once more where backward runs a layer again."""
+    model = dataclasses.replace(plain.model, checkpoint_activations=True)
+    return dataclasses.replace(plain, model=model, zero=ZeroSettings(3))
+
+
 def pairs(sets: Path, root: Path) -> dict[str, str]:
     """On two processes: a run of its own, and one that goes on from the lone process's middle."""
     plain = smallest(sets)
     return {
         "two": attempt(plain, root / "two"),
-        "two, stage 3": attempt(
-            dataclasses.replace(plain, zero=ZeroSettings(3)), root / "two, stage 3"
-        ),
+        "two, stage 3": attempt(sharded_and_recomputing(plain), root / "two, stage 3"),
         "moved": attempt(plain, root / "moved"),
     }
 
