@@ -1,6 +1,8 @@
 """Shards made by a Ray cluster: the bytes of a local build, and the same deaths and errors."""
 
+import contextlib
 import re
+import socket
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -15,11 +17,23 @@ from tests.shards.test_parallel import Piece, work
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def client_port():
+    """A free port for the cluster's clients, those of its workers apart."""
+    ports = range(9000, 10000)
+    for port in ports:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port of {ports} is free")
+
+
+@pytest.fixture(scope="module")
+def cluster(client_port):
     """The address of a cluster of this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+        head["ray_client_server_port"] = client_port
         cluster = Cluster(initialize_head=True, head_node_args=head)
         yield cluster.address
         cluster.shutdown()
@@ -41,6 +55,13 @@ def test_a_cluster_makes_the_same_bytes(cluster, tmp_path, photographs, monkeypa
     outcome = build(tmp_path, "--out", "out", "--jobs", "2")
     assert outcome.code == 2
     assert "--jobs is for processes here" in small.complaint(outcome)
+
+
+@pytest.mark.slow
+def test_a_client_of_a_cluster_has_the_same_bytes_made(cluster, client_port, tmp_path, photographs):
+    outcome = build(tmp_path, "--out", "out", "--on", f"ray://127.0.0.1:{client_port}")
+    assert outcome.code == 0, outcome.err
+    assert tree(tmp_path / "out") == tree(photographs)
 
 
 @pytest.mark.slow
