@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.linear import Linear
 from model.position import sine_encoding
 from model.recompute import recompute
 
@@ -52,9 +53,9 @@ class MaskedDecoder(nn.Module):
         self.level_embed = nn.Embedding(levels, dim)
         self.layers = nn.ModuleList(DecoderLayer(dim, settings) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(dim)
-        self.class_head = nn.Linear(dim, num_classes + 1)
+        self.class_head = Linear(dim, num_classes + 1)
         self.mask_head = nn.Sequential(
-            nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim)
+            Linear(dim, dim), nn.ReLU(), Linear(dim, dim), nn.ReLU(), Linear(dim, dim)
         )
 
     def forward(self, memory: list[Tensor], mask_features: Tensor) -> Predictions:
@@ -109,8 +110,8 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.self_attn = Attention(dim, settings.heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, settings.feedforward)
-        self.linear2 = nn.Linear(settings.feedforward, dim)
+        self.linear1 = Linear(dim, settings.feedforward)
+        self.linear2 = Linear(settings.feedforward, dim)
         self.norm3 = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -122,7 +123,7 @@ class DecoderLayer(nn.Module):
         x = self.norm1(x + self.cross_attn(x + position, keys, values, permitted))
         query = x + position
         x = self.norm2(x + self.self_attn(query, query, x))
-        return self.norm3(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
+        return self.norm3(x + self.linear2(F.relu(self.linear1(x))))
 
 
 class Attention(nn.Module):
@@ -131,10 +132,10 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.q_proj = Linear(dim, dim)
+        self.k_proj = Linear(dim, dim)
+        self.v_proj = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         fused = math.sqrt(6 / (dim + 3 * dim))  # Xavier bound of the three stacked matrices
         for linear in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.uniform_(linear.weight, -fused, fused)

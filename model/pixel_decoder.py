@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.deformable_attention import deformable_attention
+from model.linear import Linear
 from model.norms import group_norm
 from model.position import level_sizes, pixel_centres, sine_encoding
 from model.recompute import recompute
@@ -122,8 +123,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformableSelfAttention(dim, settings.heads, settings.points)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = nn.Linear(dim, settings.feedforward)
-        self.linear2 = nn.Linear(settings.feedforward, dim)
+        self.linear1 = Linear(dim, settings.feedforward)
+        self.linear2 = Linear(settings.feedforward, dim)
         self.norm2 = nn.LayerNorm(dim)
 
     def reset_weights(self) -> None:
@@ -144,7 +145,7 @@ class EncoderLayer(nn.Module):
         return self.norm2(source + recompute(self._feed_forward, source))
 
     def _feed_forward(self, source: Tensor) -> Tensor:
-        return self.linear2(F.relu(self.linear1(source), inplace=True))
+        return self.linear2(F.relu(self.linear1(source)))
 
 
 class DeformableSelfAttention(nn.Module):
@@ -154,10 +155,10 @@ class DeformableSelfAttention(nn.Module):
         super().__init__()
         self.sampling = (heads, len(LEVELS), points)
         samples = math.prod(self.sampling)
-        self.sampling_offsets = nn.Linear(dim, samples * 2)
-        self.attention_weights = nn.Linear(dim, samples)
-        self.value_proj = nn.Linear(dim, dim)
-        self.output_proj = nn.Linear(dim, dim)
+        self.sampling_offsets = Linear(dim, samples * 2)
+        self.attention_weights = Linear(dim, samples)
+        self.value_proj = Linear(dim, dim)
+        self.output_proj = Linear(dim, dim)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -202,5 +203,5 @@ class DeformableSelfAttention(nn.Module):
         return self.output_proj(sampled)
 
     @staticmethod
-    def _of_query(linear: nn.Linear, source: Tensor, position: Tensor) -> Tensor:
+    def _of_query(linear: Linear, source: Tensor, position: Tensor) -> Tensor:
         return linear(source + position)

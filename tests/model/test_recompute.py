@@ -14,11 +14,12 @@ from tests.model.samples import tiny_settings
 
 
 def kept(function, *inputs) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """The result, and a shape for each storage that autograd keeps for backward."""
+    """The result, and a shape for each storage that autograd keeps for backward beside parameters."""
     tensors = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        tensors[tensor.untyped_storage().data_ptr()] = tensor
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            tensors[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -55,9 +56,11 @@ def test_encoder_keeps_neither_its_queries_nor_the_hidden_layer() -> None:
     layer = EncoderLayer(64, PixelDecoderSettings(feedforward=96))
     source, position = torch.randn(1, 42, 64, requires_grad=True), torch.randn(42, 64)
     output, saved = kept(layer, source, position, centres, shapes)
-    tokens = [shape[-1] for shape in saved if shape[-2:] in ((42, 64), (42, 96))]
-    # input, position, sampled values, both norms' inputs, output of the first
-    assert tokens == [64] * 6
+    tokens = [shape for shape in saved if shape[-2:] in ((42, 64), (42, 96))]
+    assert tokens == [(1, 42, 64), (42, 64), *[(1, 42, 64)] * 3]
+    # input, position; below, where a `Linear` has them as an image, the sampled values;
+    # both norms' inputs, output of the first
+    assert [shape for shape in saved if shape[-2:] == (21, 2)] == [(1, 64, 21, 2)]
     output.sum().backward()
     assert source.grad.abs().sum() > 0
 
@@ -77,4 +80,4 @@ def test_checkpointed_layers_have_the_same_gradients_and_keep_less() -> None:
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-7)
-    assert sum(map(math.prod, shapes)) < 0.8 * sum(map(math.prod, everything))
+    assert sum(map(math.prod, shapes)) < 0.9 * sum(map(math.prod, everything))
