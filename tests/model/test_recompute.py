@@ -14,7 +14,7 @@ from tests.model.samples import tiny_settings
 
 
 def kept(function, *inputs) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """The result, and a shape for each storage that autograd keeps for backward beside parameters."""
+    """The result, and a shape for each storage, but parameters', that autograd keeps."""
     tensors = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -56,11 +56,12 @@ def test_encoder_keeps_neither_its_queries_nor_the_hidden_layer() -> None:
     layer = EncoderLayer(64, PixelDecoderSettings(feedforward=96))
     source, position = torch.randn(1, 42, 64, requires_grad=True), torch.randn(42, 64)
     output, saved = kept(layer, source, position, centres, shapes)
-    tokens = [shape for shape in saved if shape[-2:] in ((42, 64), (42, 96))]
-    assert tokens == [(1, 42, 64), (42, 64), *[(1, 42, 64)] * 3]
-    # input, position; below, where a `Linear` has them as an image, the sampled values;
-    # both norms' inputs, output of the first
-    assert [shape for shape in saved if shape[-2:] == (21, 2)] == [(1, 64, 21, 2)]
+    tokens = [shape for shape in saved if shape[-2:] in ((42, 64), (42, 96), (21, 2))]
+    assert tokens == [
+        *((1, 42, 64), (42, 64)),  # input, position
+        (1, 64, 21, 2),  # sampled values, as `Linear` has them
+        *[(1, 42, 64)] * 3,  # both norms' inputs, output of the first
+    ]
     output.sum().backward()
     assert source.grad.abs().sum() > 0
 
