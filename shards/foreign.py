@@ -249,7 +249,7 @@ def _meaning(
     for name, candidates in free.items():
         if not given[name]:
             if len(candidates) != 1:
-                raise UsageError(f"{starts}; say by --{name} EXTENSION which of them is its {name}")
+                raise UsageError(f"{starts}; say which is for {name}: --{name} EXTENSION")
             given[name] = candidates[0]
     return Foreign(**given, ignored=ignored)
 

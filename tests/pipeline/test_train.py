@@ -156,6 +156,7 @@ def test_a_run_leaves_its_records(runs, photographs):
         assert row["grad_norm"] > 0
         assert 0 <= row["data_wait_s"] < row["step_s"]
         assert row["images_per_s"] == pytest.approx(GLOBAL / row["interval_s"], rel=0.01)
+    assert any(row["data_wait_s"] for row in metrics)  # for the first batch at least
     (start,) = events(folder, "start")
     assert start.items() >= {
         "attempt": 1, "world_size": 1, "zero_stage": 1, "step": 0, "position": 0,

@@ -256,8 +256,11 @@ def test_members_that_are_not_there_or_not_clear(raw, tmp_path):
     for options, message in (
         ({"labels": "seg.png"}, "--labels seg.png is not there"),
         ({"labels": "txt"}, r"--labels txt is not there or of another kind \(png\)"),
-        ({"image": None}, "say by --image EXTENSION"),
-        ({"labels": None, "instances": None, "image": "webp.png"}, "say by --labels EXTENSION"),
+        ({"image": None}, "say which is for image: --image EXTENSION"),
+        (
+            {"labels": None, "instances": None, "image": "webp.png"},
+            "say which is for labels: --labels EXTENSION",
+        ),
     ):
         with pytest.raises(UsageError, match=message) as caught:
             indexed(folder, **options)
