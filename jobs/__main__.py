@@ -110,7 +110,9 @@ def build(
 
 @app.command()
 def verify(
-    out: Sets,
+    out: Annotated[
+        str, typer.Argument(help="The --out of a build, also a URL, or the folder of one split.")
+    ],
     sample: Annotated[
         int | None, typer.Option(min=1, help="Read that many samples a shard. Default: all bytes.")
     ] = None,

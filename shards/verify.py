@@ -2,10 +2,12 @@
 
 import io
 import random
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -15,7 +17,7 @@ from PIL import Image
 
 from shards import foreign
 from shards.errors import DataError, UsageError
-from shards.files import sha256
+from shards.files import is_url, sha256
 from shards.index import (
     SAMPLES,
     SampleIndex,
@@ -30,6 +32,7 @@ from shards.manifest import MANIFEST, File, Manifest, Shard
 from shards.parallel import Runner, processes, run
 from shards.raw import shown_size
 from shards.schema import MAX_PIXELS, Sample, decode, encode, record_of
+from shards.upload import Target
 
 Row = dict[str, Any]
 
@@ -72,32 +75,94 @@ def shard_sets(out: Path) -> list[Path]:
 
 
 def verify(
-    out: Path,
+    out: Path | str,
     *,
     sample: int | None = None,
     repair: bool = False,
     runner: Runner | None = None,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Check the shard set in `out`, or every one of its splits.
+    """Check the shard set in `out`, or every one of its splits; of a URL, shard by shard.
 
     Without `sample` all bytes are read: hashes against the manifest, the index against the tars,
     and each sample decoded, held against its truth, encoded and decoded again. With it, that many
     samples a shard, always the same ones, and only their own hashes. `repair` writes the index
-    files (`samples.parquet`, `.tar.idx`) anew from tars that are as built. Raises DataError that
-    counts the problems and names the first one; `report` hears of each.
+    files (`samples.parquet`, `.tar.idx`) anew from tars that are as built, in a folder. Raises
+    DataError that counts the problems and names the first one; `report` hears of each. Raises
+    Failed where a server refuses.
     """
-    problems = [
-        problem
-        for folder in shard_sets(out)
-        for problem in _verify_set(folder, sample, repair, runner or processes(), report)
-    ]
+    if repair and is_url(out):
+        raise UsageError(f"--repair is for a folder, {out} is a URL; run its build again instead")
+    runner = runner or processes()
+    if not is_url(out):
+        targets = dict.fromkeys(shard_sets(Path(out)))
+        problems = _verify_sets(targets, sample, repair, runner, report)
+    else:
+        url = str(out).rstrip("/")
+        with tempfile.TemporaryDirectory() as here:
+            try:
+                targets = _fetched(url, Path(here))
+                problems = _verify_sets(
+                    targets, sample, False, runner, lambda line: report(line.replace(here, url))
+                )
+            except DataError as error:
+                raise DataError(str(error).replace(here, url)) from error
+        problems = [problem.replace(here, url) for problem in problems]
     if problems:
         raise DataError(f"{len(problems)} problems; the first: {problems[0]}")
 
 
+def _verify_sets(
+    targets: dict[Path, Target | None],
+    sample: int | None,
+    repair: bool,
+    runner: Runner,
+    report: Callable[[str], None],
+) -> list[str]:
+    """The problems of shard sets, each in a folder and perhaps behind a server."""
+    return [
+        str(problem)
+        for folder, target in targets.items()
+        for problem in _verify_set(folder, sample, repair, runner, report, target)
+    ]
+
+
+def _fetched(url: str, here: Path) -> dict[Path, Target]:
+    """Manifest and index of each shard set below a URL, in a folder in `here`, and its target."""
+    names = [name for name in Target(url).sizes() if name.rpartition("/")[2] == MANIFEST]
+    found = {}
+    for name in sorted(names):
+        split = name.removesuffix(MANIFEST).rstrip("/")
+        if len(PurePosixPath(split).parts) < 2 and ".." not in split:  # it, or a split in it
+            folder, target = here / split, Target(f"{url}/{split}".rstrip("/"))
+            folder.mkdir(exist_ok=True)
+            target.fetch(MANIFEST, folder)
+            target.fetch(SAMPLES, folder)
+            found[folder] = target
+    if not found:
+        raise UsageError(f"{url} holds no finished shard set (no {MANIFEST})")
+    return found
+
+
+def _check_fetched(check: Check, target: Target) -> list[Problem]:
+    """`check_shard` of one that lies behind a server; nothing of it is left here."""
+    files = check.tar, offsets_path(check.tar)
+    try:
+        for path in files:
+            target.fetch(path.name, path.parent)
+        return check_shard(check)
+    finally:
+        for path in files:
+            path.unlink(missing_ok=True)
+
+
 def _verify_set(
-    folder: Path, sample: int | None, repair: bool, runner: Runner, report: Callable[[str], None]
+    folder: Path,
+    sample: int | None,
+    repair: bool,
+    runner: Runner,
+    report: Callable[[str], None],
+    target: Target | None,
 ) -> list[Problem]:
     manifest = Manifest.load(folder)
     index, problems = _load_index(folder, manifest)
@@ -113,7 +178,8 @@ def _verify_set(
         )
         for number, shard in enumerate(manifest.shards)
     ]
-    found = run(check_shard, checks, runner, folder.name, [one.shard.samples for one in checks])
+    work = partial(_check_fetched, target=target) if target else check_shard
+    found = run(work, checks, runner, folder.name, [one.shard.samples for one in checks])
     damaged = [problem for one in found for problem in one if problem.file.suffix == ".tar"]
     problems += [problem for one in found for problem in one]
     if index is not None:

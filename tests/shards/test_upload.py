@@ -4,9 +4,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import tempfile
 from itertools import islice
 from pathlib import Path
 
+import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
@@ -15,8 +17,11 @@ from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, train_stream
 from shards import upload
 from shards.build import build
-from shards.errors import Failed, UsageError
+from shards.errors import DataError, Failed, UsageError
+from shards.parallel import processes
+from shards.verify import verify
 from shards.writer import TarWriter
+from tests.damage import flip
 from tests.jobs import small
 from tests.pipeline.servers import s3
 from tests.shards.raw import SAMPLE, sky, write
@@ -228,3 +233,31 @@ def test_what_is_not_ours_is_left_alone(raw, tmp_path):
         run(raw, tmp_path)
     with pytest.raises(UsageError, match="nonsense://x: "):
         build("coco", raw, "nonsense://x", work=tmp_path / "work")
+
+
+def test_what_is_behind_a_url_can_be_verified(raw, tmp_path, monkeypatch):
+    out, url = tmp_path / "out", f"memory://{tmp_path.name}/sets"
+    build("coco", raw, out, shards=SHARDS, jobs=1, report=lambda _: None)
+    files = fsspec.filesystem("memory")
+    files.put(f"{out}/", f"{tmp_path.name}/sets/", recursive=True)
+    said: list[str] = []
+    verify(url, runner=processes(1), report=said.append)
+    verify(f"{url}/val", sample=1, runner=processes(1), report=said.append)
+    assert said[0] == f"{url}/val: 9 samples in {SHARDS} shards are sound (all bytes)"
+    assert said[-1] == f"{url}/val: 9 samples in {SHARDS} shards are sound (1 samples a shard)"
+    (tar, *_) = sorted((out / "val").glob("*.tar"))
+    flip(tar, 3000)
+    files.put_file(str(tar), f"{tmp_path.name}/sets/val/{tar.name}")
+    with pytest.raises(DataError, match=rf"the first: {url}/val/{tar.name}"):
+        verify(url, runner=processes(1), report=said.append)
+    files.rm(f"{tmp_path.name}/sets/val/samples.parquet")
+    with pytest.raises(DataError, match=r"samples.parquet: is missing"):
+        verify(url, sample=1, runner=processes(1), report=said.append)
+    files.pipe(f"{tmp_path.name}/sets/val/manifest.json", b"{}")
+    with pytest.raises(DataError, match=rf"^{url}/val/manifest.json: schema None"):
+        verify(f"{url}/", runner=processes(1))
+    with pytest.raises(UsageError, match="--repair is for a folder"):
+        verify(url, repair=True)
+    with pytest.raises(UsageError, match="holds no finished shard set"):
+        verify(f"{url}/nothing")
+    assert str(tempfile.gettempdir()) not in "".join(said)
