@@ -72,7 +72,10 @@ def test_checkpointed_layers_have_the_same_gradients_and_keep_less() -> None:
     for checkpoint in (False, True):
         torch.manual_seed(0)
         model = Mask2Former(tiny_settings(checkpoint_activations=checkpoint), num_classes=5)
+        _, of_backbone = kept(model.backbone, images)
         predictions, shapes = kept(model, images)
+        for shape in of_backbone:  # of which nothing is computed again
+            shapes.remove(shape)
         sum(x.square().mean() for x in predictions).backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         outcomes.append((predictions, gradients, shapes))
@@ -81,4 +84,4 @@ def test_checkpointed_layers_have_the_same_gradients_and_keep_less() -> None:
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-7)
-    assert sum(map(math.prod, shapes)) < 0.9 * sum(map(math.prod, everything))
+    assert sum(map(math.prod, shapes)) < 0.6 * sum(map(math.prod, everything))
