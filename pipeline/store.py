@@ -13,7 +13,6 @@ import xxhash
 from pipeline.cache import CacheSettings
 from pipeline.fetch import FetchedShards, fetch_set
 from pipeline.remote import Remote
-from shards import foreign
 from shards.errors import DataError, UsageError
 from shards.files import is_url, sha256
 from shards.index import SAMPLES, SampleIndex, unpack
@@ -102,6 +101,8 @@ class Store:
         does."""
         blob = self.read(sample)
         if self.manifest.foreign:
+            from shards import foreign  # 20 MiB of libraries that other sets do not need
+
             return foreign.load(blob, self.manifest)
         return decode(unpack(blob))
 

@@ -130,7 +130,7 @@ def _build_split(
         findings = plan.findings + [finding for one in made for finding in one.findings]
         save_findings(folder, findings)
         report_findings(name, place, findings, report)
-        save_rows(folder, [{**row, "shard": i} for i, one in enumerate(made) for row in one.rows])
+        save_rows(folder, [one.rows for one in made])
         manifest = Manifest(
             source=plan.split.source,
             taxonomy=plan.split.taxonomy,

@@ -5,7 +5,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from shards.errors import Failed, UsageError
@@ -41,6 +41,12 @@ def told_of_disk(place: Path) -> Iterator[None]:
         raise UsageError(
             f"{error.filename or place}: {error.strerror or error}; mend it and run again to go on"
         ) from error
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a relative path, as an archive or a list names a file, could lead elsewhere."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts or "\\" in name
 
 
 def is_url(location: str | Path) -> bool:

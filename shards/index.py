@@ -7,11 +7,11 @@ that one hash covers all of it and one read fetches it.
 import json
 import mmap
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from shards.errors import DataError
-from shards.files import whole_file
+from shards.files import leaves_folder, whole_file
 
 BLOCK = 512
 SAMPLES = "samples.parquet"
@@ -71,8 +71,7 @@ def _member(blob: bytes | memoryview | mmap.mmap, at: int) -> tuple[str, str, in
         header = tarfile.TarInfo.frombuf(bytes(blob[at : at + BLOCK]), "utf-8", "strict")
     except (tarfile.HeaderError, UnicodeDecodeError) as error:
         raise DataError(f"damaged tar header at byte {at} ({error}); rebuild the shard") from error
-    path = PurePosixPath(header.name)
-    if path.is_absolute() or ".." in path.parts or "\\" in header.name:
+    if leaves_folder(header.name):
         raise DataError(f"{header.name!r} at byte {at} leaves its folder; do not use this file")
     folder, slash, base = header.name.rpartition("/")
     stem, _, ext = base.partition(".")
@@ -139,8 +138,9 @@ _COLUMNS = pa.schema(
 )
 
 
-def save_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Write `samples.parquet` from the rows of `scan`, each with its `shard` added."""
+def save_rows(folder: Path, shards: Sequence[list[dict[str, Any]]]) -> None:
+    """Write `samples.parquet` from the rows of each shard, as `scan` gives them."""
+    rows = [{**row, "shard": number} for number, of in enumerate(shards) for row in of]
     with whole_file(folder / SAMPLES) as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=_COLUMNS), file, compression="zstd")
 

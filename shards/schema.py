@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 
 from shards.errors import DataError
+from shards.files import leaves_folder
 
 SCHEMA = 1
 TASKS = ("panoptic", "instance", "semantic")
@@ -112,7 +113,7 @@ def key_of(file_name: str) -> str:
     Raises DataError for a name that could leave the data set's folder or not fit a tar header.
     """
     path = PurePosixPath(str(file_name))
-    hostile = path.is_absolute() or ".." in path.parts or "\\" in str(file_name)
+    hostile = leaves_folder(str(file_name))
     if file_name != str(file_name) or not path.name or hostile or not file_name.isprintable():
         raise DataError(f"file_name {file_name!r} is not a plain relative path; rename the file")
     key = str(path.with_suffix("")).replace(".", "_")

@@ -95,21 +95,17 @@ def verify(
         raise UsageError(f"--repair is for a folder, {out} is a URL; run its build again instead")
     runner = runner or processes()
     if not is_url(out):
-        targets = dict.fromkeys(shard_sets(Path(out)))
-        problems = _verify_sets(targets, sample, repair, runner, report)
-    else:
-        url = str(out).rstrip("/")
-        with tempfile.TemporaryDirectory() as here:
-            try:
-                targets = _fetched(url, Path(here))
-                problems = _verify_sets(
-                    targets, sample, False, runner, lambda line: report(line.replace(here, url))
-                )
-            except DataError as error:
-                raise DataError(str(error).replace(here, url)) from error
-        problems = [problem.replace(here, url) for problem in problems]
-    if problems:
-        raise DataError(f"{len(problems)} problems; the first: {problems[0]}")
+        _verify_sets(dict.fromkeys(shard_sets(Path(out))), sample, repair, runner, report)
+        return
+    url = str(out).rstrip("/")
+    with tempfile.TemporaryDirectory() as here:
+        try:
+            targets = _fetched(url, Path(here))
+            _verify_sets(
+                targets, sample, repair, runner, lambda line: report(line.replace(here, url))
+            )
+        except DataError as error:
+            raise DataError(str(error).replace(here, url)) from error
 
 
 def _verify_sets(
@@ -118,13 +114,15 @@ def _verify_sets(
     repair: bool,
     runner: Runner,
     report: Callable[[str], None],
-) -> list[str]:
-    """The problems of shard sets, each in a folder and perhaps behind a server."""
-    return [
-        str(problem)
+) -> None:
+    """Check shard sets, each in a folder and perhaps behind a server."""
+    problems = [
+        problem
         for folder, target in targets.items()
         for problem in _verify_set(folder, sample, repair, runner, report, target)
     ]
+    if problems:
+        raise DataError(f"{len(problems)} problems; the first: {problems[0]}")
 
 
 def _fetched(url: str, here: Path) -> dict[Path, Target]:
@@ -215,7 +213,7 @@ def _rebuild_index(folder: Path, manifest: Manifest) -> None:
     rows = [scan(folder / shard.name) for shard in manifest.shards]
     for shard, of_shard in zip(manifest.shards, rows, strict=True):
         save_offsets(folder / shard.name, of_shard)
-    save_rows(folder, [{**row, "shard": i} for i, of in enumerate(rows) for row in of])
+    save_rows(folder, rows)
     index = File.of(folder / SAMPLES)
     if index != manifest.index:  # as where another version of pyarrow compresses otherwise
         replace(manifest, index=index).save(folder)

@@ -103,7 +103,7 @@ def repeated(folder: Path) -> Store:
                     writer.write({"__key__": f"{copy:04d}-{key}", **sample})
         scanned = scan(tar)
         save_offsets(tar, scanned)
-        found += [entry | {"shard": number} for entry in scanned]
+        found.append(scanned)
         shards.append(Shard(tar.name, tar.stat().st_size, sha256(tar), len(scanned)))
     save_rows(folder, found)
     index = File.of(folder / INDEX)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shards.doctor import Doctor, Reject
-from shards.sources.label_maps import classes_of, read_labels, segments_of
+from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.sources.layout import Layout, MapItem, table
 from shards.sources.split import Split
 from shards.taxonomy import Category, Taxonomy
@@ -62,7 +62,7 @@ def _truth(
 ) -> dict[str, Any]:
     """The Record's fields of truth."""
     things = sum(taxonomy.things)
-    labels = {0: 0} | {c.id: n for n, c in enumerate(taxonomy.categories, start=1)}
+    labels = labels_of(taxonomy, [0])
     maps = item.raw.maps
     fields: dict[str, Any] = {}
     ids = classes = np.uint16(0)

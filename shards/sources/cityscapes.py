@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from shards.doctor import Doctor
-from shards.sources.label_maps import classes_of, read_labels, segments_of
+from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.sources.layout import Layout, MapItem, table
 from shards.sources.split import Split
 from shards.taxonomy import Category, Taxonomy
@@ -55,8 +55,7 @@ def read(
             if row["train_id"] != 255 and (row["isthing"] or tasks != ("instance",))
         ],
     )
-    labels = {row["id"]: 0 for row in rows}
-    labels |= {c.id: n for n, c in enumerate(taxonomy.categories, start=1)}
+    labels = labels_of(taxonomy, [row["id"] for row in rows])
     return _LAYOUT.split(
         split,
         tasks,

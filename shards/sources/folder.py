@@ -18,7 +18,7 @@ from typing import Any
 from shards.doctor import Doctor
 from shards.errors import UsageError
 from shards.sources.classes import CLASSES, load_classes
-from shards.sources.label_maps import read_labels, truth_of_maps
+from shards.sources.label_maps import labels_of, read_labels, truth_of_maps
 from shards.sources.layout import Layout, MapItem
 from shards.sources.split import Split
 
@@ -39,9 +39,7 @@ def read(
     layout = _layout(root)
     tasks, files = layout.gather(root, split, tasks, report)
     taxonomy, ignored, licence = load_classes(root / CLASSES)
-    labels = dict.fromkeys(ignored, 0)
-    labels |= {c.id: n for n, c in enumerate(taxonomy.categories, start=1)}
-    truth = partial(_truth, labels, sum(taxonomy.things), tasks)
+    truth = partial(_truth, labels_of(taxonomy, ignored), sum(taxonomy.things), tasks)
     return layout.split(
         split, tasks, taxonomy, files, truth, licence=licence, said=lambda name: ignored
     )

@@ -1,6 +1,6 @@
 """Truth as PNGs of integers: reading them, classes from labels, segments from ids."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from shards.doctor import Reject
 from shards.schema import Segment, map_type
+from shards.taxonomy import Taxonomy
 
 _STUFF = 1 << 16  # before the label in a stuff segment's id
 
@@ -100,6 +101,12 @@ def segments_of(
         bbox = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
         segments.append(Segment(id, category, iscrowd, int(areas[id]), bbox))
     return segments, numbered
+
+
+def labels_of(taxonomy: Taxonomy, ignored: Iterable[int]) -> dict[int, int]:
+    """c + 1 by label for class c, 0 for the labels of no class."""
+    classes = {c.id: n for n, c in enumerate(taxonomy.categories, start=1)}
+    return dict.fromkeys(ignored, 0) | classes
 
 
 def truth_of_maps(

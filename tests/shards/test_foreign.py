@@ -17,7 +17,7 @@ from jobs.__main__ import app
 from pipeline.store import Store
 from pipeline.stream import DataSettings, Share, train_stream
 from shards.errors import DataError, Failed, UsageError
-from shards.foreign import index_tars
+from shards.foreign_index import index_tars
 from shards.inspect import ShardSet, load, overview
 from shards.manifest import Foreign, Manifest
 from shards.parallel import processes
@@ -292,7 +292,7 @@ def test_a_disk_that_refuses_leaves_no_set(raw, tmp_path, monkeypatch, code, err
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("shards.foreign.save_rows", refuse)
+    monkeypatch.setattr("shards.foreign_index.save_rows", refuse)
     with pytest.raises(error, match=f"{folder}: .* and run again"):
         indexed(folder)
     with pytest.raises(UsageError, match="no finished shard set"):

@@ -235,7 +235,7 @@ def test_what_is_not_ours_is_left_alone(raw, tmp_path):
         build("coco", raw, "nonsense://x", work=tmp_path / "work")
 
 
-def test_what_is_behind_a_url_can_be_verified(raw, tmp_path, monkeypatch):
+def test_what_is_behind_a_url_can_be_verified(raw, tmp_path):
     out, url = tmp_path / "out", f"memory://{tmp_path.name}/sets"
     build("coco", raw, out, shards=SHARDS, jobs=1, report=lambda _: None)
     files = fsspec.filesystem("memory")
