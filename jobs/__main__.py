@@ -211,7 +211,7 @@ def predict(
 @app.command()
 def replay(
     run: Run,
-    step: Annotated[int, typer.Option(min=1, help="Optimiser step, as in metrics.jsonl.")],
+    step: Annotated[int, typer.Option(min=1, help="Optimizer step, as in metrics.jsonl.")],
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's samples.")] = None,
 ) -> None:
     """Draw again, as pictures, exactly what the net saw at a step."""

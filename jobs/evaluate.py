@@ -12,7 +12,7 @@ from jobs import config as configs
 from pipeline.evaluate import HEADLINE
 from pipeline.evaluate import evaluate as score
 from pipeline.pictures import sheet, write_png
-from pipeline.runs import EVALUATIONS, PICTURES, load_model, scores_path, summarise, write_json
+from pipeline.runs import EVALUATIONS, PICTURES, load_model, scores_path, summarize, write_json
 from pipeline.store import Store
 from shards.errors import UsageError
 
@@ -59,7 +59,7 @@ def evaluate(
         print(f"pictures: {picture}")
     show(scores, f"{folder.name}, step {step}, {count} images of {store.location}")
     print(f"all classes: {path}")
-    summarise(folder, config.task)
+    summarize(folder, config.task)
     return scores
 
 

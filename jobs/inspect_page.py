@@ -157,7 +157,7 @@ def _classes(one: Overview) -> str:
             f"<td>{counted.segments[k]:,}</td><td>{counted.instances[k]:,}</td>"
             f"<td>{one.shares[k]:.2%}</td></tr>"
         )
-    heads = ("class", "kind", "images", "", "segments", "instances", "labelled pixels")
+    heads = ("class", "kind", "images", "", "segments", "instances", "labeled pixels")
     head = "".join(f"<th>{name}</th>" for name in heads)
     return (
         f"<div class='card scroll'><table><thead><tr>{head}</tr></thead>"

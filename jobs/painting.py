@@ -1,6 +1,6 @@
 """Pictures of a small painted world with their truth, for the demo and the tests.
 
-Thing classes differ by shape alone and stuff classes by texture alone: colours, object textures,
+Thing classes differ by shape alone and stuff classes by texture alone: colors, object textures,
 sizes and rotations come from the same distributions for every class.
 """
 
@@ -20,7 +20,7 @@ _SIZES = (0.22, 0.5)  # extent of an object, as a share of the image side
 _CROWD_SIZES = (0.065, 0.09)
 _TURN = (-0.35, 0.35)  # of objects, radians
 _LEAST_VISIBLE = 0.75  # share of the whole shape that must stay in view
-_LEAST_STUFF = 0.01  # share of the image below which a stuff region is left unlabelled
+_LEAST_STUFF = 0.01  # share of the image below which a stuff region is left unlabeled
 _EMPTY_SHARE, _CROWD_SHARE, _VOID_REGION_SHARE, _VOID_BORDER_SHARE = 0.08, 0.12, 0.15, 0.3
 
 
@@ -86,7 +86,7 @@ def _paint_ground(rng: np.random.Generator, side: int) -> tuple[Array, Array]:
         kinds[0] = 0
     planes = np.zeros((3, side, side), np.float32)
     for weight, kind in zip(blend, kinds, strict=True):
-        first = _colour(rng, saturation=(0.08, 0.5), value=(0.35, 0.95))
+        first = _color(rng, saturation=(0.08, 0.5), value=(0.35, 0.95))
         shift = rng.choice([-1, 1]) * rng.uniform(28, 55) * rng.uniform(0.7, 1.3, 3)
         change = np.clip(first + shift, 15, 245).astype(np.float32) - first
         tone = _stuff_texture(rng, int(kind), x, y)
@@ -99,7 +99,7 @@ def _paint_ground(rng: np.random.Generator, side: int) -> tuple[Array, Array]:
 
 
 def _sites(rng: np.random.Generator) -> Array:
-    """Centres [n, 2] of the regions in 0..1, well apart: scattered, or in a row to give bands."""
+    """Centers [n, 2] of the regions in 0..1, well apart: scattered, or in a row to give bands."""
     count = int(rng.choice([1, 2, 3, 4], p=[0.1, 0.35, 0.4, 0.15]))
     if rng.random() < 0.5:
         angle = np.pi / 2 + rng.uniform(-0.5, 0.5)
@@ -161,10 +161,10 @@ def _paint_crowd(rng: np.random.Generator, canvas: Array, owner: Array, shape: s
     """Many small objects of one shape, close together, all owned by object 1."""
     side = len(owner)
     size = side * rng.uniform(*_CROWD_SIZES)
-    centre = rng.uniform(0.3, 0.7, 2) * side
+    center = rng.uniform(0.3, 0.7, 2) * side
     grid = np.stack(np.meshgrid(np.arange(-3, 4), np.arange(-3, 4)), -1).reshape(-1, 2) * 1.15
     grid = grid[np.argsort(np.hypot(*(grid * rng.uniform(0.7, 1.3, 2)).T))[: rng.integers(10, 19)]]
-    for spot in centre + size * (grid + rng.uniform(-0.25, 0.25, grid.shape)):
+    for spot in center + size * (grid + rng.uniform(-0.25, 0.25, grid.shape)):
         polygons = _place(shape, spot, size, rng.uniform(*_TURN))
         cover = _coverage(polygons, side)
         _paint_object(rng, canvas, cover, polygons, size)
@@ -194,9 +194,9 @@ def _corners(count: int, radius: float) -> Array:
     return radius * np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
-def _place(shape: str, centre: Array, size: float, angle: float) -> list[Array]:
+def _place(shape: str, center: Array, size: float, angle: float) -> list[Array]:
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return [centre + size * outline @ turn for outline in _unit_outline(shape)]
+    return [center + size * outline @ turn for outline in _unit_outline(shape)]
 
 
 def _area(polygons: list[Array]) -> float:
@@ -230,7 +230,7 @@ def _paint_object(
     shadow = cv2.warpAffine(cover, drop, cover.shape[::-1])
     area *= 1 - 0.4 * cv2.GaussianBlur(shadow, (0, 0), max(0.035 * size, 0.6))[..., None]
 
-    first, second = (_colour(rng, saturation=(0.3, 0.95), value=(0.4, 1.0)) for _ in range(2))
+    first, second = (_color(rng, saturation=(0.3, 0.95), value=(0.4, 1.0)) for _ in range(2))
     angle, (cx, cy) = rng.uniform(0, 2 * np.pi), polygons[0].mean(0)
     y, x = np.mgrid[y0:y1, x0:x1].astype(np.float32)
     u = ((x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)) / size
@@ -244,7 +244,7 @@ def _paint_object(
     area += cover[..., None] * (first + (second - first) * tone[..., None] - area)
 
 
-def _colour(
+def _color(
     rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
 ) -> Array:
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(*saturation), rng.uniform(*value))

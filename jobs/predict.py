@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 def predict(run: str, paths: list[Path], out: Path, checkpoint: str | None = None) -> None:
     """Segment images (or folders of them) with a run's checkpoint.
 
-    Writes to `out`: NAME.png (overlay), panoptic/NAME.png (COCO's id colours), panoptic.json and
+    Writes to `out`: NAME.png (overlay), panoptic/NAME.png (COCO's id colors), panoptic.json and
     instances.json, both in COCO's formats with the image's name as its id.
     Raises UsageError for paths that are no images and for an `out` that cannot be written.
     """
@@ -49,7 +49,7 @@ def predict(run: str, paths: list[Path], out: Path, checkpoint: str | None = Non
         result = infer(model, image, config.evaluation, taxonomy.things, device)
         picture = overlay(image, result.panoptic, result.segments, taxonomy)
         write_png(out / f"{path.stem}.png", picture)
-        write_png(out / "panoptic" / f"{path.stem}.png", _id_colours(result.panoptic))
+        write_png(out / "panoptic" / f"{path.stem}.png", _id_colors(result.panoptic))
         height, width = image.shape[:2]
         sizes.append({"id": path.stem, "file_name": path.name, "height": height, "width": width})
         panoptic.append(_panoptic_entry(path.stem, result, taxonomy))
@@ -87,7 +87,7 @@ def _read(path: Path) -> np.ndarray:
         raise DataError(f"{path} is no image that can be read; leave it out") from error
 
 
-def _id_colours(ids: np.ndarray) -> np.ndarray:
+def _id_colors(ids: np.ndarray) -> np.ndarray:
     """COCO's panoptic PNG: id = R + 256·G + 65536·B."""
     return np.stack([ids, ids >> 8, ids >> 16], -1).astype(np.uint8)
 

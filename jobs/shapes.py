@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.painting import STUFF, THINGS, Array, paint
 
-_COLOURS = {
+_COLORS = {
     1: (230, 85, 70), 2: (66, 135, 205), 4: (245, 185, 60), 7: (150, 95, 190), 9: (45, 165, 130),
     21: (175, 195, 215), 24: (205, 185, 160), 28: (180, 205, 165),
 }  # fmt: skip
@@ -84,7 +84,7 @@ def _write_split(root: Path, split: str, count: int, size: int, seed: tuple[int,
     things = [{"supercategory": "shape", "id": n, "name": name} for n, name in THINGS.items()]
     stuff = [{"supercategory": "ground", "id": n, "name": name} for n, name in STUFF.items()]
     everything = [
-        {**c, "isthing": int(c["id"] in THINGS), "color": list(_COLOURS[c["id"]])}
+        {**c, "isthing": int(c["id"] in THINGS), "color": list(_COLORS[c["id"]])}
         for c in things + stuff
     ]
     _write_json(
@@ -96,12 +96,12 @@ def _write_split(root: Path, split: str, count: int, size: int, seed: tuple[int,
 
 
 def _segment_ids(rng: np.random.Generator, categories: list[int]) -> list[int]:
-    """Unique ids R + 256 G + 65536 B that look like the category's colour, as COCO's do."""
+    """Unique ids R + 256 G + 65536 B that look like the category's color, as COCO's do."""
     ids: list[int] = []
     for category in categories:
         while True:
             red, green, blue = np.clip(
-                np.add(_COLOURS[category], rng.integers(-25, 26, 3)), 1, 255
+                np.add(_COLORS[category], rng.integers(-25, 26, 3)), 1, 255
             ).tolist()
             if (code := red + 256 * green + 65536 * blue) not in ids:
                 ids.append(code)
@@ -117,7 +117,7 @@ def outlines(mask: Array) -> list[list[float]]:
     """
     doubled = mask.repeat(2, 0).repeat(2, 1)
     contours, links = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [(c[:, 0] + 1) // 2 for c in contours]  # centres of half pixels -> corners of pixels
+    rings = [(c[:, 0] + 1) // 2 for c in contours]  # centers of half pixels -> corners of pixels
     polygons = []
     for n, (ring, link) in enumerate(zip(rings, links[0], strict=True)):
         if link[3] < 0:

@@ -122,8 +122,8 @@ class Backbone(nn.Module):
     Args:
         name: a key of `BACKBONES`.
         overrides: fields of the transformers config that differ from the named architecture.
-        norm: normalisation of ResNets, one of `NORMS`.
-        weights: "none" (random initialisation) or a local folder for `from_pretrained`.
+        norm: normalization of ResNets, one of `NORMS`.
+        weights: "none" (random initialization) or a local folder for `from_pretrained`.
         drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first.
             ResNets have none.
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from model.masked_decoder import Predictions
 from model.matcher import Matches, match
-from model.points import neighbours, sample, sample_pairs, uncertain_points
+from model.points import neighbors, sample, sample_pairs, uncertain_points
 from model.recompute import recompute
 from model.targets import Draw, Targets
 
-__all__ = ["Criterion", "CriterionSettings", "Draw", "Normalisers", "Targets", "normalisers"]
+__all__ = ["Criterion", "CriterionSettings", "Draw", "Normalizers", "Targets", "normalizers"]
 
 
 @dataclass
@@ -28,7 +28,7 @@ class CriterionSettings:
         points: points of a mask in matching and in the loss.
         oversample: candidates per point when looking for uncertain ones.
         importance: share of points taken where the mask is uncertain.
-        class_normaliser: "global" divides the cross entropy by the weights of the whole batch,
+        class_normalizer: "global" divides the cross entropy by the weights of the whole batch,
             "local" by those of each micro-batch, averaging micro-batches, as the paper's code does.
     """
 
@@ -39,10 +39,10 @@ class CriterionSettings:
     points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
-    class_normaliser: str = "global"
+    class_normalizer: str = "global"
 
 
-class Normalisers(NamedTuple):
+class Normalizers(NamedTuple):
     """What sums over a batch are divided by. Add those of all micro-batches field by field."""
 
     num_masks: Tensor  # segments, matched or not
@@ -50,12 +50,12 @@ class Normalisers(NamedTuple):
     batches: Tensor | float = 1.0  # micro-batches
 
 
-def normalisers(categories: Tensor, queries: int, settings: CriterionSettings) -> Normalisers:
-    """Normalisers (float64 scalars) of one micro-batch from its categories [B, N], -1 = padding."""
+def normalizers(categories: Tensor, queries: int, settings: CriterionSettings) -> Normalizers:
+    """Normalizers (float64 scalars) of one micro-batch from its categories [B, N], -1 = padding."""
     counts = (categories >= 0).sum(1).double()
     matched = counts.clamp(max=queries)
     weight = (matched + (queries - matched) * settings.no_object_weight).sum()
-    return Normalisers(counts.sum(), weight, torch.ones_like(weight))
+    return Normalizers(counts.sum(), weight, torch.ones_like(weight))
 
 
 class Criterion:
@@ -70,7 +70,7 @@ class Criterion:
         self.settings = settings
 
     def __call__(
-        self, predictions: Predictions, targets: Targets, draw: Draw, normalisers: Normalisers
+        self, predictions: Predictions, targets: Targets, draw: Draw, normalizers: Normalizers
     ) -> dict[str, Tensor]:
         """Scalars loss_ce, loss_mask, loss_dice (last prediction) and the same with _0 … _{L-2}.
 
@@ -84,7 +84,7 @@ class Criterion:
         with torch.autocast(targets.maps.device.type, enabled=False):
             dtype = torch.promote_types(predictions.class_logits.dtype, torch.float32)
             predictions = Predictions(*(x.to(dtype) for x in predictions))
-            groups = neighbours(targets.maps)
+            groups = neighbors(targets.maps)
             matches = match(
                 predictions,
                 targets,
@@ -95,7 +95,7 @@ class Criterion:
                 mask_weight=self.settings.mask_weight,
                 dice_weight=self.settings.dice_weight,
             )
-            losses = self._losses(predictions, targets, groups, matches, draw, normalisers)
+            losses = self._losses(predictions, targets, groups, matches, draw, normalizers)
             terms = {}
             for name, values in losses.items():
                 *auxiliary, last = values.unbind()
@@ -110,13 +110,13 @@ class Criterion:
         groups: Tensor,
         matches: Matches,
         draw: Draw,
-        totals: Normalisers,
+        totals: Normalizers,
     ) -> dict[str, Tensor]:
         """Weighted losses by prediction: three times [L]."""
         s = self.settings
-        if s.class_normaliser == "local":
+        if s.class_normalizer == "local":
             queries = predictions.class_logits.shape[2]
-            class_total = normalisers(targets.categories, queries, s).class_weight * totals.batches
+            class_total = normalizers(targets.categories, queries, s).class_weight * totals.batches
         else:
             class_total = totals.class_weight
         num_masks = totals.num_masks.clamp(min=1)
@@ -227,7 +227,7 @@ def _check(settings: CriterionSettings) -> None:
         raise ValueError(f"criterion.oversample={settings.oversample}: at least 1 is needed")
     if not 0 <= settings.importance <= 1:
         raise ValueError(f"criterion.importance={settings.importance} is not in [0, 1]")
-    if settings.class_normaliser not in ("global", "local"):
+    if settings.class_normalizer not in ("global", "local"):
         raise ValueError(
-            f"criterion.class_normaliser={settings.class_normaliser!r}: global or local"
+            f"criterion.class_normalizer={settings.class_normalizer!r}: global or local"
         )

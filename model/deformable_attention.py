@@ -20,8 +20,8 @@ def deformable_attention(
     Args:
         value: [B, N, heads, D]; the levels are concatenated along N = Σ H·W.
         shapes: (H, W) of each level.
-        locations: float32 or float64 [B, queries, heads, levels, points, 2], x first, normalised so
-            that pixel i of n has its centre at (i + 0.5) / n; zeros are read outside [0, 1].
+        locations: float32 or float64 [B, queries, heads, levels, points, 2], x first, normalized so
+            that pixel i of n has its center at (i + 0.5) / n; zeros are read outside [0, 1].
         weights: [B, queries, heads, levels, points] in the dtype of `locations`.
 
     Returns:

@@ -12,7 +12,7 @@ from model.pixel_decoder import LEVELS, PixelDecoder, PixelDecoderSettings
 from model.position import constant
 from model.targets import Draw
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "Mask2Former", "ModelSettings", "Predictions", "normalise"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "Mask2Former", "ModelSettings", "Predictions", "normalize"]
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0-255: ImageNet
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -73,7 +73,7 @@ class Mask2Former(nn.Module):
                 part.compile(dynamic=False)
 
     def forward(self, images: Tensor, draw: Draw | None = None) -> Predictions:
-        """Predictions for normalised images [B, 3, H, W], H and W multiples of 32.
+        """Predictions for normalized images [B, 3, H, W], H and W multiples of 32.
 
         `draw` supplies the randomness of stochastic depth in training (torch's own otherwise).
         """
@@ -85,7 +85,7 @@ class Mask2Former(nn.Module):
         return self.masked_decoder(memory, mask_features)
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """Network input (float32) from RGB images u8 [..., 3, H, W]."""
     mean, std = _pixel_statistics(images.device)
     return (images - mean) / std

@@ -37,7 +37,7 @@ def match(
 ) -> Matches:
     """Cheapest one-to-one assignment for every prediction and image (Hungarian algorithm).
 
-    `groups` are the `neighbours` of the targets' maps. The whole step costs one copy to the host
+    `groups` are the `neighbors` of the targets' maps. The whole step costs one copy to the host
     and one back. Draws: "match/i" of shape (points, 2) for prediction i of each image.
 
     Raises:

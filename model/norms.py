@@ -1,4 +1,4 @@
-"""Normalisation layers of the convolutional parts."""
+"""Normalization layers of the convolutional parts."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation whose statistics and affine terms are constants (buffers, no gradient).
+    """Batch normalization whose statistics and affine terms are constants (buffers, no gradient).
 
     Written as one multiply-add so that, unlike `F.batch_norm`, it keeps no activation for backward.
     """
@@ -30,7 +30,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation of every pixel of [B, C, H, W] over its channels."""
+    """Layer normalization of every pixel of [B, C, H, W] over its channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
@@ -39,7 +39,7 @@ class ChannelNorm(nn.LayerNorm):
 class StandardisedConv2d(nn.Conv2d):
     """Convolution whose filters have mean 0 and norm 1 (weight standardisation, arXiv 1903.10520).
 
-    Group normalisation, unlike batch normalisation, leaves each channel its mean over the data;
+    Group normalization, unlike batch normalization, leaves each channel its mean over the data;
     filters without mean make up for it, and nets learn from scratch several times faster.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.deformable_attention import deformable_attention
 from model.linear import Linear
 from model.norms import group_norm
-from model.position import level_sizes, pixel_centres, sine_encoding
+from model.position import level_sizes, pixel_centers, sine_encoding
 from model.recompute import recompute
 
 LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
@@ -57,7 +57,7 @@ class PixelDecoder(nn.Module):
         )
         self.level_embed = nn.Parameter(torch.randn(len(LEVELS), dim))
         layer = EncoderLayer(dim, settings)
-        # Copies share their FFN biases at the start, as in the published initialisation.
+        # Copies share their FFN biases at the start, as in the published initialization.
         self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(settings.layers))
         self.lateral = nn.Sequential(
             nn.Conv2d(channels[4], dim, 1, bias=False),
@@ -100,10 +100,10 @@ class PixelDecoder(nn.Module):
                 for shape, embed in zip(shapes, self.level_embed, strict=True)
             ]
         )  # [N, C]
-        centres = pixel_centres(shapes, device, dtype)
+        centers = pixel_centers(shapes, device, dtype)
         for layer in self.layers:
             run = partial(recompute, layer) if self.checkpoints else layer
-            source = run(source, position, centres, shapes)
+            source = run(source, position, centers, shapes)
         memory = [
             x.unflatten(2, shape)
             for x, shape in zip(
@@ -137,11 +137,11 @@ class EncoderLayer(nn.Module):
         self,
         source: Tensor,
         position: Tensor,
-        centres: Tensor,
+        centers: Tensor,
         shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
-        """Tokens [B, N, C] -> [B, N, C]; `position` [N, C] and `centres` [N, 2] belong to them."""
-        source = self.norm1(source + self.self_attn(source, position, centres, shapes))
+        """Tokens [B, N, C] -> [B, N, C]; `position` [N, C] and `centers` [N, 2] belong to them."""
+        source = self.norm1(source + self.self_attn(source, position, centers, shapes))
         return self.norm2(source + recompute(self._feed_forward, source))
 
     def _feed_forward(self, source: Tensor) -> Tensor:
@@ -182,18 +182,18 @@ class DeformableSelfAttention(nn.Module):
         self,
         source: Tensor,
         position: Tensor,
-        centres: Tensor,
+        centers: Tensor,
         shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
         heads, levels, points = self.sampling
         value = self.value_proj(source).unflatten(2, (heads, -1))
         with torch.autocast(source.device.type, enabled=False):  # coordinates need full precision
-            source = source.to(centres.dtype)
+            source = source.to(centers.dtype)
             offsets = recompute(self._of_query, self.sampling_offsets, source, position)
             # rows of all samples rather than of one: broadcasting a pair at a time is slow
-            sizes = level_sizes(shapes, centres.device, centres.dtype)  # [levels, 2]
+            sizes = level_sizes(shapes, centers.device, centers.dtype)  # [levels, 2]
             sizes = sizes.repeat_interleave(points, 0).flatten().repeat(heads)
-            locations = centres.repeat(1, heads * levels * points) + offsets / sizes
+            locations = centers.repeat(1, heads * levels * points) + offsets / sizes
             locations = locations.unflatten(2, (*self.sampling, 2))
             weights = recompute(self._of_query, self.attention_weights, source, position)
             weights = weights.transpose(1, 2)  # softmax likes long rows

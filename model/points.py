@@ -1,6 +1,6 @@
 """Bilinear sampling at points: of feature maps, and of masks given as integer maps.
 
-Points are normalised (x, y) in [0, 1)²; pixel i of n has its centre at (i + 0.5) / n and zeros lie
+Points are normalized (x, y) in [0, 1)²; pixel i of n has its center at (i + 0.5) / n and zeros lie
 outside, as in `grid_sample(align_corners=False)`. Everything computes in the dtype of the points.
 """
 
@@ -38,7 +38,7 @@ def sample_rows(rows: Tensor, points: Tensor) -> Tensor:
     return sampled.unflatten(0, (batch, -1))
 
 
-def neighbours(maps: Tensor) -> Tensor:
+def neighbors(maps: Tensor) -> Tensor:
     """Integer maps [B, layers, H, W] by groups of 2 x 2: [B, layers, H + 1, W + 1, 4].
 
     Group (y, x) is what a point between pixels (y - 1, x - 1) and (y, x) looks at; 0 lies outside.
@@ -53,7 +53,7 @@ def sample_shared(groups: Tensor, layer: Tensor, value: Tensor, points: Tensor) 
     """All masks of each image at the same points.
 
     Args:
-        groups: `neighbours` of integer maps [B, layers, H, W].
+        groups: `neighbors` of integer maps [B, layers, H, W].
         layer, value: i64 [B, N]; mask n of image b is `maps[b, layer[b, n]] == value[b, n]`, and
             value 0 is no mask.
         points: [B, P, 2].
@@ -87,7 +87,7 @@ def sample_pairs(
     """Single masks, each at its own points: mask m is `maps[image[m], layer[m]] == value[m]`.
 
     Args:
-        groups: `neighbours` of integer maps [B, layers, H, W].
+        groups: `neighbors` of integer maps [B, layers, H, W].
         image, layer, value: i64 [M].
         points: [M, P, 2].
 

@@ -1,4 +1,4 @@
-"""Constants of feature grids (sine encodings, pixel centres), computed once per shape."""
+"""Constants of feature grids (sine encodings, pixel centers), computed once per shape."""
 
 import functools
 import math
@@ -49,15 +49,15 @@ def sine_encoding(
 
 
 @constant
-def pixel_centres(
+def pixel_centers(
     shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Normalised pixel centres [Σ H·W, 2] of the concatenated levels `shapes`, x first."""
+    """Normalized pixel centers [Σ H·W, 2] of the concatenated levels `shapes`, x first."""
 
-    def centres(size: int) -> Tensor:
+    def centers(size: int) -> Tensor:
         return (torch.arange(size, device=device, dtype=dtype) + 0.5) / size
 
-    grids = [torch.cartesian_prod(centres(height), centres(width)) for height, width in shapes]
+    grids = [torch.cartesian_prod(centers(height), centers(width)) for height, width in shapes]
     return torch.cat(grids).flip(1)
 
 

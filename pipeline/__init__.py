@@ -1,1 +1,1 @@
-"""From shards to batches, optimiser steps and scores."""
+"""From shards to batches, optimizer steps and scores."""

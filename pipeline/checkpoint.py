@@ -22,7 +22,7 @@ COMMITTED = "COMMITTED"
 
 @dataclass
 class CheckpointSettings:
-    """Save every `every_steps` optimiser steps and at the end; keep the newest `keep`."""
+    """Save every `every_steps` optimizer steps and at the end; keep the newest `keep`."""
 
     every_steps: int = 1000
     keep: int = 3

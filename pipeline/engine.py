@@ -75,7 +75,7 @@ def load_cpu_helper() -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """What one optimiser step did. `grad_norm` is the global L2 norm before clipping."""
+    """What one optimizer step did. `grad_norm` is the global L2 norm before clipping."""
 
     applied: bool
     grad_norm: float
@@ -133,7 +133,7 @@ class Engine:
         self._adamw = optimizer
         self._base_lrs = [group["lr"] for group in self._adamw.param_groups]
         if self.stage < 3:
-            self._materialise_moments()
+            self._materialize_moments()
 
     def __call__(self, *args):
         return self._engine(*args)
@@ -211,7 +211,7 @@ class Engine:
         if path is None:
             raise ValueError(f"{folder}: DeepSpeed found no checkpoint for this world size")
 
-    def _materialise_moments(self) -> None:
+    def _materialize_moments(self) -> None:
         """Create AdamW's state now and link every parameter's fragment to it.
 
         DeepSpeed links fragments after the first group's first step, when the other groups
@@ -228,7 +228,7 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        if self.stage == 3:  # shards frozen parameters too, and those have no optimiser state
+        if self.stage == 3:  # shards frozen parameters too, and those have no optimizer state
             with _deepspeed().zero.GatheredParameters([parameter]):
                 return parameter.detach().cpu().clone()
         full = parameter.detach()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model import segment
-from model.mask2former import Mask2Former, normalise
+from model.mask2former import Mask2Former, normalize
 from model.segment import ImagePrediction, SegmentSettings
 from pipeline.augment.resize import resize
 
@@ -40,14 +40,14 @@ class Result:
 
 
 def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tensor, tuple[int, int]]:
-    """Image u8 [H,W,3] -> normalised [1,3,h,w] padded with 0, and the (h, w) not padded."""
+    """Image u8 [H,W,3] -> normalized [1,3,h,w] padded with 0, and the (h, w) not padded."""
     sides = np.array(image.shape[:2])
     scale = min(settings.short / sides.min(), settings.long / sides.max())
     height, width = (max(1, int(side * scale + 0.5)) for side in sides)
     pixels = torch.from_numpy(resize(image, height, width)).permute(2, 0, 1)
     divisor = settings.size_divisor
     padding = (0, -width % divisor, 0, -height % divisor)
-    return torch.nn.functional.pad(normalise(pixels), padding)[None], (height, width)
+    return torch.nn.functional.pad(normalize(pixels), padding)[None], (height, width)
 
 
 @torch.inference_mode()

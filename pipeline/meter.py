@@ -24,7 +24,7 @@ class Meter:
         self._wait_s += time.perf_counter() - started
 
     def step(self) -> None:
-        """Count one optimiser step."""
+        """Count one optimizer step."""
         self._steps += 1
 
     def read(self) -> dict[str, float]:

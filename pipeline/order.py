@@ -1,6 +1,6 @@
 """Which sample comes when: a pure function of (seed, fingerprints, window, shares, position).
 
-Position p counts samples the optimiser has consumed. Which sample stands there does not depend on
+Position p counts samples the optimizer has consumed. Which sample stands there does not depend on
 the number of workers, nodes, micro-batches or loader processes, so the whole state of the data
 stream is one integer. Global batches may straddle epochs: every batch is full and every epoch of a
 shard set shows each of its samples exactly once. Nothing is drawn for positions that are not asked

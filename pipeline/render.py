@@ -13,11 +13,11 @@ from shards.taxonomy import Taxonomy
 
 LEAST_SIDE = 256  # smaller pictures are enlarged, so that names can be read
 _THING_OPACITY, _STUFF_OPACITY = 0.46, 0.34
-_LABELLED_SHARE = 0.2  # of the picture at most is covered by names
-_LEAST_LABELLED = 0.002  # share of the picture below which a segment gets no name
+_LABELED_SHARE = 0.2  # of the picture at most is covered by names
+_LEAST_LABELED = 0.002  # share of the picture below which a segment gets no name
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 def overlay(
@@ -56,7 +56,7 @@ def overlay(
         )
         cv2.drawContours(canvas, contours, -1, shades[n], line, cv2.LINE_AA)
 
-    shown = [n for n in shown if masks[n].mean() >= _LEAST_LABELLED]
+    shown = [n for n in shown if masks[n].mean() >= _LEAST_LABELED]
     shown.sort(key=lambda n: -np.count_nonzero(masks[n]))
     texts = [
         taxonomy.names[s["category"]] + (" crowd" if s.get("iscrowd") else "") for s in segments
@@ -67,7 +67,7 @@ def overlay(
 def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.ndarray:
     """Rows of pictures (uint8 [H, W, 3], one for each caption) on white, captions on top.
 
-    Pictures are brought to the height of the tallest in their row and centred in their column.
+    Pictures are brought to the height of the tallest in their row and centerd in their column.
     Raises ValueError where a row has not as many pictures as there are captions.
     """
     gap = 12
@@ -99,17 +99,17 @@ def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
     return smooth > 0.5
 
 
-def _shade(colour: Colour, nth: int) -> Colour:
-    """The colour for the nth segment of a class: the class's own first, then close relatives."""
-    hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in colour))
+def _shade(color: Color, nth: int) -> Color:
+    """The color for the nth segment of a class: the class's own first, then close relatives."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in color))
     step = (0, 1, -1, 2, -2)[nth % 5]
     value = min(1.0, max(0.25, value * (1 - 0.13 * abs(step))))
     red, green, blue = colorsys.hsv_to_rgb((hue + 0.022 * step) % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Colour, np.ndarray]]) -> np.ndarray:
-    """Write names on plates in their segments' colours, where there is room."""
+def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) -> np.ndarray:
+    """Write names on plates in their segments' colors, where there is room."""
     height, width = canvas.shape[:2]
     size = int(np.clip(round(min(height, width) / 30), 12, 40))
     font, pad = _font(size), round(0.3 * size)
@@ -117,16 +117,16 @@ def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Colour, np.ndarray]])
     draw = ImageDraw.Draw(picture)
     taken: list[Box] = []
     covered = 0
-    for text, colour, mask in labels:
+    for text, color, mask in labels:
         plate = round(draw.textlength(text, font)) + 2 * pad, round(1.3 * size)
         box = _free_place(mask, plate, taken)
-        if box is None or covered + plate[0] * plate[1] > _LABELLED_SHARE * height * width:
+        if box is None or covered + plate[0] * plate[1] > _LABELED_SHARE * height * width:
             continue
         taken.append(box)
         covered += plate[0] * plate[1]
         x0, y0, x1, y1 = box
-        draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), radius=pad, fill=colour)
-        draw.text(((x0 + x1) / 2, (y0 + y1) / 2), text, _ink(colour), font, anchor="mm")
+        draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), radius=pad, fill=color)
+        draw.text(((x0 + x1) / 2, (y0 + y1) / 2), text, _ink(color), font, anchor="mm")
     return np.asarray(picture)
 
 
@@ -139,13 +139,13 @@ def _free_place(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) 
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
     middle_y, middle_x = np.unravel_index(depth.argmax(), depth.shape)
     x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-    centres = [(x + w / 2, y - plate[1] / 2 - 1), (x + w / 2, y + h + plate[1] / 2 + 1)]
-    centres += [(x + w + plate[0] / 2 + 1, y + h / 2), (x - plate[0] / 2 - 1, y + h / 2)]
+    centers = [(x + w / 2, y - plate[1] / 2 - 1), (x + w / 2, y + h + plate[1] / 2 + 1)]
+    centers += [(x + w + plate[0] / 2 + 1, y + h / 2), (x - plate[0] / 2 - 1, y + h / 2)]
     if plate[0] * plate[1] < 0.35 * np.count_nonzero(mask):
-        centres.insert(0, (middle_x - 1, middle_y - 1))
-    for centre_x, centre_y in centres:
-        x0 = round(min(max(centre_x - plate[0] / 2, 0), width - plate[0]))
-        y0 = round(centre_y - plate[1] / 2)
+        centers.insert(0, (middle_x - 1, middle_y - 1))
+    for center_x, center_y in centers:
+        x0 = round(min(max(center_x - plate[0] / 2, 0), width - plate[0]))
+        y0 = round(center_y - plate[1] / 2)
         box = x0, y0, x0 + plate[0], y0 + plate[1]
         inside = min(box) >= 0 and box[2] <= width and box[3] <= height
         if inside and not any(_overlap(box, other) for other in taken):
@@ -157,9 +157,9 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _ink(colour: Colour) -> Colour:
-    """White or near black, at a contrast of at least 3:1 on `colour` (WCAG 2)."""
-    luminance = float(np.dot((np.array(colour) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)))
+def _ink(color: Color) -> Color:
+    """White or near black, at a contrast of at least 3:1 on `color` (WCAG 2)."""
+    luminance = float(np.dot((np.array(color) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)))
     return (20, 20, 20) if luminance > 0.28 else (255, 255, 255)
 
 

@@ -16,7 +16,7 @@ SIDE = 448  # of a picture at most
 
 
 def batches_of_step(settings: RunSettings, step: int, world: int, rank: int) -> Iterator[Batch]:
-    """The micro-batches that rank `rank` of `world` has in optimiser step `step`, from 1 on.
+    """The micro-batches that rank `rank` of `world` has in optimizer step `step`, from 1 on.
 
     The tensors are those of training to the bit, whatever number of loader processes it had.
     """

@@ -79,7 +79,7 @@ def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
     return whole[step]
 
 
-def summarise(folder: Path, task: str) -> dict[str, Any]:
+def summarize(folder: Path, task: str) -> dict[str, Any]:
     """Write and return summary.json: the best scores, where they are, and what they took."""
     step = best_step(folder, task)
     scores = next((s for s in all_scores(folder) if s["step"] == step), {})

@@ -15,7 +15,7 @@ from pipeline.track import TrackingSettings
 
 @dataclass
 class BatchSettings:
-    """`global` images make one optimiser step, `micro` of them one pass on one worker.
+    """`global` images make one optimizer step, `micro` of them one pass on one worker.
 
     (`global` is a word of Python's, so the field is `global_`; configs and commands say `global`.)
     """
@@ -26,7 +26,7 @@ class BatchSettings:
 
 @dataclass
 class TrainerSettings:
-    """`steps` optimiser steps; metrics every `log_every` of them."""
+    """`steps` optimizer steps; metrics every `log_every` of them."""
 
     steps: int = 368_750
     log_every: int = 20

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.criterion import Criterion, Normalisers, normalisers
-from model.mask2former import Mask2Former, normalise
+from model.criterion import Criterion, Normalizers, normalizers
+from model.mask2former import Mask2Former, normalize
 from model.targets import Draw, Targets
 from model.weights.load import load
 from pipeline import checkpoint
@@ -32,7 +32,7 @@ from pipeline.runs import (
     initial_weights,
     rewind,
     scores_path,
-    summarise,
+    summarize,
     write_json,
 )
 from pipeline.schedule import lr_multiplier
@@ -49,7 +49,7 @@ PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")
 def train(settings: RunSettings, folder: Path, launch: str = "") -> None:
     """Train until `trainer.steps`, from the newest whole checkpoint in `folder` or from scratch.
 
-    Call it on every rank of an initialised process group. `launch` names the start by a user, so
+    Call it on every rank of an initialized process group. `launch` names the start by a user, so
     that its restarts can be told from it in events.jsonl.
     """
     Worker(settings, folder, launch).run()
@@ -95,7 +95,7 @@ class Worker:
         torch.manual_seed(settings.seed)
         model = Mask2Former(settings.model, len(self.taxonomy.categories))
         if self.found is None and settings.model.init_from != "none":
-            self._initialise(model)
+            self._initialize(model)
         self.engine = Engine(
             model.to(self.device),
             parameter_groups(model, settings.optimizer),
@@ -109,7 +109,7 @@ class Worker:
         self.multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
         self.meter = Meter(settings.batch.global_)
 
-    def _initialise(self, model: Mask2Former) -> None:
+    def _initialize(self, model: Mask2Former) -> None:
         """Give a fresh run its start values, and say which they are and which they are not."""
         path = initial_weights(self.settings.model.init_from, self.settings.task)
         loaded = load(model, path)
@@ -122,7 +122,7 @@ class Worker:
         )
 
     def run(self) -> None:
-        """The whole loop: resume, step, log, save, evaluate, summarise."""
+        """The whole loop: resume, step, log, save, evaluate, summarize."""
         settings, steps = self.settings, self.settings.trainer.steps
         self._resume()
         if self.step == 0:
@@ -144,20 +144,20 @@ class Worker:
                 self._save()
             self._evaluate_if_due()
         if self.rank == 0:
-            summarise(self.folder, settings.task)
+            summarize(self.folder, settings.task)
         self.tracker.event("finish", step=self.step, position=self.position)
         self.tracker.finish()
 
     def _one_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], Step]:
-        """One optimiser step on one global batch; losses are this rank's part of its sums."""
+        """One optimizer step on one global batch; losses are this rank's part of its sums."""
         accumulation = self.settings.batch.global_ // (self.settings.batch.micro * self.world)
         with self.meter.waiting():
             micro_batches, failure = self._receive(batches, accumulation)
-        whole = self._normalisers(micro_batches, failure)
+        whole = self._normalizers(micro_batches, failure)
         total: dict[str, Tensor] = {}
         for batch in micro_batches:
             draw = draws(self.settings.seed, batch)
-            predictions = self.engine(normalise(batch.images), draw)
+            predictions = self.engine(normalize(batch.images), draw)
             targets = Targets(batch.maps, batch.categories, batch.layer, batch.value)
             losses = self.criterion(predictions, targets, draw, whole)
             self.engine.backward(sum(losses.values()))
@@ -175,16 +175,16 @@ class Worker:
         except Exception as error:  # the other ranks are to hear of it
             return [], error
 
-    def _normalisers(self, batches: list[Batch], failure: Exception | None) -> Normalisers:
+    def _normalizers(self, batches: list[Batch], failure: Exception | None) -> Normalizers:
         """Sums over the global batch; they follow from truth alone, so before any forward.
 
         With them every rank learns whether any has failed or found damage: then all stop, or take
         note, together.
         """
         queries, criterion = self.settings.model.queries, self.settings.criterion
-        news = torch.zeros(len(Normalisers._fields) + 2, dtype=torch.float64, device=self.device)
+        news = torch.zeros(len(Normalizers._fields) + 2, dtype=torch.float64, device=self.device)
         for batch in batches:
-            news[:-2] += torch.stack(tuple(normalisers(batch.categories, queries, criterion)))
+            news[:-2] += torch.stack(tuple(normalizers(batch.categories, queries, criterion)))
             news[-2] += len(batch.damaged)
         news[-1] = failure is not None
         dist.all_reduce(news)
@@ -194,7 +194,7 @@ class Worker:
         if damaged:
             found = gather([row for batch in batches for row in batch.damaged])
             self._quarantine([row for part in found for row in part])
-        return Normalisers(*sums)
+        return Normalizers(*sums)
 
     def _quarantine(self, found: list[dict[str, Any]]) -> None:
         step = self.step + 1

@@ -63,7 +63,7 @@ RULES = {
         "truth size differs from image",
         REJECTED,
         _OUT,
-        "get image and truth of one release, or scale the truth by nearest neighbour",
+        "get image and truth of one release, or scale the truth by nearest neighbor",
     ),
     10: Rule("id in PNG not in JSON", REJECTED, _OUT, "get PNG and JSON of one release"),
     11: Rule("id in JSON not in PNG", REJECTED, _OUT, "get PNG and JSON of one release"),

@@ -92,7 +92,7 @@ class Overview(ShardSet):
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """The part of the labelled pixels that each class has, `[K]`."""
+        """The part of the labeled pixels that each class has, `[K]`."""
         return self.tally.pixels / max(self.tally.pixels.sum(), 1)
 
     @cached_property

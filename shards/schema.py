@@ -93,8 +93,8 @@ class Record:
     @property
     def empty(self) -> bool:
         """Whether it has no truth at all: no segment, no instance, no pixel of a class."""
-        labelled = self.semantic is not None and self.semantic.any()
-        return not (self.segments or self.instances or labelled)
+        labeled = self.semantic is not None and self.semantic.any()
+        return not (self.segments or self.instances or labeled)
 
 
 class Sample(TypedDict):

@@ -11,7 +11,7 @@ from shards.errors import DataError
 
 @dataclass(frozen=True)
 class Category:
-    """One class: the publisher's id and name, thing or stuff, and an RGB colour for pictures."""
+    """One class: the publisher's id and name, thing or stuff, and an RGB color for pictures."""
 
     id: int
     name: str
@@ -81,6 +81,6 @@ class Taxonomy:
 
 
 def palette(index: int) -> tuple[int, int, int]:
-    """A colour for a category whose publisher gives none; neighbours in `index` differ in hue."""
+    """A color for a category whose publisher gives none; neighbors in `index` differ in hue."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -12,7 +12,7 @@ from transformers.models.mask2former.modeling_mask2former import multi_scale_def
 from jobs.bench import alternate, row
 from model.deformable_attention import deformable_attention
 from model.pixel_decoder import LEVELS, DeformableSelfAttention, PixelDecoderSettings
-from model.position import level_sizes, pixel_centres
+from model.position import level_sizes, pixel_centers
 
 DIM = 256
 SIZES = (512, 1024)
@@ -57,11 +57,11 @@ def case(size: int, batch: int, device: torch.device) -> tuple[Shapes, list[Tens
     layer = DeformableSelfAttention(DIM, heads, points)
     layer.reset_parameters()
     offsets = layer.sampling_offsets.bias.detach().view(heads, levels, points, 2)
-    centres = pixel_centres(shapes, torch.device("cpu"), torch.float32)
-    tokens = len(centres)
+    centers = pixel_centers(shapes, torch.device("cpu"), torch.float32)
+    tokens = len(centers)
     noise = torch.randn(batch, tokens, heads, levels, points, 2, generator=generator)
     sizes = level_sizes(shapes, torch.device("cpu"), torch.float32)[:, None]
-    locations = centres[:, None, None, None] + (offsets + noise) / sizes
+    locations = centers[:, None, None, None] + (offsets + noise) / sizes
     scores = torch.randn(batch, tokens, heads, levels * points, generator=generator)
     weights = scores.softmax(3).unflatten(3, (levels, points))
     value = torch.randn(batch, tokens, heads, DIM // heads, generator=generator)

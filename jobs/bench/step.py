@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
 from jobs.bench import alternate, peak_mib, row
-from model.criterion import Criterion, CriterionSettings, normalisers
+from model.criterion import Criterion, CriterionSettings, normalizers
 from model.mask2former import Mask2Former, ModelSettings
 from model.targets import Targets
 from model.weights.export import transformers_config, transformers_state
@@ -110,7 +110,7 @@ def build(
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     ours, peer = ours.to(device), peer.to(device)
-    total = normalisers(targets.categories, settings.queries, criterion)
+    total = normalizers(targets.categories, settings.queries, criterion)
     masks = [
         (maps == value[:, None, None]).float()
         for (maps,), value in zip(targets.maps, targets.value, strict=True)

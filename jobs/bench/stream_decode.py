@@ -101,17 +101,17 @@ class Mapper:
         photograph = ImageOps.exif_transpose(Image.open(self.raw / f"train2017/{key}.jpg"))
         image = np.asarray(photograph.convert("RGB"))
         png = self.raw / f"annotations/panoptic_train2017/{key}.png"
-        colours = np.asarray(Image.open(png).convert("RGB"))
+        colors = np.asarray(Image.open(png).convert("RGB"))
         if flip < 0.5:
-            image, colours = (np.ascontiguousarray(part[:, ::-1]) for part in (image, colours))
+            image, colors = (np.ascontiguousarray(part[:, ::-1]) for part in (image, colors))
         factor = min(crop * s / side for side in image.shape[:2])
         height, width = (round(side * factor) for side in image.shape[:2])
         image = _resized(image, height, width, Image.Resampling.BILINEAR)
-        colours = _resized(colours, height, width, Image.Resampling.NEAREST)
+        colors = _resized(colors, height, width, Image.Resampling.NEAREST)
         top, left = (round(max(side - crop, 0) * u) for side in (height, width))
         image = _fixed_size(image[top : top + crop, left : left + crop], PAD_VALUE)
-        colours = _fixed_size(colours[top : top + crop, left : left + crop], 0).astype(np.uint32)
-        ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
+        colors = _fixed_size(colors[top : top + crop, left : left + crop], 0).astype(np.uint32)
+        ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
         kept = [segment for segment in self.segments[key] if not segment["iscrowd"]]
         masks = [ids == segment["id"] for segment in kept]
         return (

@@ -96,7 +96,7 @@ class _Cells:
         above = itertools.accumulate([0] + [height + 2 for height, _ in shapes[:-1]])
         starts = torch.tensor(list(above), dtype=torch.int32).repeat_interleave(points) * stride
         starts = starts + torch.arange(0, rows * heads, rows, dtype=torch.int32)[:, None]
-        # in pixels from the centre of the ring of zeros: 0 and n + 1 are the last to read zeros
+        # in pixels from the center of the ring of zeros: 0 and n + 1 are the last to read zeros
         planes = (
             locations.flatten(1, 3).permute(2, 0, 1).contiguous()
         )  # [2, queries, heads·samples]

@@ -127,7 +127,7 @@ def _check(settings: ModelSettings) -> None:
         )
     if group_norm(settings.dim).num_groups != GROUPS:
         raise ValueError(
-            f"model.dim={settings.dim}: others normalise the pixel decoder in {GROUPS} groups, "
+            f"model.dim={settings.dim}: others normalize the pixel decoder in {GROUPS} groups, "
             f"this net has {group_norm(settings.dim).num_groups}; they load nets of dim=256"
         )
 

@@ -1,1 +1,1 @@
-"""Geometry and colour of one training sample: image and integer maps together."""
+"""Geometry and color of one training sample: image and integer maps together."""

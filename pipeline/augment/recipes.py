@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from pipeline.augment.colour import jitter_colour
+from pipeline.augment.color import jitter_color
 from pipeline.augment.resize import Window, image_window, maps_window
 from pipeline.batch import Truth
 
-PAD_VALUE = 128  # of the image, before normalisation; maps are padded with 0 = no segment
+PAD_VALUE = 128  # of the image, before normalization; maps are padded with 0 = no segment
 BASE_SCALES = range(5, 21)  # tenths of `base` that `shortest_edge` chooses from
 LONGEST = 4  # times `base`
 CROP_TRIES = 10
@@ -22,9 +22,9 @@ class AugmentSettings:
 
     `augment` is one of
     `lsj`: flip, resize by `scale` of the crop, crop or pad (the reference's for COCO);
-    `shortest_edge`: shorter side to 0.5-2 times `base`, crop, colour, flip, pad (for the others);
+    `shortest_edge`: shorter side to 0.5-2 times `base`, crop, color, flip, pad (for the others);
     `none`: fit the crop, no randomness.
-    `category_max_area`: crops where one class has a larger share of what is labelled are drawn
+    `category_max_area`: crops where one class has a larger share of what is labeled are drawn
     again, up to ten times (`shortest_edge` only; 1: any crop will do).
     `resize` is `cv2`, or `pil` for the reference's pixels.
     `keep_empty` keeps segments that the crop has cut away; null is the reference's choice for the
@@ -85,7 +85,7 @@ def large_scale_jitter(
 def shortest_edge(
     image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize the shorter side to a choice of sizes, crop anywhere, jitter colours, flip.
+    """Resize the shorter side to a choice of sizes, crop anywhere, jitter colors, flip.
 
     Sizes are tenths of `base`, rounded down, if the longer side stays within 4 times `base`.
     """
@@ -101,7 +101,7 @@ def shortest_edge(
         maps = maps_window(truth.maps, window, settings.resize)
         if _is_varied(truth._replace(maps=maps), settings.category_max_area):
             break
-    image = jitter_colour(image_window(image, window, settings.resize), random)
+    image = jitter_color(image_window(image, window, settings.resize), random)
     if random.random() < 0.5:
         image, maps = cv2.flip(image, 1), maps[:, :, ::-1]
     return image, maps
@@ -136,7 +136,7 @@ def _at_most(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
 
 
 def _is_varied(truth: Truth, max_area: float) -> bool:
-    """Whether no class has `max_area` or more of all labelled pixels (1: always)."""
+    """Whether no class has `max_area` or more of all labeled pixels (1: always)."""
     if max_area >= 1:
         return True
     areas: Counter[int] = Counter()
@@ -147,7 +147,7 @@ def _is_varied(truth: Truth, max_area: float) -> bool:
 
 
 def _padded_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """u8 [h,w,3] -> [3,*size], grey past the bottom and the right."""
+    """u8 [h,w,3] -> [3,*size], gray past the bottom and the right."""
     out = np.full((3, *size), PAD_VALUE, np.uint8)
     rows, columns = image.shape[:2]
     cv2.split(image, [plane[:rows, :columns] for plane in out])

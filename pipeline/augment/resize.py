@@ -1,6 +1,6 @@
 """A window of a resized picture and of its integer maps, made without resizing the rest.
 
-Pixel centres: pixel x of a side of n pixels that becomes m lies at (x + 1/2) m/n - 1/2.
+Pixel centers: pixel x of a side of n pixels that becomes m lies at (x + 1/2) m/n - 1/2.
 """
 
 import math
@@ -62,9 +62,9 @@ def image_window(image: np.ndarray, window: Window, backend: str = "cv2") -> np.
 
 
 def maps_window(maps: np.ndarray, window: Window, backend: str = "cv2") -> np.ndarray:
-    """Integer [layers,h,w] -> [layers,rows,columns], nearest by pixel centres.
+    """Integer [layers,h,w] -> [layers,rows,columns], nearest by pixel centers.
 
-    A centre between two pixels takes the latter; `pil` decides as Pillow does.
+    A center between two pixels takes the latter; `pil` decides as Pillow does.
     """
     if backend == "pil":
         return np.stack([_pil_nearest(layer, window) for layer in maps])
@@ -94,7 +94,7 @@ def _aligned(source: int, target: int, first: int, count: int) -> _Aligned:
     by itself is the part of the whole. The border is such a place, if there is none nearer.
     """
     step = source / target
-    last = first - math.ceil(1 / step)  # so that interpolation has its neighbour
+    last = first - math.ceil(1 / step)  # so that interpolation has its neighbor
     starts = np.arange(last, max(0, last - REACH), -1)
     off = np.abs(starts * step - np.rint(starts * step))
     found = starts[off <= min(PHASE, step / 4)]

@@ -76,8 +76,8 @@ def classes_of(values: np.ndarray, labels: Mapping[int, int], name: str) -> np.n
 
 def _shifted(present: list[int], labels: Mapping[int, int]) -> str:
     """A remark where every label would be known if it were one less, or one more."""
-    for step, unlabelled, fix in ((-1, (0,), "subtract"), (1, (255, 65535), "add")):
-        if all(label in unlabelled or label + step in labels for label in present):
+    for step, unlabeled, fix in ((-1, (0,), "subtract"), (1, (255, 65535), "add")):
+        if all(label in unlabeled or label + step in labels for label in present):
             return f": the map looks off by one, for all are known once you {fix} 1"
     return ""
 

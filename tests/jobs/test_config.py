@@ -157,7 +157,7 @@ WRONG = {
     "optimizer.lr=-1": r"optimizer\.lr=-1\.0: at least 0",
     "criterion.points=0": r"criterion\.points=0: at least 1",
     "criterion.oversample=0": r"criterion\.oversample=0\.0: at least 1",
-    "criterion.class_normaliser=mean": r"criterion\.class_normaliser='mean': global or local",
+    "criterion.class_normalizer=mean": r"criterion\.class_normalizer='mean': global or local",
     "data.crop=100": r"data\.crop=100 is not a multiple of 32",
     "data.crop=0": r"data\.crop=0 is not a multiple of 32",
     "data.scale=[2,1]": r"data\.scale=\[2\.0, 1\.0\]: ",

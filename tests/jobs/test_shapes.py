@@ -107,15 +107,15 @@ def test_equal_arguments_give_equal_files_and_the_splits_differ(root, tmp_path):
     assert (tmp_path / "train2017" / name).read_bytes() != (root / "train2017" / name).read_bytes()
 
 
-def test_colour_does_not_tell_the_class(root):
-    """The mean colours of two thing classes differ less than the colours within one."""
+def test_color_does_not_tell_the_class(root):
+    """The mean colors of two thing classes differ less than the colors within one."""
     coco = COCO(str(root / "annotations" / "instances_train2017.json"))
-    colours: dict[int, list[np.ndarray]] = {n: [] for n in THINGS}
+    colors: dict[int, list[np.ndarray]] = {n: [] for n in THINGS}
     for annotation in coco.loadAnns(coco.getAnnIds(iscrowd=False)):
         image = cv2.imread(str(root / "train2017" / f"{annotation['image_id']:012d}.jpg"))
-        colours[annotation["category_id"]].append(image[coco.annToMask(annotation) > 0].mean(0))
-    means = np.array([np.mean(c, 0) for c in colours.values()])
-    within = np.mean([np.std(c, 0) for c in colours.values()])
+        colors[annotation["category_id"]].append(image[coco.annToMask(annotation) > 0].mean(0))
+    means = np.array([np.mean(c, 0) for c in colors.values()])
+    within = np.mean([np.std(c, 0) for c in colors.values()])
     assert np.std(means, 0).max() < 0.5 * within
 
 

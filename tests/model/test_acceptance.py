@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model.backbone import Backbone
-from model.criterion import Criterion, CriterionSettings, normalisers
+from model.criterion import Criterion, CriterionSettings, normalizers
 from model.norms import FrozenBatchNorm2d
 from model.targets import Targets
 from tests.model.samples import boxes, random_predictions
@@ -58,7 +58,7 @@ def test_11_1_constants_of_resnet(name: str, blocks: list[int]) -> None:
 
 
 def losses_of(predictions, targets, settings: CriterionSettings = SETTINGS):
-    total = normalisers(targets.categories, predictions.class_logits.shape[2], settings)
+    total = normalizers(targets.categories, predictions.class_logits.shape[2], settings)
     return Criterion(settings)(predictions, targets, DRAW, total)
 
 

@@ -1,4 +1,4 @@
-"""Backbones: one contract for all families; normalisation variants, weights from a folder."""
+"""Backbones: one contract for all families; normalization variants, weights from a folder."""
 
 import copy
 import itertools
@@ -163,7 +163,7 @@ def test_11_8_drop_path_on_every_branch(name: str) -> None:
     ("norm", "kind"),
     [("frozen_batch", FrozenBatchNorm2d), ("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)],
 )
-def test_normalisation_variants(norm: str, kind: type) -> None:
+def test_normalization_variants(norm: str, kind: type) -> None:
     backbone = Backbone("resnet", TINY_RESNET, norm=norm)
     kinds = {type(m) for m in backbone.modules() if hasattr(m, "eps")}
     assert kinds == {kind}

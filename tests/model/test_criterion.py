@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from model.criterion import Criterion, CriterionSettings, Normalisers, normalisers
+from model.criterion import Criterion, CriterionSettings, Normalizers, normalizers
 from model.masked_decoder import Predictions
 from model.matcher import match
-from model.points import neighbours
+from model.points import neighbors
 from model.targets import Targets
 from tests.model.samples import boxes, keyed_draw, random_predictions
 
@@ -89,16 +89,16 @@ def expected_losses(predictions: Predictions, targets: Targets) -> dict[str, Ten
     return terms
 
 
-@pytest.mark.parametrize("normaliser", ["global", "local"])
+@pytest.mark.parametrize("normalizer", ["global", "local"])
 @pytest.mark.parametrize("counts", [[3, 0, 8], [1], [2, 5]])  # 8 > 6 queries; the third is empty
-def test_11_3_losses_and_gradients_follow_the_formulas(counts: list[int], normaliser: str) -> None:
+def test_11_3_losses_and_gradients_follow_the_formulas(counts: list[int], normalizer: str) -> None:
     predictions, targets = scene(counts)
     if counts == [2, 5]:
         targets.value[1, 2] = 200  # nowhere in the map: an empty mask is a legal target
-    settings = CriterionSettings(points=SETTINGS.points, class_normaliser=normaliser)
+    settings = CriterionSettings(points=SETTINGS.points, class_normalizer=normalizer)
     expected = expected_losses(predictions, targets)
     wanted = torch.autograd.grad(sum(expected.values()), predictions)
-    totals = normalisers(targets.categories, QUERIES, settings)
+    totals = normalizers(targets.categories, QUERIES, settings)
     losses = Criterion(settings)(predictions, targets, DRAW, totals)
     gradients = torch.autograd.grad(sum(losses.values()), predictions)
     assert losses.keys() == expected.keys()
@@ -111,7 +111,7 @@ def test_11_3_losses_and_gradients_follow_the_formulas(counts: list[int], normal
 
 def test_matching_is_optimal() -> None:
     predictions, targets = scene([3], layers=2)
-    groups = neighbours(targets.maps)
+    groups = neighbors(targets.maps)
     matches = match(
         predictions, targets, groups, DRAW, points=50, class_weight=2, mask_weight=5, dice_weight=5
     )
@@ -133,7 +133,7 @@ def test_11_3_whole_batch_without_targets() -> None:
     predictions, targets = scene([2, 2])
     targets.categories.fill_(-1)
     settings = CriterionSettings(points=50)
-    totals = normalisers(targets.categories, QUERIES, settings)
+    totals = normalizers(targets.categories, QUERIES, settings)
     losses = Criterion(settings)(predictions, targets, DRAW, totals)
     assert all(losses[f"loss_mask{s}"] == losses[f"loss_dice{s}"] == 0 for s in ("", "_0", "_1"))
     nothing = -predictions.class_logits[-1].log_softmax(2)[..., -1].mean()
@@ -148,7 +148,7 @@ def test_11_3_whole_batch_without_targets() -> None:
 
 def test_padding_may_stand_anywhere() -> None:
     predictions, targets = scene([3, 1])
-    totals = normalisers(targets.categories, QUERIES, SETTINGS)
+    totals = normalizers(targets.categories, QUERIES, SETTINGS)
     losses = Criterion(SETTINGS)(predictions, targets, DRAW, totals)
     order = torch.tensor([[0, 1, 2], [1, 0, 2]])  # image 1: padding first
     moved = Targets(targets.maps, *(x.gather(1, order) for x in targets[1:]))
@@ -160,10 +160,10 @@ def test_micro_batches_add_up() -> None:
     predictions, targets = scene([3, 0, 8, 1])
     criterion = Criterion(SETTINGS)
     parts = [slice(0, 1), slice(1, 4)]
-    sums = [normalisers(targets.categories[part], QUERIES, SETTINGS) for part in parts]
-    totals = Normalisers(*(sum(values) for values in zip(*sums, strict=True)))
+    sums = [normalizers(targets.categories[part], QUERIES, SETTINGS) for part in parts]
+    totals = Normalizers(*(sum(values) for values in zip(*sums, strict=True)))
     whole = criterion(
-        predictions, targets, DRAW, normalisers(targets.categories, QUERIES, SETTINGS)
+        predictions, targets, DRAW, normalizers(targets.categories, QUERIES, SETTINGS)
     )
     wanted = torch.autograd.grad(sum(whole.values()), predictions)
     gradients = [torch.zeros_like(x) for x in predictions]
@@ -180,15 +180,15 @@ def test_micro_batches_add_up() -> None:
         torch.testing.assert_close(gradient, want, rtol=0, atol=1e-13)
 
 
-def test_local_normaliser_averages_micro_batches() -> None:
+def test_local_normalizer_averages_micro_batches() -> None:
     predictions, targets = scene([3, 1])
-    settings = CriterionSettings(points=50, class_normaliser="local")
+    settings = CriterionSettings(points=50, class_normalizer="local")
     classes, embeddings, features = predictions
     total, means = 0, []
     for b in range(2):
         piece = Predictions(classes[:, b : b + 1], embeddings[:, b : b + 1], features[b : b + 1])
         target = Targets(*(x[b : b + 1] for x in targets))
-        own = normalisers(target.categories, QUERIES, settings)
+        own = normalizers(target.categories, QUERIES, settings)
         draw = keyed_draw(b, torch.float64)
         means.append(Criterion(settings)(piece, target, draw, own)["loss_ce"])
         both = own._replace(batches=own.batches * 2)
@@ -209,7 +209,7 @@ def test_non_finite_predictions_are_named(
         targets.categories.fill_(-1)
     with torch.no_grad():
         predictions[field][1, 0, 2, 3] = value
-    totals = normalisers(targets.categories, QUERIES, SETTINGS)
+    totals = normalizers(targets.categories, QUERIES, SETTINGS)
     with pytest.raises(FloatingPointError, match=f"prediction 1 has non-finite {kind} logits"):
         Criterion(SETTINGS)(predictions, targets, DRAW, totals)
 
@@ -218,7 +218,7 @@ def test_half_precision_predictions_are_judged_in_float32() -> None:
     predictions, targets = scene([3, 1])
     half = Predictions(*(x.detach().bfloat16() for x in predictions))
     full = Predictions(*(x.float() for x in half))
-    totals = normalisers(targets.categories, QUERIES, SETTINGS)
+    totals = normalizers(targets.categories, QUERIES, SETTINGS)
     draw = keyed_draw()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = Criterion(SETTINGS)(half, targets, draw, totals)
@@ -228,7 +228,7 @@ def test_half_precision_predictions_are_judged_in_float32() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"points": 0}, {"oversample": 0.5}, {"importance": 1.5}, {"class_normaliser": "lokal"}],
+    [{"points": 0}, {"oversample": 0.5}, {"importance": 1.5}, {"class_normalizer": "lokal"}],
 )
 def test_wrong_settings_are_named(change: dict) -> None:
     (name,) = change

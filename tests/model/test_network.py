@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.criterion import Criterion, CriterionSettings, normalisers
+from model.criterion import Criterion, CriterionSettings, normalizers
 from model.deformable_attention import deformable_attention
-from model.mask2former import Mask2Former, ModelSettings, normalise
+from model.mask2former import Mask2Former, ModelSettings, normalize
 from model.masked_decoder import MaskedDecoderSettings, _shrink, attention_mask
 from model.pixel_decoder import PixelDecoderSettings
 from tests.model.samples import boxes, keyed_draw, tiny_settings
@@ -48,7 +48,7 @@ def test_11_1_published_sizes(backbone: str, queries: int, total: int, backbone_
     assert count(embeddings) == 512 * queries + 768
 
 
-def test_frozen_normalisation_has_no_parameters() -> None:
+def test_frozen_normalization_has_no_parameters() -> None:
     with torch.device("meta"):
         model = Mask2Former(ModelSettings(), num_classes=133)
     assert count(model.parameters()) == 43_983_878
@@ -210,10 +210,10 @@ def test_copies_are_independent() -> None:
         assert all(torch.equal(a, b) for a, b in zip(before, twin(images), strict=True))
 
 
-def test_normalise() -> None:
-    grey = torch.full((2, 3, 4, 4), 128, dtype=torch.uint8)
+def test_normalize() -> None:
+    gray = torch.full((2, 3, 4, 4), 128, dtype=torch.uint8)
     expected = [(128 - 123.675) / 58.395, (128 - 116.28) / 57.12, (128 - 103.53) / 57.375]
-    pixels = normalise(grey)[1, :, 2, 3]
+    pixels = normalize(gray)[1, :, 2, 3]
     torch.testing.assert_close(pixels, torch.tensor(expected), rtol=0, atol=1e-6)
 
 
@@ -244,7 +244,7 @@ def test_one_sample_can_be_learnt() -> None:
     images = torch.randn(1, 3, 64, 64) + targets.maps.sum(1, keepdim=True)
     settings = CriterionSettings(points=256)
     criterion, draw = Criterion(settings), keyed_draw()
-    totals = normalisers(targets.categories, 16, settings)
+    totals = normalizers(targets.categories, 16, settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     history = []
     for _ in range(40):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from model.points import (
-    neighbours,
+    neighbors,
     padded_rows,
     sample,
     sample_pairs,
@@ -56,7 +56,7 @@ def test_masks_at_shared_points() -> None:
         targets = boxes((32, 40), [3, 0, 7], classes=4)
         maps = targets.maps.to(dtype)
         points = edgy_points(3, 300)
-        sampled = sample_shared(neighbours(maps), targets.layer, targets.value, points)
+        sampled = sample_shared(neighbors(maps), targets.layer, targets.value, points)
         assert sampled.shape == (3, 7, 300)
         for b, n in ((0, 0), (0, 2), (2, 1), (2, 6)):
             mask = (maps[b, targets.layer[b, n]] == targets.value[b, n]).double()
@@ -72,7 +72,7 @@ def test_masks_at_their_own_points(dtype) -> None:
     target = torch.tensor([2, 0, 6, 1, 1])
     layer, value = targets.layer[image, target], targets.value[image, target]
     points = edgy_points(5, 300)
-    sampled = sample_pairs(neighbours(targets.maps.to(dtype)), image, layer, value, points)
+    sampled = sample_pairs(neighbors(targets.maps.to(dtype)), image, layer, value, points)
     masks = (targets.maps[image, layer] == value[:, None, None]).double()
     torch.testing.assert_close(sampled, reference(masks, points), rtol=0, atol=1e-12)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.mask2former import Mask2Former
 from model.pixel_decoder import EncoderLayer, PixelDecoderSettings
-from model.position import pixel_centres
+from model.position import pixel_centers
 from model.recompute import recompute
 from tests.model.samples import tiny_settings
 
@@ -52,10 +52,10 @@ def test_values_and_gradients_are_the_same_and_the_last_product_is_made_once() -
 def test_encoder_keeps_neither_its_queries_nor_the_hidden_layer() -> None:
     torch.manual_seed(0)
     shapes = ((1, 2), (2, 4), (4, 8))
-    centres = pixel_centres(shapes, torch.device("cpu"), torch.float32)
+    centers = pixel_centers(shapes, torch.device("cpu"), torch.float32)
     layer = EncoderLayer(64, PixelDecoderSettings(feedforward=96))
     source, position = torch.randn(1, 42, 64, requires_grad=True), torch.randn(42, 64)
-    output, saved = kept(layer, source, position, centres, shapes)
+    output, saved = kept(layer, source, position, centers, shapes)
     tokens = [shape for shape in saved if shape[-2:] in ((42, 64), (42, 96), (21, 2))]
     assert tokens == [
         *((1, 42, 64), (42, 64)),  # input, position

@@ -22,7 +22,7 @@ SETTINGS = SegmentSettings()
 def strip(labels: list[int], scores: list[float], masks: list[list[float]]) -> ImagePrediction:
     """A prediction for one row of pixels: every query's label, score and mask logits.
 
-    Resizing up by 4 and back mixes 1/16 of each neighbour into a pixel: signs survive.
+    Resizing up by 4 and back mixes 1/16 of each neighbor into a pixel: signs survive.
     """
     width = len(masks[0])
     others = len(THINGS)  # the rest of the probability is shared by the other classes
@@ -94,7 +94,7 @@ def test_stuff_leaves_instances_after_the_best_are_taken() -> None:
     found = instances(prediction, THINGS, SegmentSettings(detections=2))
     assert found["categories"].tolist() == [0]
     assert [mask.tolist() for mask in found["masks"]] == [[[True, False]]]
-    mean = torch.tensor(5 * (15 / 16 - 1 / 16)).sigmoid()  # one neighbour is the border's copy
+    mean = torch.tensor(5 * (15 / 16 - 1 / 16)).sigmoid()  # one neighbor is the border's copy
     torch.testing.assert_close(found["scores"], 0.9 * mean[None], rtol=1e-5, atol=0)
 
 

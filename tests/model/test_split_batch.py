@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.criterion import Criterion, CriterionSettings, Normalisers, normalisers
+from model.criterion import Criterion, CriterionSettings, Normalizers, normalizers
 from model.mask2former import Mask2Former
 from model.targets import Targets
 from tests import distributed
@@ -61,7 +61,7 @@ def truth() -> Targets:
 def gradient(layout: list[list[int]], reduced: bool = True) -> dict[str, Tensor]:
     """Gradients of the global loss by parameter, after this rank's share and an all-reduce.
 
-    Without `reduced` normalisers every rank divides by those of its own share.
+    Without `reduced` normalizers every rank divides by those of its own share.
     """
     torch.manual_seed(0)
     settings = tiny_settings(
@@ -75,16 +75,16 @@ def gradient(layout: list[list[int]], reduced: bool = True) -> dict[str, Tensor]
     images = torch.randn(len(COUNTS), 3, *SIZE, dtype=torch.float64)
     targets = truth()
     parts = shares(layout, dist.get_rank())
-    sums = torch.zeros(len(Normalisers._fields), dtype=torch.float64)
+    sums = torch.zeros(len(Normalizers._fields), dtype=torch.float64)
     for part in parts:
-        sums += torch.stack(tuple(normalisers(targets.categories[part], QUERIES, SETTINGS)))
+        sums += torch.stack(tuple(normalizers(targets.categories[part], QUERIES, SETTINGS)))
     if reduced:
         dist.all_reduce(sums)
     for part in parts:
         draw = keyed_draw(part.start, torch.float64)
         predictions = model(images[part], draw)
         piece = Targets(*(x[part] for x in targets))
-        losses = Criterion(SETTINGS)(predictions, piece, draw, Normalisers(*sums))
+        losses = Criterion(SETTINGS)(predictions, piece, draw, Normalizers(*sums))
         sum(losses.values()).backward()
     found = {}
     for name, parameter in model.named_parameters():
@@ -117,5 +117,5 @@ def test_11_3_any_split_has_the_gradient_of_the_whole(gradients, layout: str) ->
     assert distance(gradients["1x8"], gradients[layout]) < 1e-10
 
 
-def test_normalisers_of_each_rank_alone_would_not_do(gradients) -> None:
+def test_normalizers_of_each_rank_alone_would_not_do(gradients) -> None:
     assert distance(gradients["1x8"], gradients["each its own"]) > 0.1

@@ -191,20 +191,20 @@ def deformable(
     offsets = offsets.view(batch, tokens, HEADS, LEVELS, POINTS, 2)
     weights = w.linear(f"{name}.attention_weights", query).view(batch, tokens, HEADS, -1)
     weights = weights.softmax(3).view(batch, tokens, HEADS, LEVELS, POINTS)
-    centres = [
+    centers = [
         ((x + 0.5) / width, (y + 0.5) / height)
         for height, width in sizes
         for y in range(height)
         for x in range(width)
     ]
-    centres = torch.tensor(centres, dtype=source.dtype)
+    centers = torch.tensor(centers, dtype=source.dtype)
     result = 0
     for level, (part, (height, width)) in enumerate(
         zip(value.split([h * w_ for h, w_ in sizes], 1), sizes, strict=True)
     ):
         image = part.permute(0, 2, 3, 1).reshape(batch * HEADS, -1, height, width)
         step = offsets[:, :, :, level] / torch.tensor((width, height), dtype=source.dtype)
-        place = 2 * (centres[:, None, None] + step) - 1  # [B, tokens, HEADS, POINTS, 2]
+        place = 2 * (centers[:, None, None] + step) - 1  # [B, tokens, HEADS, POINTS, 2]
         grid = place.transpose(1, 2).flatten(0, 1)
         seen = F.grid_sample(image, grid, align_corners=False)  # [B·HEADS, C, tokens, POINTS]
         seen = (

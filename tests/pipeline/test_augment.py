@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.augment import recipes
-from pipeline.augment.colour import jitter_colour
+from pipeline.augment.color import jitter_color
 from pipeline.augment.recipes import PAD_VALUE, AugmentSettings, augment
 from pipeline.batch import Truth
 from pipeline.order import keyed_generator
@@ -46,9 +46,9 @@ def ramps(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def straightforward(height, width, flip, scale, place):
-    """Where each output pixel's centre lies in the source, as in the paper's data path.
+    """Where each output pixel's center lies in the source, as in the paper's data path.
 
-    Returns source coordinates x [n] and y [m], whole numbers at the centres of source pixels.
+    Returns source coordinates x [n] and y [m], whole numbers at the centers of source pixels.
     """
     factor = min(CROP * scale / height, CROP * scale / width)
     axes = []
@@ -94,7 +94,7 @@ def test_jitter_is_the_straightforward_one(shape, scale, place, flip):
     check(out, out_maps, shape, x, y)
 
 
-def test_11_5_padding_is_grey_and_no_segment():
+def test_11_5_padding_is_gray_and_no_segment():
     assert PAD_VALUE == 128
 
 
@@ -209,7 +209,7 @@ class Recorded:
 @pytest.mark.parametrize("base", SIZES)
 @pytest.mark.parametrize("shape", [(100, 150), (300, 200), (64, 300)])
 def test_shortest_edge_is_the_references(base, shape, monkeypatch):
-    """Resize, crop, colour, flip, pad: every step by itself on whole pictures, by Pillow."""
+    """Resize, crop, color, flip, pad: every step by itself on whole pictures, by Pillow."""
     monkeypatch.setattr(recipes, "BASE_SCALES", range(5, 8))  # a picture of 4096 takes its time
     rng = np.random.default_rng(1)
     image = cv2.GaussianBlur(rng.integers(0, 256, (*shape, 3), np.uint8), (0, 0), 2)
@@ -238,7 +238,7 @@ def test_shortest_edge_is_the_references(base, shape, monkeypatch):
         again = keyed_generator(base, key)
         for name, args, _ in random.given[:3]:
             getattr(again, name)(*args)
-        picture = jitter_colour(np.ascontiguousarray(picture), again)
+        picture = jitter_color(np.ascontiguousarray(picture), again)
         if again.random() < 0.5:
             picture, labels = picture[:, ::-1], labels[:, ::-1]
         rows, columns = size
@@ -272,7 +272,7 @@ def test_the_shorter_side_takes_the_published_sizes_equally_often(base, monkeypa
 
 
 def test_a_crop_of_one_class_is_drawn_again():
-    """Left half class 3, right half class 5, and a strip that is not labelled."""
+    """Left half class 3, right half class 5, and a strip that is not labeled."""
     maps = np.ones((1, 64, 128), np.uint8)
     maps[:, :, 64:] = 2
     maps[:, 60:] = 0

@@ -210,7 +210,7 @@ def test_test_sizes_are_the_published_ones(short, long):
         assert pixels.shape == (1, 3, *padded)
 
 
-def test_input_is_normalised_and_padded_with_the_mean():
+def test_input_is_normalized_and_padded_with_the_mean():
     image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
     pixels, valid = network_input(image, InferenceSettings(short=40, long=70))
     assert valid == (40, 70)

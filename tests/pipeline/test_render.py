@@ -48,7 +48,7 @@ def test_segments_are_tinted_and_the_rest_is_left_alone():
             TAXONOMY.categories[category].color
         )
         np.testing.assert_allclose(picture[corner], blend, atol=0.51)  # rounding to integers
-    contour = picture[140, 30].astype(int)  # antialiased, so not the colour to the bit
+    contour = picture[140, 30].astype(int)  # antialiased, so not the color to the bit
     assert np.abs(contour - TAXONOMY.categories[0].color).max() < 30
     np.testing.assert_array_equal(image, kept[0])
     np.testing.assert_array_equal(ids, kept[1])
@@ -117,14 +117,14 @@ def test_a_crowd_is_named_as_one_and_slivers_get_no_name():
 def test_ink_stands_out_on_every_plate(index):
     """Contrast by WCAG 2, with the exact sRGB curve."""
 
-    def luminance(colour):
-        c = np.array(colour) / 255
+    def luminance(color):
+        c = np.array(color) / 255
         linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
         return linear @ (0.2126, 0.7152, 0.0722)
 
     rng = np.random.default_rng(index)
-    for colour in (palette(index), *rng.integers(0, 256, (20, 3)).tolist()):
-        low, high = sorted((luminance(colour), luminance(render._ink(colour))))
+    for color in (palette(index), *rng.integers(0, 256, (20, 3)).tolist()):
+        low, high = sorted((luminance(color), luminance(render._ink(color))))
         assert (high + 0.05) / (low + 0.05) >= 3
 
 
@@ -137,7 +137,7 @@ def test_rows_stand_under_their_captions():
     assert (sheet[:head] < 128).any()  # captions
     np.testing.assert_array_equal(sheet[head : head + 60, 12:92], a)
     np.testing.assert_array_equal(sheet[head : head + 60, 104:204], b)
-    np.testing.assert_array_equal(sheet[head + 72 : head + 132, 114:194], a)  # centred
+    np.testing.assert_array_equal(sheet[head + 72 : head + 132, 114:194], a)  # centerd
     assert sheet.shape[1] == 12 + 80 + 12 + 100 + 12
     with pytest.raises(ValueError, match="argument 3 is longer"):
         side_by_side(["truth", "prediction"], [a])

@@ -68,9 +68,9 @@ def test_pictures_show_image_and_truth(photographs):
     assert bare.shape == covered.shape == (256, 256, 3)  # enlarged, so that names can be read
     change = np.abs(covered.astype(int) - bare).sum(-1)
     factor = 256 // 64
-    labelled = (batch.maps[0, 0, :height, :width] > 0).numpy().mean()
+    labeled = (batch.maps[0, 0, :height, :width] > 0).numpy().mean()
     inside = change[: height * factor, : width * factor]
-    assert (inside > 0).mean() == pytest.approx(labelled, abs=0.15)
+    assert (inside > 0).mean() == pytest.approx(labeled, abs=0.15)
     large = batch._replace(
         images=torch.zeros(4, 3, 2 * SIDE, SIDE, dtype=torch.uint8),
         maps=torch.zeros(4, 1, 2 * SIDE, SIDE, dtype=torch.uint8),

@@ -92,7 +92,7 @@ def test_windows_by_pil_are_pillows(dtype):
 
 
 def test_shrinking_is_antialiased():
-    """Stripes finer than the output average to grey instead of beating against its grid."""
+    """Stripes finer than the output average to gray instead of beating against its grid."""
     stripes = np.zeros((90, 90, 3), np.uint8)
     stripes[:, ::2] = 200
     assert np.ptp(resize(stripes, 20, 20).astype(int)[:, 1:-1]) <= 30

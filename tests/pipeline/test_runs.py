@@ -16,7 +16,7 @@ from pipeline.runs import (
     load_model,
     rewind,
     scores_path,
-    summarise,
+    summarize,
     write_json,
 )
 from pipeline.store import Store
@@ -88,7 +88,7 @@ def test_summary_is_of_the_best_step(tmp_path):
     for step in (10, 20):
         append(tmp_path / METRICS, {"step": step, "position": 8 * step, "interval_s": 1.25})
         append(tmp_path / METRICS, {"step": step, "val/PQ": 1.0})
-    summary = summarise(tmp_path, "panoptic")
+    summary = summarize(tmp_path, "panoptic")
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert summary.items() >= {
         "PQ": 70.0, "AP": 30.0, "mIoU": None, "step": 10, "position": 160, "wall_s": 2.5,

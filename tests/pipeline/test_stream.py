@@ -46,10 +46,10 @@ def fingerprints(stream) -> dict[int, tuple]:
 def sampled(side: int, longer: int) -> tuple[np.ndarray, np.ndarray]:
     """Output pixels and the source pixel each one shows, when the longer side becomes CROP.
 
-    Left out are pixels whose centre lies half-way between two source pixels.
+    Left out are pixels whose center lies half-way between two source pixels.
     """
     length = round(side * CROP / longer)
-    twice = (2 * np.arange(length) + 1) * side  # centre in the source, times 2·length
+    twice = (2 * np.arange(length) + 1) * side  # center in the source, times 2·length
     decided = np.flatnonzero(twice % (2 * length))
     return decided, twice[decided] // (2 * length)
 

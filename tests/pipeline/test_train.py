@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 import torch
 
-from model.criterion import Criterion, normalisers
-from model.mask2former import Mask2Former, normalise
+from model.criterion import Criterion, normalizers
+from model.mask2former import Mask2Former, normalize
 from model.targets import Targets
 from pipeline import checkpoint
 from pipeline.engine import ZeroSettings
@@ -181,10 +181,10 @@ def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photogra
     model = Mask2Former(settings.model, len(store.manifest.taxonomy))
     draw = draws(3, batch)
     terms = Criterion(settings.criterion)(
-        model(normalise(batch.images), draw),
+        model(normalize(batch.images), draw),
         Targets(batch.maps, batch.categories, batch.layer, batch.value),
         draw,
-        normalisers(batch.categories, settings.model.queries, settings.criterion),
+        normalizers(batch.categories, settings.model.queries, settings.criterion),
     )
     assert losses(runs[0] / "plain")[1] == pytest.approx(sum(terms.values()).item(), rel=1e-5)
 

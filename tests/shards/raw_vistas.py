@@ -11,7 +11,7 @@ from tests.shards.raw_maps import blocks, picture, save
 SOURCE = "vistas"
 PREFIX = ""  # of an image's name in its split
 _FOLDERS = {"train": "training", "val": "validation"}
-LABELS = [  # readable name, instances, evaluate; the last one means unlabelled
+LABELS = [  # readable name, instances, evaluate; the last one means unlabeled
     *(("Bird", True, True), ("Curb", False, True), ("Person", True, True), ("Sky", False, True)),
     ("Unlabeled", False, False),
 ]

@@ -179,7 +179,7 @@ def test_a_sound_sample_passes():
         (photograph(segments=[]), "more values than the 0 entries"),
         (photograph(instances=[]), r"layer and value \(1, 300\)"),
         (photograph(schema=2), "schema 2"),
-        (photograph(colour="red") | {"jpg": b""}, "no sound header"),
+        (photograph(color="red") | {"jpg": b""}, "no sound header"),
         (photograph(width=3), "is not a map of 3x3"),
     ],
 )

@@ -1,10 +1,10 @@
-"""Colour jitter against the published steps, spelt out channel by channel in BGR."""
+"""Color jitter against the published steps, spelt out channel by channel in BGR."""
 
 import cv2
 import numpy as np
 import pytest
 
-from pipeline.augment.colour import jitter_colour
+from pipeline.augment.color import jitter_color
 
 
 class Draws:
@@ -64,26 +64,26 @@ def published(rgb: np.ndarray, asked: list) -> tuple[np.ndarray, str]:
 
 
 @pytest.fixture(scope="module")
-def colours():
-    """Every level of every channel, greys and the corners of the cube among others."""
+def colors():
+    """Every level of every channel, grays and the corners of the cube among others."""
     levels = np.array([0, 1, 17, 64, 100, 127, 128, 180, 201, 254, 255], np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 11, 3)
     ramp = np.stack([np.arange(256)] * 3, -1).astype(np.uint8).reshape(-1, 1, 3).repeat(11, 1)
     return np.ascontiguousarray(np.concatenate([grid, ramp]))
 
 
-def test_jitter_is_the_published_one_to_the_bit(colours):
+def test_jitter_is_the_published_one_to_the_bit(colors):
     orders = set()
-    before = colours.copy()
+    before = colors.copy()
     for seed in range(250):
         draws = Draws(seed)
-        out = jitter_colour(colours, draws)
-        expected, done = published(colours, draws.asked)
+        out = jitter_color(colors, draws)
+        expected, done = published(colors, draws.asked)
         assert draws.asked == []
         assert out.dtype == np.uint8
         assert (out == expected).all(), done
         orders.add(done)
-    assert (colours == before).all()
+    assert (colors == before).all()
     # with or without brightness, every subset of the other three, contrast first or last
     assert {"", "b", "csh", "shc", "bcsh", "bshc", "cs", "sc", "h", "s", "c"} <= orders
     assert len(orders) == 2 * (4 + 4 + 3)

@@ -1,4 +1,4 @@
-"""The colour jitter of SSD (arXiv 1512.02325), as the reference applies it."""
+"""The color jitter of SSD (arXiv 1512.02325), as the reference applies it."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ HUE = 18  # of OpenCV's 180
 _LEVELS = np.arange(256)
 
 
-def jitter_colour(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+def jitter_color(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """u8 [H,W,3] RGB -> the same. Each of four operations has p = 0.5; each clips and truncates.
 
     Brightness; then contrast, saturation, hue, or with p = 0.5 saturation, hue, contrast.
