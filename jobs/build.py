@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.on_ray import tasks as ray_tasks
-from shards.build import build as build_shards
+from shards.build.build import build as build_shards
 from shards.errors import UsageError
 from shards.files import is_url
 from shards.parallel import Runner

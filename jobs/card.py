@@ -7,12 +7,12 @@ import yaml
 
 from jobs import config as configs
 from jobs.config import Config
-from pipeline.evaluate import HEADLINE
-from pipeline.runs import scores_path
+from pipeline.run.folder import scores_path
+from pipeline.score.evaluate import HEADLINE
 from shards.errors import DataError, UsageError
 from shards.files import whole_file
-from shards.manifest import Manifest
-from shards.taxonomy import Taxonomy
+from shards.format.manifest import Manifest
+from shards.format.taxonomy import Taxonomy
 
 SOURCE = "https://arxiv.org/abs/2112.01527"
 HOW_TO_LOAD = {

@@ -11,15 +11,15 @@ from jobs.config import Config, flat, to_dict
 from model.criterion import Criterion
 from model.mask2former import Mask2Former
 from model.weights.load import fit
-from pipeline.augment.recipes import RECIPES
-from pipeline.augment.resize import BACKENDS
-from pipeline.runs import initial_weights
-from pipeline.schedule import lr_multiplier
-from pipeline.stages import load_stage
-from pipeline.store import Store
-from pipeline.stream import order_of, train_sets
+from pipeline.data.augment.recipes import RECIPES
+from pipeline.data.augment.resize import BACKENDS
+from pipeline.data.stages import load_stage
+from pipeline.data.store import Store
+from pipeline.data.stream import order_of, train_sets
+from pipeline.run.folder import initial_weights
+from pipeline.step.schedule import lr_multiplier
 from shards.errors import UsageError
-from shards.schema import TASKS
+from shards.format.schema import TASKS
 
 AT_LEAST = {
     1: (

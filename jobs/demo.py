@@ -9,8 +9,8 @@ from jobs.build import build
 from jobs.evaluate import evaluate
 from jobs.shapes import generate
 from jobs.train import train
-from pipeline.evaluate import HEADLINE
-from pipeline.runs import PICTURES, all_scores
+from pipeline.run.folder import PICTURES, all_scores
+from pipeline.score.evaluate import HEADLINE
 from shards.errors import UsageError
 
 TRAIN_IMAGES, VAL_IMAGES, SIDE, SEED = 2000, 100, 96, 0

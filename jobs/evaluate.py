@@ -9,11 +9,18 @@ from rich.progress import track
 from rich.table import Table
 
 from jobs import config as configs
-from pipeline.evaluate import HEADLINE
-from pipeline.evaluate import evaluate as score
-from pipeline.pictures import sheet, write_png
-from pipeline.runs import EVALUATIONS, PICTURES, load_model, scores_path, summarize, write_json
-from pipeline.store import Store
+from pipeline.data.store import Store
+from pipeline.pictures.sheet import sheet, write_png
+from pipeline.run.folder import (
+    EVALUATIONS,
+    PICTURES,
+    load_model,
+    scores_path,
+    summarize,
+    write_json,
+)
+from pipeline.score.evaluate import HEADLINE
+from pipeline.score.evaluate import evaluate as score
 from shards.errors import UsageError
 
 PICTURED = 8  # first images of the val set

@@ -16,10 +16,10 @@ from jobs import config as configs
 from jobs.config import Config
 from model.mask2former import PIXEL_MEAN, PIXEL_STD, Mask2Former
 from model.weights.export import save_transformers, to_detectron2
-from pipeline.runs import load_model, write_json
+from pipeline.run.folder import load_model, write_json
 from shards.errors import UsageError
 from shards.files import whole_file
-from shards.taxonomy import Taxonomy
+from shards.format.taxonomy import Taxonomy
 
 EXPORTS = "exports"
 OFFICIAL = "model.pkl"

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.evaluate import HEADLINE
-from pipeline.track import EVENTS, METRICS
+from pipeline.run.track import EVENTS, METRICS
+from pipeline.score.evaluate import HEADLINE
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 15  # where there is no terminal for a bar

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shards.foreign_index import index_tars
+from shards.build.index_tars import index_tars
 from shards.parallel import processes
 from shards.sources.classes import CLASSES
 

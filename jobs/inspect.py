@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from jobs.inspect_page import page
-from pipeline.render import overlay, side_by_side
+from pipeline.pictures.render import overlay, side_by_side
 from shards.errors import UsageError
 from shards.files import whole_file
 from shards.inspect import Overview, ShardSet, find, layers, load, overview, pick

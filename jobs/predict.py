@@ -11,13 +11,13 @@ from pycocotools import mask as rle
 from rich.progress import track
 
 from jobs import config as configs
-from pipeline.inference import Result, infer
-from pipeline.pictures import write_png
-from pipeline.render import overlay
-from pipeline.runs import load_model, write_json
-from pipeline.stages import read_image
+from pipeline.data.stages import read_image
+from pipeline.pictures.render import overlay
+from pipeline.pictures.sheet import write_png
+from pipeline.run.folder import load_model, write_json
+from pipeline.score.inference import Result, infer
 from shards.errors import DataError, UsageError
-from shards.taxonomy import Taxonomy
+from shards.format.taxonomy import Taxonomy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 

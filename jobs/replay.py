@@ -7,14 +7,14 @@ import numpy as np
 from rich.progress import track
 
 from jobs import config as configs
-from pipeline.pictures import write_png
-from pipeline.render import side_by_side
-from pipeline.replay import batches_of_step, pictures
-from pipeline.runs import PICTURES
-from pipeline.stream import train_sets
-from pipeline.track import EVENTS, rows
+from pipeline.data.stream import train_sets
+from pipeline.pictures.render import side_by_side
+from pipeline.pictures.replay import batches_of_step, pictures
+from pipeline.pictures.sheet import write_png
+from pipeline.run.folder import PICTURES
+from pipeline.run.track import EVENTS, rows
 from shards.errors import UsageError
-from shards.taxonomy import Taxonomy
+from shards.format.taxonomy import Taxonomy
 
 IN_A_ROW = 4  # samples
 

@@ -17,10 +17,10 @@ from jobs.config import Config
 from jobs.errors import RunFailed
 from jobs.follow import Follower
 from jobs.on_ray import python_path
-from pipeline.checkpoint import committed, step_of
-from pipeline.runs import CHECKPOINTS, SUMMARY, write_json
-from pipeline.store import Store
-from pipeline.track import EVENTS, append, rows
+from pipeline.data.store import Store
+from pipeline.run.checkpoint import committed, step_of
+from pipeline.run.folder import CHECKPOINTS, SUMMARY, write_json
+from pipeline.run.track import EVENTS, append, rows
 from shards.errors import DataError, UsageError
 
 MAX_STARTS_AT_ONE_STEP = 3

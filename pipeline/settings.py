@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 
 from model.criterion import CriterionSettings
 from model.mask2former import ModelSettings
-from pipeline.checkpoint import CheckpointSettings
-from pipeline.engine import ZeroSettings
-from pipeline.evaluate import EvaluationSettings
-from pipeline.optimizer import OptimizerSettings
-from pipeline.schedule import ScheduleSettings
-from pipeline.stream import DataSettings
-from pipeline.track import TrackingSettings
+from pipeline.data.stream import DataSettings
+from pipeline.run.checkpoint import CheckpointSettings
+from pipeline.run.track import TrackingSettings
+from pipeline.score.evaluate import EvaluationSettings
+from pipeline.step.engine import ZeroSettings
+from pipeline.step.optimizer import OptimizerSettings
+from pipeline.step.schedule import ScheduleSettings
 
 
 @dataclass

@@ -16,17 +16,14 @@ from model.criterion import Criterion, Normalizers, normalizers
 from model.mask2former import Mask2Former, normalize
 from model.targets import Draw, Targets
 from model.weights.load import load
-from pipeline import checkpoint
-from pipeline.batch import BYTES_PER_PIXEL, Batch
-from pipeline.engine import Engine, Step
-from pipeline.evaluate import HEADLINE, evaluate
-from pipeline.loader import loader
-from pipeline.meter import Meter
-from pipeline.optimizer import parameter_groups
-from pipeline.order import differences, keyed_seed
-from pipeline.quarantine import QUARANTINE, Quarantine
-from pipeline.ranks import everywhere, gather, raise_together, together
-from pipeline.runs import (
+from pipeline.data.batch import BYTES_PER_PIXEL, Batch
+from pipeline.data.loader import loader
+from pipeline.data.order import differences, keyed_seed
+from pipeline.data.store import Store
+from pipeline.data.stream import Share, order_of, train_sets, train_stream
+from pipeline.distributed import everywhere, gather, raise_together, together
+from pipeline.run import checkpoint
+from pipeline.run.folder import (
     CHECKPOINTS,
     best_step,
     initial_weights,
@@ -35,11 +32,14 @@ from pipeline.runs import (
     summarize,
     write_json,
 )
-from pipeline.schedule import lr_multiplier
+from pipeline.run.quarantine import QUARANTINE, Quarantine
+from pipeline.run.track import EVENTS, Tracker, rows
+from pipeline.score.evaluate import HEADLINE, evaluate
 from pipeline.settings import RunSettings
-from pipeline.store import Store
-from pipeline.stream import Share, order_of, train_sets, train_stream
-from pipeline.track import EVENTS, Tracker, rows
+from pipeline.step.engine import Engine, Step
+from pipeline.step.meter import Meter
+from pipeline.step.optimizer import parameter_groups
+from pipeline.step.schedule import lr_multiplier
 from shards.errors import UsageError
 
 MAX_SKIPPED_IN_A_ROW = 20

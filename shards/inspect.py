@@ -13,12 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from shards import foreign
 from shards.errors import DataError, UsageError
-from shards.index import SampleIndex, member, members
-from shards.manifest import Manifest
+from shards.format import foreign
+from shards.format.index import SampleIndex, member, members
+from shards.format.manifest import Manifest
+from shards.format.schema import SEMANTIC, Sample, decode, png_size
 from shards.parallel import Runner, run
-from shards.schema import SEMANTIC, Sample, decode, png_size
 from shards.verify import decode_image
 
 SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds of small, medium and large objects

@@ -15,10 +15,11 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from shards import foreign
+from shards.build.upload import Target
 from shards.errors import DataError, UsageError
 from shards.files import is_url, sha256
-from shards.index import (
+from shards.format import foreign
+from shards.format.index import (
     SAMPLES,
     SampleIndex,
     load_offsets,
@@ -28,11 +29,10 @@ from shards.index import (
     save_rows,
     scan,
 )
-from shards.manifest import MANIFEST, File, Manifest, Shard
+from shards.format.manifest import MANIFEST, File, Manifest, Shard
+from shards.format.schema import MAX_PIXELS, Sample, decode, encode, record_of
 from shards.parallel import Runner, processes, run
-from shards.raw import shown_size
-from shards.schema import MAX_PIXELS, Sample, decode, encode, record_of
-from shards.upload import Target
+from shards.raw.images import shown_size
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from jobs.bench import alternate, row
 from jobs.bench.stream_decode import coco
-from shards.build import build
+from shards.build.build import build
 
 IMAGES = 280
 PHOTOS, INSTANCES, SEGMENTS = 118_287, 860_001, 11  # COCO train2017; segments an image

@@ -13,14 +13,14 @@ from jobs.build import build
 from jobs.on_ray import ROOT
 from jobs.train import train
 from model.segment import STRIDE
-from pipeline.augment.recipes import AugmentSettings, augment
-from pipeline.batch import Truth
-from pipeline.evaluate import load_sample
-from pipeline.metrics.panoptic import PanopticQuality
-from pipeline.store import Store
-from pipeline.track import EVENTS
-from pipeline.track import rows as read_rows
-from shards.schema import Sample
+from pipeline.data.augment.recipes import AugmentSettings, augment
+from pipeline.data.batch import Truth
+from pipeline.data.store import Store
+from pipeline.run.track import EVENTS
+from pipeline.run.track import rows as read_rows
+from pipeline.score.evaluate import load_sample
+from pipeline.score.panoptic import PanopticQuality
+from shards.format.schema import Sample
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 SAMPLE = ROOT / "tests" / "data" / "coco_ccby"

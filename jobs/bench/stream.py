@@ -11,14 +11,14 @@ from pathlib import Path
 import webdataset as wds
 
 from jobs.bench import alternate, row, stream_decode
-from pipeline.order import Order, SetOrder
-from pipeline.store import Store
-from pipeline.stream import DataSettings, Share, order_of, train_stream
-from shards.build import build
+from pipeline.data.order import Order, SetOrder
+from pipeline.data.store import Store
+from pipeline.data.stream import DataSettings, Share, order_of, train_stream
+from shards.build.build import build
 from shards.files import sha256
-from shards.index import SAMPLES as INDEX
-from shards.index import members, save_offsets, save_rows, scan, unpack
-from shards.manifest import File, Shard
+from shards.format.index import SAMPLES as INDEX
+from shards.format.index import members, save_offsets, save_rows, scan, unpack
+from shards.format.manifest import File, Shard
 
 SAMPLES, SHARDS = 1500, 16
 SEED, BATCH = 1, 16

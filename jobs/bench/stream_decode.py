@@ -19,14 +19,14 @@ from PIL import Image, ImageOps
 
 from jobs.bench import alternate, peak_mib_of, row
 from jobs.bench.overfit import SAMPLE
-from pipeline.augment.recipes import PAD_VALUE
-from pipeline.batch import Batch, collate
-from pipeline.loader import loader
-from pipeline.order import keyed_generator
-from pipeline.stages import augment_stage, decode_stage
-from pipeline.store import Store
-from pipeline.stream import DataSettings, Share, train_stream
-from shards.build import build
+from pipeline.data.augment.recipes import PAD_VALUE
+from pipeline.data.batch import Batch, collate
+from pipeline.data.loader import loader
+from pipeline.data.order import keyed_generator
+from pipeline.data.stages import augment_stage, decode_stage
+from pipeline.data.store import Store
+from pipeline.data.stream import DataSettings, Share, train_stream
+from shards.build.build import build
 
 SETTINGS = DataSettings()
 MICRO = 2

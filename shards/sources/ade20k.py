@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from shards.doctor import Doctor, Reject
+from shards.format.taxonomy import Category, Taxonomy
 from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.sources.layout import Layout, MapItem, table
 from shards.sources.split import Split
-from shards.taxonomy import Category, Taxonomy
 
 _LICENCE = {
     "name": "ADE20K: non-commercial research and education",

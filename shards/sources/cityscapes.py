@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from shards.doctor import Doctor
+from shards.format.taxonomy import Category, Taxonomy
 from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.sources.layout import Layout, MapItem, table
 from shards.sources.split import Split
-from shards.taxonomy import Category, Taxonomy
 
 _LICENCE = {
     "name": "Cityscapes: non-commercial research",

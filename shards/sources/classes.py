@@ -9,7 +9,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from shards.errors import DataError
-from shards.taxonomy import Category, Taxonomy, palette
+from shards.format.taxonomy import Category, Taxonomy, palette
 
 CLASSES = "classes.yaml"
 

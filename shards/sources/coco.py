@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError, UsageError
-from shards.manifest import digest
-from shards.schema import INSTANCES, SEGMENTS, TASKS, key_of
+from shards.format.manifest import digest
+from shards.format.schema import INSTANCES, SEGMENTS, TASKS, key_of
 from shards.sources.coco_index import CocoIndex, Photo
 from shards.sources.coco_item import CocoFiles, CocoItem
 from shards.sources.split import Split

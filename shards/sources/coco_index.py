@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import xxhash
 
 from shards.doctor import Finding
-from shards.entries import Entry, damaged, entries
 from shards.errors import DataError
-from shards.schema import key_of
-from shards.taxonomy import Category, Taxonomy, palette
+from shards.format.schema import key_of
+from shards.format.taxonomy import Category, Taxonomy, palette
+from shards.raw.json_entries import Entry, damaged, entries
 
 
 class Photo(NamedTuple):

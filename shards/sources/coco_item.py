@@ -11,11 +11,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from shards.doctor import Doctor, Reject
-from shards.entries import read_entries
 from shards.errors import DataError
-from shards.raw import check_area, number_segments, pack, read_ids, read_image, to_rle
-from shards.schema import Instance, Record, Segment, image_ext
-from shards.taxonomy import Taxonomy
+from shards.format.schema import Instance, Record, Segment, image_ext
+from shards.format.taxonomy import Taxonomy
+from shards.raw.images import check_area, number_segments, pack, read_ids, read_image, to_rle
+from shards.raw.json_entries import read_entries
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from PIL import Image
 from scipy import ndimage
 
 from shards.doctor import Reject
-from shards.schema import Segment, map_type
-from shards.taxonomy import Taxonomy
+from shards.format.schema import Segment, map_type
+from shards.format.taxonomy import Taxonomy
 
 _STUFF = 1 << 16  # before the label in a stuff segment's id
 

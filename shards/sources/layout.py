@@ -9,9 +9,8 @@ from typing import Any
 
 from shards.doctor import Doctor
 from shards.errors import DataError, UsageError
-from shards.manifest import digest
-from shards.raw import read_image
-from shards.schema import (
+from shards.format.manifest import digest
+from shards.format.schema import (
     INSTANCES,
     SEGMENTS,
     SEMANTIC,
@@ -21,9 +20,10 @@ from shards.schema import (
     key_of,
     rights_of,
 )
+from shards.format.taxonomy import Taxonomy
+from shards.raw.images import read_image
 from shards.sources.label_maps import map_size
 from shards.sources.split import Split
-from shards.taxonomy import Taxonomy
 
 _LISTED = 20  # names in a line of the report
 

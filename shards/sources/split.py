@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shards.doctor import Doctor, Finding
-from shards.schema import Record
-from shards.taxonomy import Taxonomy
+from shards.format.schema import Record
+from shards.format.taxonomy import Taxonomy
 
 
 class Item(Protocol):

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.order import Order
-from pipeline.store import Store
-from pipeline.stream import SUBSTITUTES, DataSettings, Share, order_of, train_stream
+from pipeline.data.order import Order
+from pipeline.data.store import Store
+from pipeline.data.stream import SUBSTITUTES, DataSettings, Share, order_of, train_stream
 from shards.errors import DataError
-from shards.index import BLOCK, members, offsets_path
-from shards.manifest import MANIFEST, Manifest, digest
+from shards.format.index import BLOCK, members, offsets_path
+from shards.format.manifest import MANIFEST, Manifest, digest
 from tests.damage import flip
 
 SEED, GLOBAL, STEPS = 5, 8, 2

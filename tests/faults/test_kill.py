@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.store import Store
-from pipeline.track import EVENTS, METRICS, rows
+from pipeline.data.store import Store
+from pipeline.run.track import EVENTS, METRICS, rows
 from tests.damage import flip
 from tests.jobs import small
 

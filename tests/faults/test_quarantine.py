@@ -8,11 +8,11 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from pipeline.checkpoint import CheckpointSettings
-from pipeline.quarantine import QUARANTINE
-from pipeline.store import Store
-from pipeline.stream import Share, order_of
-from pipeline.track import EVENTS, METRICS, rows
+from pipeline.data.store import Store
+from pipeline.data.stream import Share, order_of
+from pipeline.run.checkpoint import CheckpointSettings
+from pipeline.run.quarantine import QUARANTINE
+from pipeline.run.track import EVENTS, METRICS, rows
 from tests import distributed
 from tests.damage import flip
 from tests.pipeline.runs import attempt, interrupted, smallest

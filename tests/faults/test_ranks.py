@@ -11,16 +11,16 @@ import torch
 import torch.distributed as dist
 
 from model.mask2former import Mask2Former
-from pipeline.evaluate import evaluate
-from pipeline.loader import LoaderError
-from pipeline.ranks import raise_together, together
-from pipeline.store import Store
+from pipeline.data.loader import LoaderError
+from pipeline.data.store import Store
+from pipeline.distributed import raise_together, together
+from pipeline.score.evaluate import evaluate
 from pipeline.train import Worker
 from shards.errors import DataError, UsageError
 from tests import distributed
 from tests.damage import flip
+from tests.pipeline.data.test_stages import HERE
 from tests.pipeline.runs import MODEL, attempt, smallest
-from tests.pipeline.test_stages import HERE
 
 ERRORS = [
     DataError("000000.tar is damaged"),

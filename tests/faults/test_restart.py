@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from jobs import config as configs
 from jobs.train import _text
-from pipeline.runs import rewind
-from pipeline.track import EVENTS, METRICS, append, rows
+from pipeline.run.folder import rewind
+from pipeline.run.track import EVENTS, METRICS, append, rows
 from pipeline.train import train
 from shards.errors import DataError
 from tests.jobs import small

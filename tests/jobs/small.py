@@ -15,10 +15,10 @@ import torch
 from jobs import config as configs
 from jobs.__main__ import main
 from model.mask2former import Mask2Former
-from pipeline import checkpoint
-from pipeline.runs import CHECKPOINTS, write_json
-from pipeline.store import Store
-from shards.build import build
+from pipeline.data.store import Store
+from pipeline.run import checkpoint
+from pipeline.run.folder import CHECKPOINTS, write_json
+from shards.build.build import build
 from tests.shards.raw import SAMPLE
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from jobs import bench
 from jobs.bench import build as builds
 from jobs.bench.overfit import IMAGES, RECIPE, SAMPLE, stride_bound
 from jobs.config import load
-from pipeline.store import Store
-from shards.build import build
+from pipeline.data.store import Store
+from shards.build.build import build
 from shards.errors import UsageError
 
 

@@ -11,8 +11,8 @@ from jobs.on_ray import tasks
 from shards.errors import DataError, Failed, UsageError
 from shards.parallel import ATTEMPTS, run
 from tests.jobs import small
+from tests.shards.build.test_build import tree
 from tests.shards.raw import SAMPLE
-from tests.shards.test_build import tree
 from tests.shards.test_parallel import Piece, work
 
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from pipeline import checkpoint
-from pipeline.runs import CHECKPOINTS
-from shards.build import build
+from pipeline.run import checkpoint
+from pipeline.run.folder import CHECKPOINTS
+from shards.build.build import build
 from tests.jobs import small
 from tests.shards.raw import SAMPLE, sky, write
 

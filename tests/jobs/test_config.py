@@ -10,7 +10,7 @@ from transformers import ResNetBackbone, ResNetConfig
 
 from jobs import config as configs
 from jobs.check import check
-from shards.build import build
+from shards.build.build import build
 from shards.errors import UsageError
 from tests.jobs import small
 from tests.shards.raw import sky, write

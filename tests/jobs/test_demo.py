@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jobs import demo
-from pipeline.track import EVENTS, rows
+from pipeline.run.track import EVENTS, rows
 from tests.jobs import small
 
 pytestmark = pytest.mark.slow

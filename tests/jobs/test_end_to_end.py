@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
-from pipeline.track import EVENTS, METRICS, rows
-from shards.manifest import Manifest
+from pipeline.run.track import EVENTS, METRICS, rows
+from shards.format.manifest import Manifest
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 

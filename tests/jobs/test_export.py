@@ -16,8 +16,8 @@ from jobs import export as export_job
 from jobs.check import check
 from model.mask2former import Mask2Former
 from model.weights.load import load
-from pipeline.runs import initial_weights, load_model, write_json
-from pipeline.track import EVENTS, rows
+from pipeline.run.folder import initial_weights, load_model, write_json
+from pipeline.run.track import EVENTS, rows
 from shards.errors import UsageError
 from tests.jobs import small
 from tests.shards.raw import SAMPLE

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jobs.inspect import SIDE, drawn
 from jobs.inspect_page import page
-from shards.build import build
+from shards.build.build import build
 from shards.errors import DataError
 from shards.inspect import ShardSet, layers, load, overview, pick
 from shards.parallel import processes

@@ -9,8 +9,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from pipeline import checkpoint
-from pipeline.runs import best_step, scores_path, write_json
+from pipeline.run import checkpoint
+from pipeline.run.folder import best_step, scores_path, write_json
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 

@@ -5,8 +5,8 @@ import json
 import cv2
 import pytest
 
-from pipeline.store import Store
-from pipeline.track import EVENTS
+from pipeline.data.store import Store
+from pipeline.run.track import EVENTS
 from tests.jobs import small
 from tests.jobs.small import GLOBAL_BATCH, call, complaint
 

@@ -18,7 +18,7 @@ from transformers import (
 from model.backbone import BACKBONES, Backbone, DropPath
 from model.mask2former import Mask2Former
 from model.norms import FrozenBatchNorm2d
-from pipeline.optimizer import OptimizerSettings, parameter_groups
+from pipeline.step.optimizer import OptimizerSettings, parameter_groups
 from tests.model.samples import TINY_BACKBONES, keyed_draw, tiny_settings
 
 TINY_RESNET, TINY_SWIN = TINY_BACKBONES["resnet"], TINY_BACKBONES["swin"]

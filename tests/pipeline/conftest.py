@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
-from shards.build import build
+from pipeline.data.store import Store
+from shards.build.build import build
 from tests.shards.raw import SAMPLE
 
 

@@ -8,13 +8,13 @@ from model.criterion import CriterionSettings
 from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
-from pipeline.checkpoint import CheckpointSettings
-from pipeline.evaluate import EvaluationSettings
-from pipeline.optimizer import OptimizerSettings
-from pipeline.schedule import ScheduleSettings
+from pipeline.data.stream import DataSettings
+from pipeline.run.checkpoint import CheckpointSettings
+from pipeline.run.track import TrackingSettings, WandbSettings
+from pipeline.score.evaluate import EvaluationSettings
 from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
-from pipeline.stream import DataSettings
-from pipeline.track import TrackingSettings, WandbSettings
+from pipeline.step.optimizer import OptimizerSettings
+from pipeline.step.schedule import ScheduleSettings
 from pipeline.train import Worker, train
 
 MODEL = ModelSettings(

@@ -13,13 +13,13 @@ import torch
 from model.criterion import Criterion, normalizers
 from model.mask2former import Mask2Former, normalize
 from model.targets import Targets
-from pipeline import checkpoint
-from pipeline.engine import ZeroSettings
-from pipeline.runs import CHECKPOINTS
+from pipeline.data.store import Store
+from pipeline.data.stream import Share, train_stream
+from pipeline.run import checkpoint
+from pipeline.run.folder import CHECKPOINTS
+from pipeline.run.track import EVENTS, METRICS, rows
 from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
-from pipeline.store import Store
-from pipeline.stream import Share, train_stream
-from pipeline.track import EVENTS, METRICS, rows
+from pipeline.step.engine import ZeroSettings
 from pipeline.train import MAX_SKIPPED_IN_A_ROW, draws
 from tests import distributed
 from tests.pipeline.runs import attempt, interrupted, smallest

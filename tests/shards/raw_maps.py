@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.build import build
-from shards.index import SampleIndex, members
-from shards.manifest import Manifest
-from shards.schema import decode
+from shards.build.build import build
+from shards.format.index import SampleIndex, members
+from shards.format.manifest import Manifest
+from shards.format.schema import decode
 
 SIZE = 48, 36  # width, height
 

@@ -9,17 +9,17 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.build import build
+from shards.build.build import build
 from shards.errors import DataError
-from shards.index import SampleIndex
-from shards.manifest import MANIFEST, Manifest, digest
+from shards.format.index import SampleIndex
+from shards.format.manifest import MANIFEST, Manifest, digest
+from shards.format.schema import MAX_PIXELS, decode, encode
 from shards.parallel import processes
-from shards.schema import MAX_PIXELS, decode, encode
 from shards.verify import check_sample, verify
 from tests.damage import flip
+from tests.shards.build.test_build import tree
+from tests.shards.format.test_formats import RECORD
 from tests.shards.raw import SAMPLE
-from tests.shards.test_build import tree
-from tests.shards.test_formats import RECORD
 
 
 @pytest.fixture(scope="module")

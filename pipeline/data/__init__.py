@@ -1,0 +1,1 @@
+"""Shards to micro-batches: order, storage, stream, augmentation, loader."""

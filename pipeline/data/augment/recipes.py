@@ -1,0 +1,163 @@
+"""The reference's two training data paths, in its order and with its draws; and one without any."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from pipeline.data.augment.color import jitter_color
+from pipeline.data.augment.resize import Window, image_window, maps_window
+from pipeline.data.batch import Truth
+
+PAD_VALUE = 128  # of the image, before normalization; maps are padded with 0 = no segment
+BASE_SCALES = range(5, 21)  # tenths of `base` that `shortest_edge` chooses from
+LONGEST = 4  # times `base`
+CROP_TRIES = 10
+
+
+@dataclass
+class AugmentSettings:
+    """What a sample is turned into: a crop of `crop` x `crop_width` (null: square) pixels.
+
+    `augment` is one of
+    `lsj`: flip, resize by `scale` of the crop, crop or pad (the reference's for COCO);
+    `shortest_edge`: shorter side to 0.5-2 times `base`, crop, color, flip, pad (for the others);
+    `none`: fit the crop, no randomness.
+    `category_max_area`: crops where one class has a larger share of what is labeled are drawn
+    again, up to ten times (`shortest_edge` only; 1: any crop will do).
+    `resize` is `cv2`, or `pil` for the reference's pixels.
+    `keep_empty` keeps segments that the crop has cut away; null is the reference's choice for the
+    task: panoptic keeps them, semantic does not, instance does but under `lsj`.
+    """
+
+    crop: int = 1024
+    crop_width: int | None = None
+    augment: str = "lsj"
+    scale: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    base: int = 640
+    category_max_area: float = 1.0
+    resize: str = "cv2"
+    keep_empty: bool | None = None
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of every sample."""
+        return self.crop, self.crop_width or self.crop
+
+    def keeps_empty(self, task: str) -> bool:
+        """Whether a segment without a pixel stays, with its class."""
+        if self.keep_empty is not None:
+            return self.keep_empty
+        return task == "panoptic" or (task == "instance" and self.augment != "lsj")
+
+
+def augment(
+    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """One draw of `settings.augment` for the image u8 [h,w,3] and the maps of its truth.
+
+    Returns the image u8 [3,H,W], the maps [layers,H,W] and the (height, width) not padded.
+    """
+    image, maps = RECIPES[settings.augment](image, truth, settings, random)
+    size = image.shape[:2]
+    return _padded_image(image, settings.crop_size), _padded(maps, settings.crop_size), size
+
+
+def large_scale_jitter(
+    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flip with p = 0.5, resize to fit the crop times s ~ U(scale), crop.
+
+    One random number places the crop on both axes, as in the reference.
+    """
+    flip, s, u = random.random(), random.uniform(*settings.scale), random.random()
+    maps = truth.maps
+    if flip < 0.5:
+        image, maps = cv2.flip(image, 1), maps[:, :, ::-1]
+    height, width = _fitted(image, settings.crop_size, s)
+    rows, columns = _at_most((height, width), settings.crop_size)
+    top, left = round((height - rows) * u), round((width - columns) * u)
+    window = Window(height, width, top, left, rows, columns)
+    return _shown(image, maps, window, settings.resize)
+
+
+def shortest_edge(
+    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize the shorter side to a choice of sizes, crop anywhere, jitter colors, flip.
+
+    Sizes are tenths of `base`, rounded down, if the longer side stays within 4 times `base`.
+    """
+    short = int(0.1 * BASE_SCALES[random.integers(len(BASE_SCALES))] * settings.base)
+    sides = np.array(image.shape[:2])
+    scale = min(short / sides.min(), LONGEST * settings.base / sides.max())
+    height, width = (max(1, int(side * scale + 0.5)) for side in sides)
+    rows, columns = _at_most((height, width), settings.crop_size)
+    for _ in range(CROP_TRIES):
+        top = int(random.integers(height - rows + 1))
+        left = int(random.integers(width - columns + 1))
+        window = Window(height, width, top, left, rows, columns)
+        maps = maps_window(truth.maps, window, settings.resize)
+        if _is_varied(truth._replace(maps=maps), settings.category_max_area):
+            break
+    image = jitter_color(image_window(image, window, settings.resize), random)
+    if random.random() < 0.5:
+        image, maps = cv2.flip(image, 1), maps[:, :, ::-1]
+    return image, maps
+
+
+def fit(
+    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: object
+) -> tuple[np.ndarray, np.ndarray]:
+    """No randomness: the whole picture, as large as the crop holds. For overfitting tests."""
+    height, width = _fitted(image, settings.crop_size, 1)
+    return _shown(image, truth.maps, Window(height, width, 0, 0, height, width), settings.resize)
+
+
+RECIPES = {"lsj": large_scale_jitter, "shortest_edge": shortest_edge, "none": fit}
+
+
+def _shown(
+    image: np.ndarray, maps: np.ndarray, window: Window, backend: str
+) -> tuple[np.ndarray, np.ndarray]:
+    return image_window(image, window, backend), maps_window(maps, window, backend)
+
+
+def _fitted(image: np.ndarray, crop: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Height and width of the picture in a box of `scale` times the crop, rounded half to even."""
+    sides = image.shape[:2]
+    factor = min(side * scale / source for side, source in zip(crop, sides, strict=True))
+    return tuple(max(1, round(source * factor)) for source in sides)
+
+
+def _at_most(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
+    return min(size[0], crop[0]), min(size[1], crop[1])
+
+
+def _is_varied(truth: Truth, max_area: float) -> bool:
+    """Whether no class has `max_area` or more of all labeled pixels (1: always)."""
+    if max_area >= 1:
+        return True
+    areas: Counter[int] = Counter()
+    counts = [np.bincount(layer.ravel()) for layer in truth.maps]
+    for category, layer, value in zip(truth.categories, truth.layer, truth.value, strict=True):
+        areas[category] += int(counts[layer][value]) if value < len(counts[layer]) else 0
+    return max(areas.values(), default=0) < max_area * areas.total()
+
+
+def _padded_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """u8 [h,w,3] -> [3,*size], gray past the bottom and the right."""
+    out = np.full((3, *size), PAD_VALUE, np.uint8)
+    rows, columns = image.shape[:2]
+    cv2.split(image, [plane[:rows, :columns] for plane in out])
+    return out
+
+
+def _padded(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """[layers,h,w] -> [layers,*size], 0 past the bottom and the right."""
+    if maps.shape[1:] == size:
+        return np.ascontiguousarray(maps)
+    out = np.zeros((len(maps), *size), maps.dtype)
+    out[:, : maps.shape[1], : maps.shape[2]] = maps
+    return out

@@ -1,1 +1,0 @@
-"""Scores that ranks can merge: panoptic quality, instance AP, semantic mIoU."""

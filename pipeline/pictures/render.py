@@ -1,0 +1,174 @@
+"""Pictures of segmentations: fills, contours and class names over the photograph."""
+
+import colorsys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from shards.format.taxonomy import Taxonomy
+
+LEAST_SIDE = 256  # smaller pictures are enlarged, so that names can be read
+_THING_OPACITY, _STUFF_OPACITY = 0.46, 0.34
+_LABELED_SHARE = 0.2  # of the picture at most is covered by names
+_LEAST_LABELED = 0.002  # share of the picture below which a segment gets no name
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1
+Color = tuple[int, int, int]
+
+
+def overlay(
+    image: np.ndarray, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], taxonomy: Taxonomy
+) -> np.ndarray:
+    """The picture under its segments, uint8 [H', W', 3] RGB; H', W' = H, W or a multiple of them.
+
+    image: uint8 [H, W, 3] RGB. ids: integer map [H, W] of segment ids, 0 = none, left uncovered.
+    segments: {"id", "category", and perhaps "iscrowd"}; category is an index into the taxonomy.
+    Segments of one class differ in shade. Names go to the largest segments first, never over each
+    other. Raises ValueError where map and picture differ in size.
+    """
+    if image.shape[:2] != ids.shape:
+        raise ValueError(f"the picture is {image.shape[:2]}, its map {ids.shape}")
+    factor = -(-LEAST_SIDE // min(ids.shape))
+    masks = [_enlarged(ids == segment["id"], factor) for segment in segments]
+    shown = [n for n, mask in enumerate(masks) if mask.any()]
+    seen: Counter[int] = Counter()
+    shades = []
+    for segment in segments:
+        category = segment["category"]
+        shades.append(_shade(taxonomy.categories[category].color, seen[category]))
+        seen[category] += 1
+
+    height, width = (side * factor for side in ids.shape)
+    canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    for n in shown:
+        thing = taxonomy.things[segments[n]["category"]]
+        opacity = _THING_OPACITY if thing else _STUFF_OPACITY
+        fill = (1 - opacity) * canvas[masks[n]] + opacity * np.array(shades[n])
+        canvas[masks[n]] = np.rint(fill).astype(np.uint8)
+    line = max(1, round(min(height, width) / 300))
+    for n in sorted(shown, key=lambda n: taxonomy.things[segments[n]["category"]]):  # things on top
+        contours, _ = cv2.findContours(
+            masks[n].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(canvas, contours, -1, shades[n], line, cv2.LINE_AA)
+
+    shown = [n for n in shown if masks[n].mean() >= _LEAST_LABELED]
+    shown.sort(key=lambda n: -np.count_nonzero(masks[n]))
+    texts = [
+        taxonomy.names[s["category"]] + (" crowd" if s.get("iscrowd") else "") for s in segments
+    ]
+    return _label(canvas, [(texts[n], shades[n], masks[n]) for n in shown])
+
+
+def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows of pictures (uint8 [H, W, 3], one for each caption) on white, captions on top.
+
+    Pictures are brought to the height of the tallest in their row and centerd in their column.
+    Raises ValueError where a row has not as many pictures as there are captions.
+    """
+    gap = 12
+    scaled = [
+        [_to_height(picture, max(p.shape[0] for p in row)) for picture in row] for row in rows
+    ]
+    widths = [max(picture.shape[1] for picture in column) for column in zip(*scaled, strict=True)]
+    lefts = np.cumsum([gap, *(width + gap for width in widths)]).tolist()
+    size = max(14, round(min(widths) / 18))
+    head = gap + round(1.5 * size)
+    tops = np.cumsum([head, *(row[0].shape[0] + gap for row in scaled)]).tolist()
+    sheet = Image.new("RGB", (lefts[-1], tops[-1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for left, width, caption in zip(lefts[:-1], widths, captions, strict=True):
+        middle = left + width / 2, (head + gap / 2) / 2
+        draw.text(middle, caption, (40, 40, 40), _font(size), anchor="mm")
+    for top, row in zip(tops[:-1], scaled, strict=True):
+        for left, width, picture in zip(lefts[:-1], widths, row, strict=True):
+            sheet.paste(Image.fromarray(picture), (left + (width - picture.shape[1]) // 2, top))
+    return np.asarray(sheet)
+
+
+def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
+    """bool [H, W] -> bool [H f, W f] with smooth edges."""
+    if factor == 1:
+        return mask
+    height, width = mask.shape
+    smooth = cv2.resize(mask.astype(np.float32), (width * factor, height * factor))
+    return smooth > 0.5
+
+
+def _shade(color: Color, nth: int) -> Color:
+    """The color for the nth segment of a class: the class's own first, then close relatives."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in color))
+    step = (0, 1, -1, 2, -2)[nth % 5]
+    value = min(1.0, max(0.25, value * (1 - 0.13 * abs(step))))
+    red, green, blue = colorsys.hsv_to_rgb((hue + 0.022 * step) % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) -> np.ndarray:
+    """Write names on plates in their segments' colors, where there is room."""
+    height, width = canvas.shape[:2]
+    size = int(np.clip(round(min(height, width) / 30), 12, 40))
+    font, pad = _font(size), round(0.3 * size)
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    taken: list[Box] = []
+    covered = 0
+    for text, color, mask in labels:
+        plate = round(draw.textlength(text, font)) + 2 * pad, round(1.3 * size)
+        box = _free_place(mask, plate, taken)
+        if box is None or covered + plate[0] * plate[1] > _LABELED_SHARE * height * width:
+            continue
+        taken.append(box)
+        covered += plate[0] * plate[1]
+        x0, y0, x1, y1 = box
+        draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), radius=pad, fill=color)
+        draw.text(((x0 + x1) / 2, (y0 + y1) / 2), text, _ink(color), font, anchor="mm")
+    return np.asarray(picture)
+
+
+def _free_place(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) -> Box | None:
+    """The first place for a plate (width, height) in the picture and clear of the others.
+
+    In the middle of the segment if most of it stays visible; else above, below or beside it.
+    """
+    height, width = mask.shape
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+    middle_y, middle_x = np.unravel_index(depth.argmax(), depth.shape)
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    centers = [(x + w / 2, y - plate[1] / 2 - 1), (x + w / 2, y + h + plate[1] / 2 + 1)]
+    centers += [(x + w + plate[0] / 2 + 1, y + h / 2), (x - plate[0] / 2 - 1, y + h / 2)]
+    if plate[0] * plate[1] < 0.35 * np.count_nonzero(mask):
+        centers.insert(0, (middle_x - 1, middle_y - 1))
+    for center_x, center_y in centers:
+        x0 = round(min(max(center_x - plate[0] / 2, 0), width - plate[0]))
+        y0 = round(center_y - plate[1] / 2)
+        box = x0, y0, x0 + plate[0], y0 + plate[1]
+        inside = min(box) >= 0 and box[2] <= width and box[3] <= height
+        if inside and not any(_overlap(box, other) for other in taken):
+            return box
+    return None
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _ink(color: Color) -> Color:
+    """White or near black, at a contrast of at least 3:1 on `color` (WCAG 2)."""
+    luminance = float(np.dot((np.array(color) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)))
+    return (20, 20, 20) if luminance > 0.28 else (255, 255, 255)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _to_height(picture: np.ndarray, height: int) -> np.ndarray:
+    if picture.shape[0] == height:
+        return picture
+    width = round(picture.shape[1] * height / picture.shape[0])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)

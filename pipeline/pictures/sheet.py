@@ -1,0 +1,46 @@
+"""A sheet to look at: image, truth and prediction side by side."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from model.mask2former import Mask2Former
+from pipeline.data.store import Store
+from pipeline.pictures.render import overlay, side_by_side
+from pipeline.score.evaluate import load_sample
+from pipeline.score.inference import InferenceSettings, infer
+
+
+def sheet(
+    model: Mask2Former,
+    store: Store,
+    settings: InferenceSettings,
+    device: torch.device,
+    count: int,
+) -> np.ndarray:
+    """u8 [H, W, 3]: the first `count` samples of a set with panoptic truth, two in a row."""
+    taxonomy = store.manifest.taxonomy
+    triples = []
+    for number in range(min(count, len(store))):
+        image, sample = load_sample(store, number)
+        result = infer(model, image, settings, taxonomy.things, device)
+        truth = [s | {"id": n} for n, s in enumerate(sample["json"]["segments"], start=1)]
+        nothing = np.zeros(image.shape[:2], np.int32)
+        triples.append([
+            overlay(image, nothing, [], taxonomy),
+            overlay(image, sample["segments"], truth, taxonomy),
+            overlay(image, result.panoptic, result.segments, taxonomy),
+        ])  # fmt: skip
+    if len(triples) % 2:
+        triples.append([np.full_like(picture, 255) for picture in triples[-1]])
+    rows = [left + right for left, right in zip(triples[::2], triples[1::2], strict=True)]
+    return side_by_side(["image", "truth", "prediction"] * 2, *rows)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write a u8 [H, W, 3] RGB picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    path.write_bytes(encoded.tobytes())

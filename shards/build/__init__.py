@@ -1,0 +1,1 @@
+"""Building shard sets from raw data."""

@@ -1,0 +1,1 @@
+"""Raw images, masks, and annotation files."""

@@ -1,0 +1,301 @@
+"""Shard sets below a URL: the same bytes as in the folder, whatever the server does."""
+
+import pickle
+import shutil
+import time
+import warnings
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from pipeline.data import remote
+from pipeline.data.cache import CacheSettings
+from pipeline.data.remote import Remote
+from pipeline.data.store import Store
+from pipeline.data.stream import DataSettings, Share, train_sets, train_stream
+from shards.errors import DataError, UsageError
+from shards.format.manifest import Manifest
+from tests.damage import flip
+from tests.pipeline.servers import s3, serving
+
+
+@pytest.fixture
+def server(photographs, tmp_path):
+    with serving(shutil.copytree(photographs, tmp_path / "served")) as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path) -> CacheSettings:
+    return CacheSettings(str(tmp_path / "cache"), gib=1)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(remote, "ANSWER_S", 0.5)
+
+
+def tar(store: Store, number: int) -> str:
+    return store.manifest.shards[number].name
+
+
+def in_shard(store: Store, shard: int) -> list[int]:
+    return [n for n in range(len(store)) if store.index.shard[n] == shard]
+
+
+def fetched(cache: CacheSettings) -> int:
+    return len(list(Path(cache.folder).glob("*.tar")))
+
+
+def wait_until(condition) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < until, "nothing happened in time"
+        time.sleep(0.01)
+
+
+def same(store: Store, plain: Store) -> None:
+    assert [store.read(n) for n in range(len(store))] == [plain.read(n) for n in range(len(plain))]
+
+
+def test_a_set_below_a_url_is_the_set_in_the_folder(server, cache, train_set):
+    store = Store(f"{server.url}/train/", cache=cache)
+    assert store.manifest == train_set.manifest
+    assert store.index.key == train_set.index.key
+    same(store, train_set)
+    assert fetched(cache) == 0  # sample by sample so far
+    store.prefetch([2, 0, 1])
+    wait_until(lambda: fetched(cache) == 3)
+    server.asked.clear()
+    same(store, train_set)
+    copy = pickle.loads(pickle.dumps(store))
+    same(copy, train_set)
+    assert not any(name.endswith(".tar") for name in server.asked)
+
+
+def test_a_store_that_travels_notices_a_set_built_anew(server, cache):
+    store = Store(f"{server.url}/train", cache=cache)
+    parcel = pickle.dumps(store)
+    shutil.rmtree(server.folder / "train")
+    (server.folder / "val").rename(server.folder / "train")
+    with pytest.raises(DataError, match="built anew"):
+        pickle.loads(parcel)
+
+
+def test_training_starts_while_the_first_shards_are_arriving(server, cache, train_set):
+    """Whole shards are held back: batches come all the same, and then from the cache."""
+    for entry in train_set.manifest.shards:
+        server.faults[entry.name] = "hold"
+    server.patience = int(train_set.index.length.max())
+    settings = DataSettings(crop=64, cache=cache)
+    share = Share(8, 4)
+    store = Store(f"{server.url}/train", cache=cache)
+    stream = iter(train_stream(settings, store, "panoptic", 5, 0, share))
+    plain = islice(train_stream(settings, train_set, "panoptic", 5, 0, share), 6)
+    first = [next(stream), next(stream)]
+    short = sum(entry.bytes <= server.patience for entry in store.manifest.shards)
+    assert fetched(cache) <= short < 3
+    server.released.set()
+    wait_until(lambda: fetched(cache) == 3)
+    server.asked.clear()
+    rest = list(islice(stream, 4))
+    assert sum(server.asked.values()) == 0
+    for ours, theirs in zip([*first, *rest], plain, strict=True):
+        assert ours.keys == theirs.keys
+        assert (ours.images == theirs.images).all()
+        assert (ours.maps == theirs.maps).all()
+
+
+@pytest.mark.parametrize("fault", ["drop", "stall", "short", "refuse"])
+def test_what_goes_wrong_twice_is_tried_again(server, cache, train_set, fault):
+    server.faults = {entry.name: fault for entry in train_set.manifest.shards}
+    server.times = dict.fromkeys(server.faults, 2)
+    same(Store(f"{server.url}/train", cache=cache), train_set)
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("drop", "ContentLengthError|payload is not completed"),
+        ("stall", "no answer within 0.5 s"),
+        ("short", "bytes came where"),
+        ("refuse", "503"),
+    ],
+)
+def test_a_server_that_never_gives_a_shard_is_named(server, cache, train_set, fault, text):
+    name = tar(train_set, 1)
+    server.faults[name] = fault
+    store = Store(f"{server.url}/train", cache=cache)
+    sample = in_shard(store, 1)[0]
+    with pytest.raises(ConnectionError, match=rf"{server.url}/train/{name}: .*({text}).*5 times"):
+        store.read(sample)
+    assert server.asked[name] == 5
+    assert store.read(in_shard(store, 0)[0])
+
+
+@pytest.mark.parametrize("fault", ["drop", "stall", "short", "refuse"])
+@pytest.mark.parametrize("name", ["manifest.json", "samples.parquet"])
+def test_a_set_that_cannot_be_had_is_a_usage_error(server, cache, fault, name):
+    server.faults[name] = fault
+    expected = (UsageError, DataError) if name == "manifest.json" else UsageError
+    with pytest.raises(expected, match=rf"{server.url}/train/{name}"):
+        Store(f"{server.url}/train", cache=cache)
+
+
+def test_a_server_that_is_not_there_is_a_usage_error(cache):
+    with pytest.raises(UsageError, match=r"http://127\.0\.0\.1:9/x/manifest\.json: .*5 times"):
+        Store("http://127.0.0.1:9/x", cache=cache)
+
+
+def test_what_is_not_there_is_named(server, cache, train_set):
+    with pytest.raises(UsageError, match=rf"{server.url}/nowhere is not a shard set"):
+        Store(f"{server.url}/nowhere", cache=cache)
+    (server.folder / "train" / tar(train_set, 1)).unlink()
+    store = Store(f"{server.url}/train", cache=cache)
+    with pytest.raises(DataError, match=rf"{server.url}/train/{tar(train_set, 1)}: missing"):
+        store.read(in_shard(store, 1)[0])
+    assert store.read(in_shard(store, 0)[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*reading it by sample")
+def test_of_a_shard_with_a_flipped_byte_only_that_sample_is_lost(server, cache, train_set):
+    bad = in_shard(train_set, 1)[1]
+    name = tar(train_set, 1)
+    flip(server.folder / "train" / name, int(train_set.index.offset[bad]) + 700)
+    store = Store(f"{server.url}/train", cache=cache)
+    store.prefetch([0, 1, 2])
+    wait_until(lambda: fetched(cache) == 2 and 1 in store._shards._refused)
+    for sample in range(len(store)):
+        if sample != bad:
+            assert store.read(sample) == train_set.read(sample)
+    with pytest.raises(DataError, match=rf"{name}: sample {store.index.key[bad]} is damaged"):
+        store.read(bad)
+
+
+def test_damage_in_the_cache_is_mended_from_the_server(server, cache, train_set, tmp_path):
+    store = Store(f"{server.url}/train", cache=cache)
+    store.prefetch([0])
+    wait_until(lambda: fetched(cache) == 1)
+    (path,) = (tmp_path / "cache").glob("*.tar")
+    sample = in_shard(store, 0)[0]
+    flip(path, int(store.index.offset[sample]) + 700)
+    assert store.read(sample) == train_set.read(sample)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "samples.parquet"])
+def test_damage_of_manifest_and_index_is_found(server, cache, name):
+    path = server.folder / "train" / name
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(DataError, match=rf"{server.url}/train/{name}"):
+        Store(f"{server.url}/train", cache=cache)
+
+
+def test_a_server_that_knows_no_ranges_gives_each_shard_once(server, cache, train_set):
+    server.faults = {entry.name: "whole" for entry in train_set.manifest.shards}
+    store = Store(f"{server.url}/train", cache=cache)
+    same(store, train_set)
+    assert fetched(cache) == 3
+    assert sum(server.asked[name] for name in server.faults) == 3 + 1  # one to find out
+
+
+def test_the_budget_is_kept(server, tmp_path, train_set):
+    """Room for the largest shard alone: the rest is read by sample, and it leaves when it must."""
+    folder = tmp_path / "cache"
+    sizes = [entry.bytes for entry in train_set.manifest.shards]
+    largest = sizes.index(max(sizes))
+    store = Store(f"{server.url}/train", cache=CacheSettings(str(folder), max(sizes) / 2**30))
+
+    def used() -> int:
+        return sum(path.stat().st_size for path in folder.glob("*.tar"))
+
+    def there(shard: int) -> bool:
+        return (folder / f"{store.manifest.shards[shard].sha256}.tar").exists()
+
+    store.prefetch([largest, *(n for n in range(3) if n != largest)])
+    wait_until(lambda: there(largest))
+    same(store, train_set)
+    assert used() == max(sizes)
+    other = (largest + 1) % 3
+    store.prefetch([other])
+    wait_until(lambda: there(other))
+    assert not there(largest)
+    assert used() == sizes[other]
+    same(store, train_set)
+
+
+def test_without_ranges_a_shard_needs_room(server, tmp_path, train_set):
+    """A budget that holds no shard is an error; in one that holds a shard they take turns."""
+    server.faults = {entry.name: "whole" for entry in train_set.manifest.shards}
+    sizes = [entry.bytes for entry in train_set.manifest.shards]
+    largest = in_shard(train_set, sizes.index(max(sizes)))[0]
+
+    def store(room: int) -> Store:
+        settings = CacheSettings(str(tmp_path / "cache"), room / 2**30)
+        opened = Store(f"{server.url}/train", cache=settings)
+        opened.read(in_shard(opened, sizes.index(min(sizes)))[0])  # now it is known
+        return opened
+
+    with pytest.raises(UsageError, match=rf"{server.url}/train gives whole .*data\.cache\.gib=.*"):
+        store(max(sizes) - 1).read(largest)
+    same(store(max(sizes)), train_set)
+
+
+def test_a_cache_without_room_for_the_shards_in_use_is_told(server, tmp_path, train_set):
+    """Before anything starts; the run goes on, slower, on the same bytes."""
+    total = sum(entry.bytes for entry in train_set.manifest.shards)
+
+    def opened(room: int) -> Store:
+        cache = CacheSettings(str(tmp_path / f"{room}"), room / 2**30)
+        return train_sets(DataSettings(train=f"{server.url}/train", cache=cache))[0]
+
+    with pytest.warns(UserWarning, match=r"data\.cache\.gib=.* take up to .* GiB"):
+        small = opened(total - 1)
+    same(small, train_set)
+    with warnings.catch_warnings(action="error"):
+        opened(total)
+        train_sets(DataSettings(train=str(train_set.folder), cache=small.cache))
+
+
+def test_pieces_make_the_file(server, train_set, monkeypatch):
+    monkeypatch.setattr(remote, "PIECE_BYTES", 50_000)
+    source = Remote(f"{server.url}/train")
+    for entry in train_set.manifest.shards:
+        parts = list(source.pieces(entry.name, entry.bytes))
+        assert b"".join(parts) == (train_set.folder / entry.name).read_bytes()
+        assert len(parts) == -(-entry.bytes // 50_000)
+
+
+def test_names_in_a_manifest_stay_in_their_folder(spare_set):
+    manifest = Manifest.load(spare_set)
+    for hostile in ({"name": "../000000.tar"}, {"name": "/etc/passwd"}, {"sha256": "../../x"}):
+        shards = (replace(manifest.shards[0], **hostile), *manifest.shards[1:])
+        replace(manifest, shards=shards).save(spare_set)
+        with pytest.raises(DataError, match=r"is no tar in the set's folder|not a plain tar file"):
+            Store(spare_set)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"), [("gs://bucket/train", "gcsfs"), ("nonsense://x/train", "nonsense")]
+)
+def test_a_url_that_nothing_reads_is_a_usage_error(url, text, cache):
+    with pytest.raises(UsageError, match=text):
+        Store(url, cache=cache)
+
+
+def test_s3(train_set, cache, monkeypatch):
+    with s3(monkeypatch, "sets") as client:
+        for path in filter(Path.is_file, train_set.folder.iterdir()):
+            client.upload_file(str(path), "sets", f"coco/train/{path.name}")
+        store = Store("s3://sets/coco/train", cache=cache)
+        same(store, train_set)
+        store.prefetch([0, 1, 2])
+        wait_until(lambda: fetched(cache) == 3)
+        same(store, train_set)
+        with pytest.raises(UsageError, match="s3://sets/nowhere is not a shard set"):
+            Store("s3://sets/nowhere", cache=cache)
+        with pytest.raises(UsageError, match="s3://nosuch/train is not a shard set"):
+            Store("s3://nosuch/train", cache=cache)

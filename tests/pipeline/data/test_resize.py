@@ -1,0 +1,100 @@
+"""Windows of resized pictures against the whole picture resized, and against its definition."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data.augment.resize import PHASE, Window, image_window, maps_window, resize
+from tests.shards.raw import SAMPLE
+
+PHOTOGRAPH = np.asarray(
+    Image.open(next((SAMPLE / "train2017").glob("*.jpg"))).convert("RGB"), np.uint8
+)
+
+
+def windows(shape, seed: int, count: int = 40):
+    """Windows of pictures from a fifth to four times as large, corners and borders included."""
+    rng = np.random.default_rng(seed)
+    for n in range(count):
+        factor = 0.2 * 20 ** rng.random()
+        height, width = (max(8, round(side * factor)) for side in shape)
+        rows, columns = rng.integers(1, (height + 1, width + 1))
+        top, left = rng.integers(0, (height - rows + 1, width - columns + 1))
+        if n % 4 == 0:
+            top, left = height - rows, width - columns
+        if n % 8 == 1:
+            top, left = 0, 0
+        yield Window(height, width, int(top), int(left), int(rows), int(columns))
+
+
+@pytest.mark.parametrize("shape", [(96, 128), (131, 97), (60, 200)])
+def test_a_window_of_noise_is_within_its_phase_of_the_whole(shape):
+    """A shift by 1/64 of a pixel on both axes changes noise by 2/64 of 255, rounding aside."""
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    for window in windows(shape, 1):
+        whole = resize(noise, window.height, window.width)[window.part].astype(int)
+        part = image_window(noise, window)
+        assert part.shape == (window.rows, window.columns, 3)
+        assert np.abs(part - whole).max() <= 2 * PHASE * 255 + 2
+
+
+def test_a_window_of_a_photograph_is_that_of_the_whole():
+    """To half a level on average, to four at the sharpest edge."""
+    differences = []
+    for window in windows(PHOTOGRAPH.shape[:2], 2, 24):
+        whole = resize(PHOTOGRAPH, window.height, window.width)[window.part].astype(int)
+        differences.append(np.abs(image_window(PHOTOGRAPH, window) - whole))
+    assert max(d.max() for d in differences) <= 5
+    assert np.mean([d.mean() for d in differences]) < 0.3
+
+
+def test_the_whole_picture_as_a_window_is_the_same_to_the_bit():
+    for height, width in [(300, 400), (77, 1000), (640, 640)]:
+        window = Window(height, width, 0, 0, height, width)
+        assert (image_window(PHOTOGRAPH, window) == resize(PHOTOGRAPH, height, width)).all()
+
+
+def test_a_window_of_maps_is_the_nearest_source_pixel():
+    """Both coordinates, in exact arithmetic; half-way it is the latter."""
+    shape = (60, 83)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    maps = np.stack([y, x, y * 83 + x]).astype(np.uint16)
+    for window in windows(shape, 3, 60):
+        rows, columns = (
+            [(2 * p + 1) * source // (2 * target) for p in range(first, first + count)]
+            for source, target, first, count in (
+                (shape[0], window.height, window.top, window.rows),
+                (shape[1], window.width, window.left, window.columns),
+            )
+        )
+        assert (maps_window(maps, window) == maps[:, rows][:, :, columns]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_windows_by_pil_are_pillows(dtype):
+    """Labels wider than 8 bit are transformed as three 8-bit channels in the reference."""
+    shape = (90, 120)
+    rng = np.random.default_rng(4)
+    maps = rng.integers(0, np.iinfo(dtype).max, (2, *shape), dtype)
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    for window in itertools.chain(windows(shape, 5, 20), [Window(34, 45, 0, 0, 34, 45)]):
+        size = window.width, window.height
+        whole = np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
+        assert (image_window(image, window, "pil") == whole[window.part]).all()
+        made = maps_window(maps, window, "pil")
+        assert made.dtype == dtype
+        for layer, got in zip(maps, made, strict=True):
+            coded = np.stack([layer & 255, layer >> 8, 0 * layer], -1).astype(np.uint8)
+            coded = np.asarray(Image.fromarray(coded).resize(size, Image.NEAREST)).astype(int)
+            assert (got == (coded @ (1, 256, 0))[window.part]).all()
+
+
+def test_shrinking_is_antialiased():
+    """Stripes finer than the output average to gray instead of beating against its grid."""
+    stripes = np.zeros((90, 90, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert np.ptp(resize(stripes, 20, 20).astype(int)[:, 1:-1]) <= 30
+    window = image_window(stripes, Window(20, 20, 3, 5, 10, 10))
+    assert np.ptp(window.astype(int)) <= 30

@@ -1,0 +1,96 @@
+"""Functions of the user's in the stream: what they are given, and what they may not do."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from pipeline.data.loader import loader
+from pipeline.data.stages import load_stage, user_stage
+from pipeline.data.stream import DataSettings, Share, train_stream
+from shards.errors import UsageError
+
+HERE = "tests.pipeline.stages_for_tests"
+
+
+def batches(store, *names, position=0, share=None, workers=0, count=3):
+    settings = DataSettings(crop=64, augment="none", stages=[f"{HERE}:{name}" for name in names])
+    share = share or Share(8, 4)
+    stream = train_stream(settings, store, "panoptic", 5, position, share)
+    return list(islice(loader(stream, workers), count))
+
+
+def images(found) -> dict[int, np.ndarray]:
+    return {p: batch.images[b].numpy() for batch in found for b, p in enumerate(batch.positions)}
+
+
+def test_a_stage_changes_image_and_truth_before_augmentation(train_set):
+    plain, changed = batches(train_set), batches(train_set, "darken", "first_category_only")
+    for before, after in zip(plain, changed, strict=True):
+        assert after.keys == before.keys
+        assert (after.categories[:, 0] == before.categories[:, 0]).all()
+        assert after.categories.shape[1] == 1
+        assert (after.maps == before.maps).all()
+        for b, (height, width) in enumerate(before.sizes.tolist()):
+            inside = np.s_[b, :, :height, :width]
+            ratio = after.images[inside].sum() / before.images[inside].sum()
+            assert 0.15 < ratio < 0.95
+            assert (after.images[b, :, height:] == 128).all()  # padded afterwards
+
+
+def test_what_a_stage_draws_is_the_same_on_any_rank_and_in_any_epoch_another(train_set):
+    whole = images(batches(train_set, "darken", share=Share(8, 8), count=3))
+    for rank in range(2):
+        part = images(batches(train_set, "darken", share=Share(8, 2, 2, rank), count=6))
+        assert len(part) == 12
+        for position, image in part.items():
+            assert (image == whole[position]).all()
+    by_key = {}
+    for batch in batches(train_set, "darken", share=Share(8, 8), count=3):
+        for b, key in enumerate(batch.keys):
+            by_key.setdefault(key, []).append(batch.images[b].numpy())
+    assert all(len({image.tobytes() for image in seen}) == len(seen) for seen in by_key.values())
+    assert max(len(seen) for seen in by_key.values()) > 1
+
+
+WRONG = {
+    "drop": "NoneType came back; return the one sample",
+    "twice": "list came back; return the one sample",
+    "another_key": "key has changed; leave key, position, epoch as they are",
+    "as_float": r"image is not uint8 \[H, W, 3\]",
+    "half_the_image": r"the image is \(\d+, \d+\), its maps are",
+    "broken": r"KeyError: 'depth' \(.*stages_for_tests\.py:\d+\)",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_stage_is_named_with_the_sample(train_set, name):
+    first = batches(train_set)[0].keys[0]
+    with pytest.raises(
+        UsageError, match=f"data.stages={HERE}:{name}: sample {first}: {WRONG[name]}"
+    ):
+        batches(train_set, name)
+
+
+def test_a_stage_may_leave_out_what_it_was_lent(train_set):
+    plain, same = batches(train_set), batches(train_set, "no_random")
+    assert all((a.images == b.images).all() for a, b in zip(plain, same, strict=True))
+
+
+def test_a_stage_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "unsound.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UsageError, match=r"unsound:f: ZeroDivisionError: .*unsound\.py:1"):
+        load_stage("unsound:f")
+    assert load_stage(f"{HERE}:darken").__name__ == "darken"
+
+
+def test_a_users_error_in_a_loader_process_is_named_too(train_set):
+    with pytest.raises(UsageError, match="stages_for_tests:broken: sample"):
+        batches(train_set, "broken", workers=1)
+
+
+def test_damage_that_a_stage_finds_stays_what_it_is():
+    sample = {"key": "a", "position": 0, "epoch": 0}
+    with pytest.raises(UsageError, match="sample a: image is not uint8"):
+        user_stage(sample, f"{HERE}:no_random", seed=1)

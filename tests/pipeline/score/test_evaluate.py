@@ -1,0 +1,222 @@
+"""The scores of predictions made from the truth, and of images shared by ranks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.masked_decoder import Predictions
+from pipeline.data.store import Store
+from pipeline.score.evaluate import HEADLINE, EvaluationSettings, evaluate, load_sample
+from pipeline.score.inference import InferenceSettings, network_input
+from shards.build.build import build
+from tests import distributed
+from tests.shards.raw import RawImage, sky, write
+
+SIDE, STRIDE = 64, 4
+CPU = torch.device("cpu")
+AT_OWN_SIZE = EvaluationSettings(short=SIDE, long=SIDE)
+
+
+def blocks(*rows: str) -> np.ndarray:
+    """A map [SIDE, SIDE] from digits that each stand for a square of it."""
+    grid = np.array([[int(digit) for digit in row] for row in rows])
+    return grid.repeat(SIDE // len(rows), 0).repeat(SIDE // len(rows[0]), 1)
+
+
+CAT, DOG, SKY = 3, 7, 90  # publisher's ids
+PICTURES = [  # panoptic ids, their categories; instances are the cats and dogs among them
+    (blocks("1122", "1122", "3333", "3330"), {1: CAT, 2: DOG, 3: SKY}),
+    (blocks("1111", "1221", "1221", "1111"), {1: SKY, 2: CAT}),
+    (blocks("1234", "1234", "5555", "5555"), {1: CAT, 2: CAT, 3: CAT, 4: DOG, 5: SKY}),
+    (blocks("10", "22"), {1: DOG, 2: SKY}),
+    (blocks("11", "12"), {1: SKY, 2: DOG}),
+]
+
+
+def raw_image(number: int) -> RawImage:
+    ids, categories = PICTURES[number]
+    masks = [(c, ids == id, 0) for id, c in categories.items() if c != SKY]
+    return RawImage(f"{number}.png", (SIDE, SIDE), ids, categories, masks)
+
+
+@pytest.fixture(scope="module")
+def blocky(tmp_path_factory) -> Path:
+    """A set of five images whose segments are made of squares of at least 16 pixels."""
+    root, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("blocky")
+    write(root, [raw_image(n) for n in range(len(PICTURES))])
+    build("coco", root, out, jobs=1, shards=1, report=lambda _: None)
+    return out / "val"
+
+
+class Oracle(nn.Module):
+    """Stands in for the net: knows every image of a set and predicts its truth, one query each.
+
+    `wrong` images are predicted as the truth of the image before.
+    """
+
+    def __init__(self, store: Store, settings: InferenceSettings, wrong: tuple[int, ...] = ()):
+        super().__init__()
+        self.known = []
+        classes = len(store.manifest.taxonomy)
+        for number in range(len(store)):
+            image, sample = load_sample(store, number)
+            told = load_sample(store, number - 1)[1] if number in wrong else sample
+            pixels, valid = network_input(image, settings)
+            self.known.append((pixels, self.predictions(told, pixels.shape[2:], valid, classes)))
+
+    @staticmethod
+    def predictions(sample, padded, valid, classes) -> Predictions:
+        """The share of each segment in every 4 x 4 pixels as logits; a last query is nothing."""
+        listed = sample["json"]["segments"]
+        queries = len(listed) + 1
+        truth = torch.from_numpy(sample["segments"].astype(np.int64))
+        masks = torch.stack([(truth == n).float() for n in range(1, queries + 1)])[None]
+        masks = F.interpolate(masks, valid, mode="bilinear")
+        masks = F.pad(masks, (0, padded[1] - valid[1], 0, padded[0] - valid[0]))
+        logits = torch.zeros(queries, classes + 1)
+        for query, segment in enumerate(listed):
+            logits[query, segment["category"]] = 20.0
+        logits[-1, -1] = 20.0
+        features = 10 * F.avg_pool2d(masks, STRIDE) - 5
+        return Predictions(logits[None, None], torch.eye(queries)[None, None], features)
+
+    def forward(self, pixels: torch.Tensor) -> Predictions:
+        assert not self.training
+        (found,) = [p for known, p in self.known if torch.equal(known, pixels)]
+        return found
+
+
+def score(folder: Path, settings=AT_OWN_SIZE, wrong=()) -> dict | None:
+    store = Store(folder)
+    return evaluate(Oracle(store, settings, wrong), store, settings, CPU)
+
+
+def test_predictions_made_from_the_truth_score_100(blocky):
+    """Every segment is found. Masks of stride 4 round off corners, by a pixel each."""
+    scores = score(blocky)
+    for name in ("RQ", "AP", "AP50", "AP75"):
+        assert scores[name] == pytest.approx(100, abs=1e-9)
+    for name in ("PQ", "SQ", "PQ_th", "PQ_st", "mIoU", "pixel_accuracy"):
+        assert 99 < scores[name] <= 100
+    assert [row["name"] for row in scores["classes"]] == ["cat", "dog", "sky"]
+    assert set(HEADLINE) <= scores.keys()
+
+
+def test_a_wrong_image_costs_what_it_should(blocky):
+    """The fourth image is predicted as the third.
+
+    Two of the three cats lie on its dog and are wrong, the third and the dog lie on void and do
+    not count, its own dog is missed, the sky is right.
+    """
+    scores = score(blocky, wrong=(3,))
+    counts = [[row[name] for name in ("tp", "fp", "fn")] for row in scores["classes"]]
+    assert counts == [[5, 2, 0], [3, 0, 1], [5, 0, 0]]
+    assert scores["RQ"] == pytest.approx(100 * (5 / 6 + 3 / 3.5 + 1) / 3, rel=1e-12)
+    assert scores["AP50"] < 100
+    assert scores["mIoU"] < 90
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "pq", "ap"), [
+    (EvaluationSettings(short=640, long=640), 95.5, 92.5),  # native size
+    (EvaluationSettings(short=256, long=400), 92.0, 80.0),  # sizes that divide by nothing
+])  # fmt: skip
+def test_photographs_reach_the_bound_of_masks_at_stride_4(photographs, settings, pq, ap):
+    """Resize, pad, predict, and all the way back. A shift by one pixel would cost 1.5 to 2.7 PQ."""
+    scores = score(photographs / "val", settings)
+    assert scores["PQ"] > pq
+    assert scores["AP"] > ap
+
+
+def numbers(scores: dict) -> dict[str, float]:
+    """All scores, those of the classes under names of their own; -1 for null."""
+    flat = {name: value for name, value in scores.items() if name != "classes"}
+    for row in scores["classes"]:
+        flat |= {f"{row['name']}.{key}": value for key, value in row.items() if key != "name"}
+    return {name: -1 if value is None else value for name, value in flat.items()}
+
+
+@pytest.mark.slow
+def test_ranks_share_the_images_and_add_up_to_one_process(blocky):
+    alone = score(blocky, AT_OWN_SIZE, (3,))
+    first, second = distributed.run(score, 2, blocky, AT_OWN_SIZE, (3,))
+    assert second is None
+    assert numbers(first) == pytest.approx(numbers(alone), rel=1e-12)
+    assert len(numbers(alone)) > 30
+
+
+def test_only_the_first_images_are_scored(blocky):
+    store, advanced = Store(blocky), []
+    oracle = Oracle(store, AT_OWN_SIZE).train()
+    settings = EvaluationSettings(short=SIDE, long=SIDE, images=2)
+    scores = evaluate(oracle, store, settings, CPU, advance=lambda: advanced.append(None))
+    assert len(advanced) == 2
+    assert sum(row["tp"] for row in scores["classes"]) == sum(store.index.segments[:2])
+    assert oracle.training  # as it was
+
+
+def test_what_is_undefined_is_null(tmp_path):
+    write(tmp_path / "raw", [sky("a.png", (SIDE, SIDE)), sky("b.png", (SIDE, SIDE))])
+    build("coco", tmp_path / "raw", tmp_path / "out", jobs=1, report=lambda _: None)
+    scores = score(tmp_path / "out" / "val")
+    assert scores["PQ"] == scores["PQ_st"] == scores["mIoU"] == 100
+    for name in ("PQ_th", "SQ_th", "RQ_th", "AP", "AP50", "APs"):
+        assert scores[name] is None
+    assert scores["classes"][0]["PQ"] is scores["classes"][1]["AP"] is None
+    json.dumps(scores, allow_nan=False)
+
+
+def test_instances_come_from_thing_segments_where_there_are_no_others(tmp_path):
+    write(tmp_path / "raw", [raw_image(n) for n in range(3)], instances=False)
+    build("coco", tmp_path / "raw", tmp_path / "out", jobs=1, report=lambda _: None)
+    store = Store(tmp_path / "out" / "val")
+    oracle = Oracle(store, AT_OWN_SIZE)
+    assert "AP" not in evaluate(oracle, store, AT_OWN_SIZE, CPU)
+    store.manifest = replace(store.manifest, tasks=("instance",))
+    scores = evaluate(oracle, store, AT_OWN_SIZE, CPU)
+    assert scores["AP"] == pytest.approx(100, abs=1e-9)
+    assert "PQ" not in scores
+
+
+# The input of the network
+
+
+def published_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
+    """Shorter side to `short`; if the longer is then too long, all by what makes it `long`."""
+    scale = short / min(height, width)
+    new_height, new_width = (short, scale * width) if height < width else (scale * height, short)
+    if max(new_height, new_width) > long:
+        scale = long / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return int(new_height + 0.5), int(new_width + 0.5)
+
+
+@pytest.mark.parametrize(("short", "long"), [(800, 1333), (512, 2048), (128, 256)])
+def test_test_sizes_are_the_published_ones(short, long):
+    settings = InferenceSettings(short=short, long=long)
+    for height, width in [
+        (480, 640), (640, 480), (427, 640), (640, 426), (500, 333), (200, 1000), (1000, 201),
+        (375, 500), (64, 64), (612, 612), (51, 640),
+    ]:  # fmt: skip
+        pixels, valid = network_input(np.zeros((height, width, 3), np.uint8), settings)
+        assert valid == published_size(height, width, short, long)
+        padded = tuple(-(-side // 32) * 32 for side in valid)
+        assert pixels.shape == (1, 3, *padded)
+
+
+def test_input_is_normalized_and_padded_with_the_mean():
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    pixels, valid = network_input(image, InferenceSettings(short=40, long=70))
+    assert valid == (40, 70)
+    mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+    expected = ((image - mean) / std).transpose(2, 0, 1)
+    np.testing.assert_allclose(pixels[0, :, :40, :70], expected, atol=1e-6)
+    assert pixels.shape == (1, 3, 64, 96)
+    assert (pixels[0, :, 40:] == 0).all()
+    assert (pixels[0, :, :, 70:] == 0).all()

@@ -1,0 +1,299 @@
+"""Tars by stock webdataset, read where they are: the samples are those of `build folder`."""
+
+import errno
+import gzip
+import io
+import os
+import tarfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+from webdataset import ShardWriter
+
+from jobs.__main__ import app
+from pipeline.data.store import Store
+from pipeline.data.stream import DataSettings, Share, train_stream
+from shards.build.index_tars import index_tars
+from shards.errors import DataError, Failed, UsageError
+from shards.format.manifest import Foreign, Manifest
+from shards.format.schema import TASKS
+from shards.inspect import ShardSet, load, overview
+from shards.parallel import processes
+from shards.verify import verify
+from tests.damage import flip
+from tests.shards import raw_folder
+from tests.shards.raw_maps import findings, made, pixels, samples, save, write
+
+NAMES = [f"train{n}" for n in range(6)]
+MAPS = {"labels": "labels.png", "instances": "things.png"}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write(raw_folder, tmp_path_factory.mktemp("raw"), train=len(NAMES))
+
+
+def tars(raw: Path, out: Path, names: list[str] = NAMES, maps: dict[str, str] = MAPS) -> Path:
+    """Tars as users write them, two samples in each, and the list of classes."""
+    out.mkdir(exist_ok=True)
+    (out / "classes.yaml").write_bytes((raw / "classes.yaml").read_bytes())
+    with ShardWriter(f"{out}/plates-%04d.tar", maxcount=2, verbose=0) as writer:
+        for name in names:
+            paths = dict(zip(MAPS, raw_folder.maps(raw, "train", name), strict=True))
+            writer.write({
+                "__key__": f"plate_1/{name}",
+                "webp.png": raw_folder.image(raw, "train", name).read_bytes(),
+                "txt": name,
+                **{ext: paths[kind].read_bytes() for kind, ext in maps.items()},
+            })  # fmt: skip
+    return out
+
+
+def indexed(folder: Path, **options: str) -> list[str]:
+    said: list[str] = []
+    options = {"image": "webp.png", "labels": "labels.png", "instances": "things.png"} | options
+    index_tars(folder, folder / "classes.yaml", report=said.append, **options)
+    return said
+
+
+@pytest.fixture(scope="module")
+def foreign(raw, tmp_path_factory):
+    folder = tars(raw, tmp_path_factory.mktemp("foreign"))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+    said = indexed(folder)
+    assert said[-1].endswith(
+        "6 samples in 3 tars are readable where they are; serves panoptic, instance, semantic"
+    )
+    assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before
+    return folder
+
+
+def test_stock_tars_have_headers_that_ours_have_not(foreign):
+    """Else this file would test less than it says."""
+    with tarfile.open(next(foreign.glob("*.tar"))) as archive:
+        assert next(iter(archive)).pax_headers
+
+
+def test_samples_are_those_that_build_makes_of_folders(raw, foreign, tmp_path):
+    made(raw_folder, raw, tmp_path / "out")
+    built = samples(tmp_path / "out/train")
+    store = Store(foreign)
+    assert sorted(store.index.key) == [f"plate_1/{name}" for name in NAMES]
+    for number, key in enumerate(store.index.key):
+        ours, theirs = store.load(number), built[key.replace("plate_1", "plate.1")]
+        for name in ("segments", "semantic"):
+            assert np.array_equal(ours[name], theirs[name])
+            assert ours[name].dtype == theirs[name].dtype
+        assert ours["image"] == theirs["image"]
+        assert ours["layers"] is theirs["layers"] is None
+        for name in ("segments", "width", "height", "schema"):
+            assert ours["json"][name] == theirs["json"][name]
+        assert store.index.segments[number] == len(ours["json"]["segments"]) > 0
+        assert ours["json"]["licence"] == theirs["json"]["licence"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_stream_of_them_is_the_stream_of_what_build_makes(raw, foreign, tmp_path, task):
+    made(raw_folder, raw, tmp_path / "out")
+    seen = [crops(folder, task) for folder in (foreign, tmp_path / "out/train")]
+    assert len(seen[0]) == len(NAMES)
+    assert seen[0] == seen[1]
+
+
+def crops(folder: Path, task: str) -> dict[str, list]:
+    """An epoch of the stream, by name of the image; nothing in it is drawn by chance."""
+    settings = DataSettings(crop=64, augment="none")
+    stream = train_stream(settings, Store(folder), task, 0, 0, Share(1, 1))
+    return {
+        Path(batch.keys[0]).name: [part.tolist() for part in batch[:5]]
+        for batch in islice(stream, len(NAMES))
+    }
+
+
+def test_labels_alone_serve_the_semantic_task(raw, tmp_path):
+    folder = tars(raw, tmp_path / "tars", maps={"labels": "png"})
+    for tar in folder.glob("*.tar"):
+        renamed(tar, "webp.png", "jpeg")
+    index_tars(folder, folder / "classes.yaml", report=lambda line: None)  # nothing to be told
+    manifest = Manifest.load(folder)
+    assert manifest.tasks == ("semantic",)
+    assert manifest.foreign == Foreign("jpeg", "png", None, (255,))
+    assert Store(folder).load(0)["segments"] is None
+    expected = np.stack([
+        np.bincount(Store(folder).load(n)["semantic"].ravel(), minlength=5)[1:] > 0
+        for n in range(len(NAMES))
+    ])  # fmt: skip
+    assert np.array_equal(overview(folder, processes(1)).tally.images, expected.sum(0))
+
+
+def renamed(tar: Path, old: str, new: str) -> None:
+    """Give members another extension; the tar becomes one of another format, too."""
+    with tarfile.open(tar) as archive:
+        held = [(m.name, archive.extractfile(m).read()) for m in archive]
+    with tarfile.open(tar, "w", format=tarfile.GNU_FORMAT) as archive:
+        folder = tarfile.TarInfo("./")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, payload in held:
+            member = tarfile.TarInfo("./" + name.replace(old, new))
+            member.size = len(payload)
+            archive.addfile(member, io.BytesIO(payload))
+
+
+def test_verify_and_inspect_know_them(raw, foreign, tmp_path):
+    made(raw_folder, raw, tmp_path / "out")
+    tallies = [overview(f, processes(1)).tally for f in (foreign, tmp_path / "out/train")]
+    for name in ("images", "segments", "pixels"):
+        assert np.array_equal(*(getattr(tally, name) for tally in tallies))
+    assert sorted(tallies[0].areas) == sorted(tallies[1].areas)
+    image, sample = load(ShardSet.load(foreign), 0)
+    assert image.shape[:2] == sample["semantic"].shape
+    said: list[str] = []
+    verify(foreign, runner=processes(1), report=said.append)
+    verify(foreign, sample=1, runner=processes(1), report=said.append)
+    assert said == [
+        f"{foreign}: 6 samples in 3 shards are sound ({extent})"
+        for extent in ("all bytes", "1 samples a shard")
+    ]
+
+
+def test_damage_after_indexing_is_found(raw, tmp_path):
+    folder = tars(raw, tmp_path / "tars")
+    indexed(folder)
+    store = Store(folder)
+    flip(folder / "plates-0001.tar", int(store.index.offset[3]) + 3000)
+    with pytest.raises(DataError, match=r"plates-0001.tar: sample plate_1/train3 is damaged"):
+        store.load(3)
+    said: list[str] = []
+    with pytest.raises(DataError, match=r"2 problems; the first: .*plates-0001\.tar"):
+        verify(folder, runner=processes(1), report=said.append)
+    (folder / "samples.parquet").unlink()
+    with pytest.raises(DataError, match="is missing; index the folder again"):
+        verify(folder, repair=True, runner=processes(1), report=said.append)
+
+
+def test_what_is_not_sound_is_left_out_and_listed(raw, tmp_path):
+    broken = tmp_path / "raw"
+    write(raw_folder, broken, train=8)
+    labels, _ = raw_folder.maps(broken, "train", "train1")
+    save(labels, np.where(pixels(labels) == 300, 9, pixels(labels)).astype(np.uint16))
+    save(raw_folder.maps(broken, "train", "train2")[1], np.zeros((7, 7), np.uint16))
+    raw_folder.image(broken, "train", "train3").write_bytes(b"no image")
+    raw_folder.maps(broken, "train", "train4")[1].write_bytes(b"no map")
+    folder = tars(broken, tmp_path / "tars", [f"train{n}" for n in range(8)])
+    with tarfile.open(folder / "copies.tar", "w") as archive:
+        for path in (raw_folder.image(broken, "train", "train7"),):
+            archive.add(path, "plate_1/train6.webp.png")
+            archive.add(raw_folder.maps(broken, "train", "train7")[0], "plate_1/train6.labels.png")
+            archive.add(raw_folder.maps(broken, "train", "train7")[1], "plate_1/train6.things.png")
+            archive.add(path, "lonely.webp.png")
+    said = indexed(folder)
+    assert findings(folder) == [
+        ("copies.tar/lonely", 8),
+        ("copies.tar/plate_1/train6", 17),
+        ("plates-0000.tar/plate_1/train1", 14),
+        ("plates-0001.tar/plate_1/train2", 9),
+        ("plates-0001.tar/plate_1/train3", 1),
+        ("plates-0002.tar/plate_1/train4", 8),
+        ("plates-0003.tar/plate_1/train6", 17),
+    ]
+    assert sorted(Store(folder).index.key) == [f"plate_1/train{n}" for n in (0, 5, 7)]
+    assert sum(Store(folder).shard_sizes) == Manifest.load(folder).samples == 3
+    assert any("2 x finding 17" in line for line in said)
+    verify(folder, runner=processes(1), report=said.append)
+
+
+def member(name: str, **fields) -> bytes:
+    """A tar with one member of that name."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        info = tarfile.TarInfo(name)
+        for key, value in fields.items():
+            setattr(info, key, value)
+        archive.addfile(info)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (member("../a.jpg"), "'../a.jpg' leaves its folder"),
+        (member("/a.jpg"), "'/a.jpg' leaves its folder"),
+        (member("a.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "is no file KEY.EXTENSION"),
+        (member("README"), "is no file KEY.EXTENSION"),
+        (b"no tar" * 200, "is no plain tar"),
+        (gzip.compress(member("a.jpg")), "is no plain tar"),
+    ],
+)
+def test_hostile_or_damaged_tars_are_refused(raw, tmp_path, content, message):
+    folder = tars(raw, tmp_path / "tars", NAMES[:2])
+    (folder / "z.tar").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        indexed(folder)
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_tar_cut_short_or_with_a_damaged_header_is_not_taken_for_whole(raw, tmp_path):
+    folder = tars(raw, tmp_path / "tars", NAMES[:2])
+    (tar,) = folder.glob("*.tar")
+    whole = tar.read_bytes()
+    with tarfile.open(tar) as archive:
+        last = list(archive)[-1]
+    tar.write_bytes(whole[: last.offset_data + 100])
+    with pytest.raises(DataError, match="is no plain tar"):
+        indexed(folder)
+    tar.write_bytes(whole)
+    flip(tar, last.offset + 100)  # its mode: the checksum is no longer right
+    with pytest.raises(DataError, match=f"damaged tar header at byte {last.offset}"):
+        indexed(folder)
+
+
+def test_members_that_are_not_there_or_not_clear(raw, tmp_path):
+    folder = tars(raw, tmp_path / "tars", NAMES[:1])
+    for options, message in (
+        ({"labels": "seg.png"}, "--labels seg.png is not there"),
+        ({"labels": "txt"}, r"--labels txt is not there or of another kind \(png\)"),
+        ({"image": None}, "say which is for image: --image EXTENSION"),
+        (
+            {"labels": None, "instances": None, "image": "webp.png"},
+            "say which is for labels: --labels EXTENSION",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            indexed(folder, **options)
+        assert "starts with the members labels.png, things.png, txt, webp.png" in str(caught.value)
+
+
+def test_the_command(raw, tmp_path):
+    folder = tars(raw, tmp_path / "tars")
+    members = ["--image", "webp.png", "--labels", "labels.png", "--instances", "things.png"]
+    result = CliRunner().invoke(app, ["index", str(folder), *members])
+    assert result.exit_code == 0, result.output
+    assert "6 samples in 3 tars" in result.output
+    (folder / "classes.yaml").unlink()
+    for arguments, error in (
+        ([str(folder), *members], DataError),
+        ([str(tmp_path / "none")], UsageError),
+    ):
+        assert isinstance(CliRunner().invoke(app, ["index", *arguments]).exception, error)
+    made(raw_folder, raw, tmp_path / "out")
+    with pytest.raises(UsageError, match="a shard set that build made"):
+        index_tars(tmp_path / "out/train", tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, Failed), (errno.EROFS, UsageError)])
+def test_a_disk_that_refuses_leaves_no_set(raw, tmp_path, monkeypatch, code, error):
+    folder = tars(raw, tmp_path / "tars")
+    indexed(folder)
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("shards.build.index_tars.save_rows", refuse)
+    with pytest.raises(error, match=f"{folder}: .* and run again"):
+        indexed(folder)
+    with pytest.raises(UsageError, match="no finished shard set"):
+        Manifest.load(folder)

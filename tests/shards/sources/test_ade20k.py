@@ -1,0 +1,86 @@
+"""ADE20K: shards of generated sets against masks composed step by step from the raw maps."""
+
+import numpy as np
+import pytest
+
+from shards.format.manifest import Manifest
+from tests.shards import raw_ade20k
+from tests.shards.raw_maps import (
+    assert_segments,
+    made,
+    pixels,
+    samples,
+    segment_masks,
+    semantic_labels,
+    write,
+)
+
+STUFF_LABELS = [  # mask2former.md 3.2, counted from 0
+    *(*range(7), 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61),
+    *(63, 68, 77, 79, 84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131),
+    *(140, 141, 145),
+]
+THING_LABELS = [label for label in range(1, 151) if label - 1 not in STUFF_LABELS]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write(raw_ade20k, tmp_path_factory.mktemp("ade20k"))
+
+
+@pytest.fixture(scope="module")
+def out(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    made(raw_ade20k, raw, out)
+    return out
+
+
+def composed(raw, split, name):
+    """By id: category, crowd, mask, painted as the reference does: stuff, then instances on top."""
+    semantic, instance = map(pixels, raw_ade20k.maps(raw, split, name))
+    canvas = np.zeros(semantic.shape, int)
+    category = {}
+    for label in np.unique(semantic).tolist():
+        if label and label not in THING_LABELS:
+            canvas[semantic == label] = label
+            category[label] = label
+    red, green, _ = np.moveaxis(instance, -1, 0)
+    for number in np.unique(green[green > 0]).tolist():
+        mask = green == number
+        (thing,) = np.unique(red[mask]).tolist()
+        canvas[mask] = 256 * thing + number
+        category[256 * thing + number] = THING_LABELS[thing - 1]
+    return {id: (category[id], 0, canvas == id) for id in category if (canvas == id).any()}
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 3), ("val", 2)])
+def test_segments_are_stuff_with_instances_on_top(raw, out, split, count):
+    read = samples(out / split)
+    assert len(read) == count
+    for name, sample in read.items():
+        expected = composed(raw, split, name)
+        assert_segments(sample["json"]["segments"], segment_masks(sample), out / split, expected)
+        semantic, instance = map(pixels, raw_ade20k.maps(raw, split, name))
+        bare = np.isin(semantic, THING_LABELS) & (instance[..., 1] == 0)
+        assert bare.any()
+        assert not sample["segments"][bare].any()
+
+
+def test_semantic_truth_is_the_map_of_annotations(raw, out):
+    for name, sample in samples(out / "train").items():
+        published = pixels(raw_ade20k.maps(raw, "train", name)[0])
+        ours = semantic_labels(sample, out / "train")
+        assert np.array_equal(ours, np.where(published == 0, -1, published))
+
+
+def test_the_set_serves_all_tasks_and_names_its_terms(raw, out):
+    manifest = Manifest.load(out / "train")
+    assert manifest.tasks == ("panoptic", "instance", "semantic")
+    assert manifest.members == ("jpg", "json", "segments.png", "semantic.png")
+    assert manifest.licence[0]["url"] == "https://ade20k.csail.mit.edu/terms/"
+    categories = manifest.taxonomy.categories
+    assert [c.id for c in categories] == THING_LABELS + [n + 1 for n in STUFF_LABELS]
+    assert manifest.taxonomy.things == (True,) * 100 + (False,) * 50
+    for name, sample in samples(out / "train").items():
+        assert sample["image"] == raw_ade20k.image(raw, "train", name).read_bytes()
+        assert sample["json"]["licence"] == "https://ade20k.csail.mit.edu/terms/"

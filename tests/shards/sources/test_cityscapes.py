@@ -1,0 +1,72 @@
+"""Cityscapes: shards of generated sets against the publisher's rules applied to the raw maps."""
+
+import numpy as np
+import pytest
+
+from shards.format.manifest import Manifest
+from tests.shards import raw_cityscapes
+from tests.shards.raw_maps import (
+    assert_segments,
+    made,
+    pixels,
+    samples,
+    segment_masks,
+    semantic_labels,
+    write,
+)
+
+# label id by train id
+CLASSES = [*(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23), *(24, 25, 26, 27, 28, 31, 32, 33)]
+THINGS = CLASSES[11:]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write(raw_cityscapes, tmp_path_factory.mktemp("cityscapes"))
+
+
+@pytest.fixture(scope="module")
+def out(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    made(raw_cityscapes, raw, out)
+    return out
+
+
+def published(raw, split, name):
+    """By id: category, crowd, mask, as the publisher's script makes panoptic truth."""
+    ids = pixels(raw_cityscapes.maps(raw, split, name)[1])
+    expected = {}
+    for id in np.unique(ids).tolist():
+        label = id if id < 1000 else id // 1000
+        if label in CLASSES:
+            expected[id] = label, int(id < 1000 and label in THINGS), ids == id
+    return expected
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 3), ("val", 2)])
+def test_segments_are_the_publishers(raw, out, split, count):
+    read = samples(out / split)
+    assert len(read) == count
+    crowds = 0
+    for name, sample in read.items():
+        expected = published(raw, split, name)
+        assert_segments(sample["json"]["segments"], segment_masks(sample), out / split, expected)
+        crowds += sum(crowd for _, crowd, _ in expected.values())
+        assert sample["json"]["file_name"] == f"ulm/{name}_leftImg8bit.png"
+    assert crowds
+
+
+def test_semantic_truth_is_the_map_of_labels(raw, out):
+    for name, sample in samples(out / "train").items():
+        labels = pixels(raw_cityscapes.maps(raw, "train", name)[0])
+        ours = semantic_labels(sample, out / "train")
+        assert np.array_equal(ours, np.where(np.isin(labels, CLASSES), labels, -1))
+
+
+def test_the_classes_are_the_19_of_the_benchmark(out):
+    manifest = Manifest.load(out / "val")
+    assert [c.id for c in manifest.taxonomy.categories] == THINGS + CLASSES[:11]
+    assert manifest.taxonomy.things == (True,) * 8 + (False,) * 11
+    assert manifest.tasks == ("panoptic", "instance", "semantic")
+    assert manifest.members == ("png", "json", "segments.png", "semantic.png")
+    assert "cityscapes-dataset.com" in manifest.licence[0]["url"]

@@ -1,0 +1,141 @@
+"""One's own folders: shards of generated sets against masks composed from the raw maps."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards.errors import DataError
+from shards.format.manifest import Manifest
+from tests.shards import raw_folder
+from tests.shards.raw_maps import (
+    assert_segments,
+    findings,
+    made,
+    pixels,
+    samples,
+    save,
+    segment_masks,
+    semantic_labels,
+    write,
+)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write(raw_folder, tmp_path_factory.mktemp("folder"))
+
+
+@pytest.fixture(scope="module")
+def out(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    made(raw_folder, raw, out)
+    return out
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 3), ("val", 2)])
+def test_segments_are_stuff_and_the_things_of_the_instances(raw, out, split, count):
+    read = samples(out / split)
+    assert len(read) == count
+    for image_id, sample in read.items():
+        labels, numbers = map(
+            pixels, raw_folder.maps(raw, split, image_id.removeprefix(raw_folder.PREFIX))
+        )
+        expected = {65536 + label: (label, 0, labels == label) for label in (0, 300)}
+        for number in np.unique(numbers[numbers > 0]).tolist():
+            expected[number] = number // 100, 0, numbers == number
+        assert_segments(sample["json"]["segments"], segment_masks(sample), out / split, expected)
+
+
+def test_semantic_truth_is_the_map_of_labels(raw, out):
+    for image_id, sample in samples(out / "train").items():
+        labels = pixels(raw_folder.maps(raw, "train", image_id.removeprefix(raw_folder.PREFIX))[0])
+        ours = semantic_labels(sample, out / "train")
+        assert np.array_equal(ours, np.where(labels == 255, -1, labels))
+        assert (labels == 255).any()
+
+
+def test_classes_and_licence_are_those_of_the_yaml(out):
+    manifest = Manifest.load(out / "train")
+    assert manifest.taxonomy.name == "cells"
+    assert [(c.id, c.name) for c in manifest.taxonomy.categories] == [
+        *((3, "cell"), (7, "nucleus"), (0, "glass"), (300, "edge")),
+    ]
+    assert manifest.taxonomy.categories[1].color == (200, 30, 60)
+    assert manifest.licence[0]["name"] == "CC BY 4.0"
+    for sample in samples(out / "train").values():
+        assert sample["json"]["licence"] == "https://creativecommons.org/licenses/by/4.0/"
+        assert sample["json"]["attribution"] == "Us"
+
+
+def test_an_instance_is_on_one_thing_class(tmp_path):
+    write(raw_folder, tmp_path / "raw")
+    for name, labels in (("train0", (0,)), ("train1", (3, 7)), ("train2", (255,))):
+        values, numbers = map(pixels, raw_folder.maps(tmp_path / "raw", "train", name))
+        for label in labels:
+            numbers[values == label] = 5000
+        save(raw_folder.maps(tmp_path / "raw", "train", name)[1], numbers.astype(np.uint16))
+    raw_folder.write(tmp_path / "raw", "train", "good", 9)
+    made(raw_folder, tmp_path / "raw", tmp_path / "out")
+    bad = [(f"plate.1/train{n}.png", 13) for n in range(3)]
+    assert findings(tmp_path / "out/train") == bad
+    text = (tmp_path / "out/train/findings.jsonl").read_text()
+    assert text.count("5000 of train0.png is on a class that is no thing") == 1
+    assert text.count("5000 of train1.png is on several classes") == 1
+
+
+def test_the_documented_classes_are_read(tmp_path):
+    document = (Path(__file__).parents[3] / "docs/folder.md").read_text()
+    (classes,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    picture = tmp_path / "raw/images/test/a.bmp"
+    save(picture, np.zeros((4, 6, 3), np.uint8))
+    save(tmp_path / "raw/labels/test/a.png", np.array([[0, 1, 2, 255, 2, 2]] * 4, np.uint8))
+    (tmp_path / "raw/classes.yaml").write_text(classes)
+    said = made(raw_folder, tmp_path / "raw", tmp_path / "out")
+    manifest = Manifest.load(tmp_path / "out/test")
+    assert manifest.taxonomy.names == ("cell", "nucleus", "background")
+    assert manifest.tasks == ("semantic",)
+    assert any("will not serve panoptic, for 1 of 1 images have no instances" in s for s in said)
+    assert samples(tmp_path / "out/test")["a"]["semantic"].tolist() == [[3, 1, 2, 0, 2, 2]] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: [{id: 0}]", r"classes\[0\].*name"),
+        ("classes: [{id: 0, name: a, ising: true}]", r"classes\[0\].*ising"),
+        ("classes: [{id: x, name: a}]", r"classes\[0\].*'x'"),
+        ("classes: [{id: 0, name: a, color: [1, 2]}]", r"\[1, 2\] of a"),
+        ("classes: [{id: 0, name: a}, {id: 0, name: b}]", r"0 occurs twice"),
+        ("classes: []", r"empty"),
+        ("classes: [{id: 0, name: a}]\nignored: [0]", r"0 is a class and ignored"),
+        ("klasses: []", r"klasses"),
+        ("ignored: [1]", r"classes"),
+        ("classes: [", r"no YAML"),
+        ("classes: 3", r"Invalid value"),
+        ("", r"None"),
+        ("classes: [{id: 0, name: '${oc.env:HOME}'}]", r"\$\{"),
+    ],
+)
+def test_a_wrong_list_of_classes_is_refused(text, message, tmp_path):
+    write(raw_folder, tmp_path / "raw")
+    (tmp_path / "raw/classes.yaml").write_text(text)
+    with pytest.raises(DataError, match=rf"classes\.yaml.*{message}"):
+        made(raw_folder, tmp_path / "raw", tmp_path / "out")
+
+
+def test_without_a_list_of_classes_the_document_is_named(tmp_path):
+    write(raw_folder, tmp_path / "raw")
+    (tmp_path / "raw/classes.yaml").unlink()
+    with pytest.raises(DataError, match=r"docs/folder\.md"):
+        made(raw_folder, tmp_path / "raw", tmp_path / "out")
+
+
+def test_a_change_of_the_classes_makes_the_shards_anew(tmp_path):
+    write(raw_folder, tmp_path / "raw")
+    made(raw_folder, tmp_path / "raw", tmp_path / "out")
+    assert all("already" in line for line in made(raw_folder, tmp_path / "raw", tmp_path / "out"))
+    path = tmp_path / "raw/classes.yaml"
+    path.write_text(path.read_text().replace("ignored: [255]", "ignored: [255, 9]"))
+    assert any("older build" in s for s in made(raw_folder, tmp_path / "raw", tmp_path / "out"))
