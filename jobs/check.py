@@ -23,7 +23,7 @@ from shards.format.schema import TASKS
 
 AT_LEAST = {
     1: (
-        "trainer.steps trainer.log_every batch.global batch.micro scaling.workers "
+        "trainer.steps trainer.log_every batch.size batch.micro scaling.workers "
         "data.limit data.window checkpoint.every_steps checkpoint.keep "
         "data.base data.stall_timeout_s "
         "evaluation.every_steps evaluation.images evaluation.short evaluation.long"
@@ -81,9 +81,9 @@ def _check_values(config: Config) -> None:
     for name in config.data.stages:
         load_stage(name)
     micro, workers = config.batch.micro, config.scaling.workers
-    if config.batch.global_ % (micro * workers):
+    if config.batch.size % (micro * workers):
         raise UsageError(
-            f"batch.global={config.batch.global_} is not a multiple of "
+            f"batch.size={config.batch.size} is not a multiple of "
             f"batch.micro={micro} x scaling.workers={workers}"
         )
     gpus = torch.cuda.device_count()

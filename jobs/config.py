@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import keyword
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +82,7 @@ def merge(settings: dict[str, Any], overrides: list[str]) -> Config:
     try:
         for part in parts:
             section = str(next(iter(part)))
-            config = OmegaConf.merge(config, _to_fields(part))
+            config = OmegaConf.merge(config, part)
         return OmegaConf.to_object(config)
     except MissingMandatoryValue as error:
         name = error.full_key
@@ -91,7 +90,7 @@ def merge(settings: dict[str, Any], overrides: list[str]) -> Config:
             f"{name} is not set; add {name}={name.replace('data.', 'SHARDS/')}"
         ) from error
     except OmegaConfBaseException as error:
-        key = _to_names_key(error.full_key or section)
+        key = error.full_key or section
         if error.key is not None and key not in known and "not in" in str(error):
             raise UsageError(f"unknown key {key}{_nearest(key, known)}") from error
         raise UsageError(f"{key}: {str(error).splitlines()[0]}") from error
@@ -109,8 +108,8 @@ def _parse(override: str) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain data with the names that users write; `merge(to_dict(c), [])` gives `c` back."""
-    return _to_names(dataclasses.asdict(config))
+    """Plain data; `merge(to_dict(c), [])` gives `c` back."""
+    return dataclasses.asdict(config)
 
 
 def save(config: Config, path: Path) -> None:
@@ -177,25 +176,6 @@ def _nearest(key: str, known: list[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-# A field cannot be called `global`, a word of Python's: fields carry a trailing underscore.
-
-
-def _to_fields(node: Any) -> Any:
-    if not isinstance(node, dict):
-        return node
-    return {f"{k}_" if keyword.iskeyword(str(k)) else k: _to_fields(v) for k, v in node.items()}
-
-
-def _to_names(node: Any) -> Any:
-    if not isinstance(node, dict):
-        return node
-    return {_to_names_key(str(key)): _to_names(value) for key, value in node.items()}
-
-
-def _to_names_key(key: str) -> str:
-    return re.sub(r"_(?=\.|$)", "", key)
-
-
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted key."""
     leaves = {}
@@ -209,6 +189,6 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _dotted(node: dict[str, Any]) -> list[str]:
     """Every key and section."""
-    leaves = list(flat(_to_names(node)))
+    leaves = list(flat(node))
     sections = {leaf.rsplit(".", n)[0] for leaf in leaves for n in range(1, leaf.count(".") + 1)}
     return sorted({*leaves, *sections})

@@ -15,12 +15,9 @@ from pipeline.step.schedule import ScheduleSettings
 
 @dataclass
 class BatchSettings:
-    """`global` images make one optimizer step, `micro` of them one pass on one worker.
+    """`size` images make one optimizer step, `micro` of them one pass on one worker."""
 
-    (`global` is a word of Python's, so the field is `global_`; configs and commands say `global`.)
-    """
-
-    global_: int = 16
+    size: int = 16
     micro: int = 2
 
 

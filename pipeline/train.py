@@ -101,13 +101,13 @@ class Worker:
             parameter_groups(model, settings.optimizer),
             zero=settings.zero,
             clip=settings.optimizer.clip,
-            global_batch=settings.batch.global_,
+            global_batch=settings.batch.size,
             micro_batch=settings.batch.micro,
             device=self.device,
         )
         self.criterion = Criterion(settings.criterion)
         self.multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
-        self.meter = Meter(settings.batch.global_)
+        self.meter = Meter(settings.batch.size)
 
     def _initialize(self, model: Mask2Former) -> None:
         """Give a fresh run its start values, and say which they are and which they are not."""
@@ -133,7 +133,7 @@ class Worker:
         while self.step < steps:
             losses, outcome = self._one_step(batches)
             self.step += 1
-            self.position += settings.batch.global_
+            self.position += settings.batch.size
             self.updates += outcome.applied
             skipped = 0 if outcome.applied else skipped + 1
             self._check(outcome, skipped)
@@ -150,7 +150,7 @@ class Worker:
 
     def _one_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], Step]:
         """One optimizer step on one global batch; losses are this rank's part of its sums."""
-        accumulation = self.settings.batch.global_ // (self.settings.batch.micro * self.world)
+        accumulation = self.settings.batch.size // (self.settings.batch.micro * self.world)
         with self.meter.waiting():
             micro_batches, failure = self._receive(batches, accumulation)
         whole = self._normalizers(micro_batches, failure)
@@ -204,7 +204,7 @@ class Worker:
 
     def _loader(self):
         settings = self.settings
-        share = Share(settings.batch.global_, settings.batch.micro, self.world, self.rank)
+        share = Share(settings.batch.size, settings.batch.micro, self.world, self.rank)
         stream = train_stream(
             settings.data, self.stores, settings.task, settings.seed, self.position, share
         )

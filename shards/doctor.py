@@ -155,15 +155,15 @@ class Reject(DataError):
 
     def __init__(self, code: int, detail: str) -> None:
         assert RULES[code].verdict == REJECTED, code
-        super().__init__(code, detail)
+        super().__init__(f"{detail} (finding {code}, {RULES[code].name})")
         self.code, self.detail = code, detail
 
     def of(self, file: str) -> Finding:
         """The finding, of the file with the sample's image."""
         return Finding(file, self.code, self.detail)
 
-    def __str__(self) -> str:
-        return f"{self.detail} (finding {self.code}, {RULES[self.code].name})"
+    def __reduce__(self):
+        return Reject, (self.code, self.detail)
 
 
 @dataclass(slots=True)

@@ -212,7 +212,7 @@ def micro_batch_positions(
     per_micro_step = micro_batch * world_size
     if global_batch % per_micro_step:
         raise ValueError(
-            f"batch.global={global_batch} is not a multiple of "
+            f"batch.size={global_batch} is not a multiple of "
             f"batch.micro={micro_batch} x {world_size} workers"
         )
     while True:

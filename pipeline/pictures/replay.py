@@ -21,16 +21,16 @@ def batches_of_step(settings: RunSettings, step: int, world: int, rank: int) -> 
     The tensors are those of training to the bit, whatever number of loader processes it had.
     """
     sizes = settings.batch
-    share = Share(sizes.global_, sizes.micro, world, rank)
+    share = Share(sizes.size, sizes.micro, world, rank)
     stream = train_stream(
         settings.data,
         train_sets(settings.data),
         settings.task,
         settings.seed,
-        (step - 1) * sizes.global_,
+        (step - 1) * sizes.size,
         share,
     )
-    return islice(stream, sizes.global_ // (sizes.micro * world))
+    return islice(stream, sizes.size // (sizes.micro * world))
 
 
 def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:

@@ -31,7 +31,7 @@ def test_bound_of_stride_4_falls_with_the_size(photographs):
 def test_recipe_is_what_the_benchmark_says(photographs):
     sets = [f"data.{name}={photographs.folder}" for name in ("train", "val")]
     config = load(str(RECIPE), sets)
-    assert (config.data.limit, config.evaluation.images, config.batch.global_) == (IMAGES,) * 3
+    assert (config.data.limit, config.evaluation.images, config.batch.size) == (IMAGES,) * 3
     assert config.data.augment == "none"
     segment = config.evaluation.segment
     assert (segment.object_threshold, segment.overlap_threshold) == (0.8, 0.8)

@@ -45,7 +45,7 @@ def test_presets_set_what_the_published_runs_set():
     """Appendix of arXiv 2112.01527: 50 epochs of 118 287 images by 16, AdamW 1e-4, 0.05, x0.1."""
     for preset in ("coco_panoptic_r50", "coco_panoptic_swin_tiny"):
         config = configs.load(preset, ["data.train=a", "data.val=b"])
-        assert config.batch.global_ == 16
+        assert config.batch.size == 16
         assert config.trainer.steps == pytest.approx(50 * 118_287 / 16, rel=0.003)
         optimizer = config.optimizer
         assert (optimizer.lr, optimizer.weight_decay, optimizer.clip) == (1e-4, 0.05, 0.01)
@@ -88,22 +88,22 @@ def test_values_are_yaml(sets):
 
 def test_resolved_settings_round_trip(sets, tmp_path):
     config = configs.load(
-        "tiny", [*sets, "batch.global=48", "model.backbone_config.depths=[1,1,1,2]"]
+        "tiny", [*sets, "batch.size=48", "model.backbone_config.depths=[1,1,1,2]"]
     )
     assert configs.merge(configs.to_dict(config), []) == config
     configs.save(config, tmp_path / "config.yaml")
     assert configs.load_run(tmp_path) == config
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert written["batch"] == {"global": 48, "micro": config.batch.micro}
+    assert written["batch"] == {"size": 48, "micro": config.batch.micro}
     assert written["model"]["backbone_config"]["depths"] == [1, 1, 1, 2]
 
 
 def test_differences_name_every_key_that_may_not_change(sets):
     old = configs.load("tiny", [*sets, "seed=1"])
-    changes = ["seed=2", "batch.global=32", "trainer.steps=3", "tracking.wandb.mode=disabled"]
+    changes = ["seed=2", "batch.size=32", "trainer.steps=3", "tracking.wandb.mode=disabled"]
     new = configs.load("tiny", [*sets, *changes])
     found = configs.differences(old, new, ("trainer.steps", "tracking."))
-    assert found == [f"batch.global: {old.batch.global_} -> 32", "seed: 1 -> 2"]
+    assert found == [f"batch.size: {old.batch.size} -> 32", "seed: 1 -> 2"]
     assert configs.differences(old, old, ()) == []
     more = configs.load("tiny", [*sets, "seed=1", "model.backbone_config.hidden_act=gelu"])
     assert configs.differences(old, more, ()) == ["model.backbone_config.hidden_act: None -> gelu"]
@@ -112,14 +112,14 @@ def test_differences_name_every_key_that_may_not_change(sets):
 UNREADABLE = {
     "trainer.stepz=5": r"unknown key trainer\.stepz \(did you mean trainer\.steps\?\)",
     "trainr.steps=5": r"unknown key trainr \(did you mean trainer\?\)",
-    "batch.globl=5": r"unknown key batch\.globl \(did you mean batch\.global\?\)",
+    "batch.sice=5": r"unknown key batch\.sice \(did you mean batch\.size\?\)",
     "criterion.point=5": r"did you mean criterion\.points\?",
     "qqqqqqqq=5": r"^unknown key qqqqqqqq$",
     "trainer.steps=many": r"^trainer\.steps: .*'many'.*Integer",
     "trainer.steps=1.5": r"^trainer\.steps: .*1\.5.*Integer",
     "trainer.steps=": r"^trainer\.steps: .*None.*int",
-    "batch.global=x": r"^batch\.global: .*'x'.*Integer",
-    "batch.global.x=5": r"^batch\.global: ",
+    "batch.size=x": r"^batch\.size: .*'x'.*Integer",
+    "batch.size.x=5": r"^batch\.size: ",
     "scaling.gpu=maybe": r"^scaling\.gpu: .*'maybe'",
     "schedule.milestones=[a]": r"^schedule\.milestones.*'a'.*Float",
     "data=5": r"^data: .*5",
@@ -200,9 +200,9 @@ def test_stage_3_is_not_compiled(sets):
 
 
 def test_the_batch_must_divide(sets):
-    sizes = ["batch.global=16", "batch.micro=4", "scaling.workers=3"]
-    refused(r"batch\.global=16 .*batch\.micro=4 x scaling\.workers=3", [*sets, *sizes])
-    check(configs.load("tiny", [*sets, *sizes, "batch.global=24"]))
+    sizes = ["batch.size=16", "batch.micro=4", "scaling.workers=3"]
+    refused(r"batch\.size=16 .*batch\.micro=4 x scaling\.workers=3", [*sets, *sizes])
+    check(configs.load("tiny", [*sets, *sizes, "batch.size=24"]))
 
 
 def test_a_gpu_that_is_not_there(sets, monkeypatch):

@@ -45,7 +45,7 @@ def smallest(sets: Path, **changes) -> RunSettings:
             scale=[0.5, 1.5],
             loader_workers=0,
         ),
-        batch=BatchSettings(global_=8, micro=2),
+        batch=BatchSettings(size=8, micro=2),
         model=MODEL,
         criterion=CriterionSettings(points=64),
         optimizer=OptimizerSettings(lr=1e-3, backbone_lr_multiplier=0.5, clip=1.0),

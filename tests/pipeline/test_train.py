@@ -44,7 +44,7 @@ def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
 def with_bad_gradients(settings: RunSettings, folder: Path, bad: range) -> str:
     """The gradients of the steps in `bad` are NaN; their losses are not."""
     losses, calls = Criterion.__call__, []
-    accumulation = settings.batch.global_ // settings.batch.micro
+    accumulation = settings.batch.size // settings.batch.micro
 
     def spoilt(self, *args):
         terms = losses(self, *args)

@@ -1,0 +1,158 @@
+"""Settings that describe and check themselves.
+
+A settings class is a dataclass that derives from `Settings` and declares every field with
+`setting(default, help, rules...)`. The rule, the default, the unit, and one sentence of
+documentation stand beside the field. Values are checked when an instance is built, whether they
+come from YAML, from the command line, or from Python.
+"""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+
+class SettingError(ValueError):
+    """A value that a setting refuses.
+
+    Args:
+        key: Name of the field; callers that know the path to it prepend theirs.
+        what: What is wrong, with the value.
+        fix: What to write instead.
+    """
+
+    def __init__(self, key: str, what: str, fix: str = ""):
+        super().__init__(key, what, fix)
+        self.key, self.what, self.fix = key, what, fix
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.what}" + (f"; {self.fix}" if self.fix else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What the values of a setting must satisfy. Lists are checked entry by entry."""
+
+    help: str
+    unit: str = ""
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    choices: tuple[Any, ...] = ()
+    multiple_of: int | None = None
+    pattern: str = ""
+
+    def problem(self, value: Any) -> str:
+        """Return why `value` is refused, or "" if it is accepted."""
+        if self.choices and value not in self.choices:
+            return f"choose one of {', '.join(map(str, self.choices))}"
+        if isinstance(value, str) and self.pattern and not _full_match(self.pattern, value):
+            return f"it must match {self.pattern}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return ""
+        if not math.isfinite(value):
+            return "it must be finite"
+        if self.at_least is not None and value < self.at_least:
+            return f"it must be at least {self.at_least:g}"
+        if self.above is not None and value <= self.above:
+            return f"it must be greater than {self.above:g}"
+        if self.at_most is not None and value > self.at_most:
+            return f"it must be at most {self.at_most:g}"
+        if self.multiple_of is not None and value % self.multiple_of:
+            return f"it must be a multiple of {self.multiple_of}"
+        return ""
+
+
+def setting(default: Any, help: str, **rules: Any) -> Any:
+    """Declare a field of a `Settings` class.
+
+    Args:
+        default: The default value. A class or function is called to make it, as
+            `default_factory` of `dataclasses.field` is; lists and dictionaries are copied.
+        help: One sentence that says what the setting does.
+        **rules: Fields of `Rule`: unit, at_least, above, at_most, choices, multiple_of, pattern.
+    """
+    metadata = {"rule": Rule(help, **rules)}
+    if isinstance(default, list | dict):
+        original = default
+        return dataclasses.field(default_factory=lambda: original.copy(), metadata=metadata)
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Settings:
+    """Base class of settings; see the module's docstring."""
+
+    def __post_init__(self) -> None:
+        """Check every field, then the rules between fields. Raises SettingError."""
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            fitted = fit(value, hints[field.name], field.name)
+            rule = field.metadata.get("rule")
+            for entry in fitted if isinstance(fitted, list) else (fitted,):
+                if rule and entry is not None and (problem := rule.problem(entry)):
+                    raise SettingError(field.name, f"={show(value)}", problem)
+            setattr(self, field.name, fitted)
+        self.check()
+
+    def check(self) -> None:
+        """Check the rules that involve more than one field. Override; raise SettingError."""
+
+
+def fit(value: Any, kind: Any, key: str) -> Any:
+    """Return `value` as the declared type `kind`, without changing what it means.
+
+    An int is accepted for a float, a tuple for a list; nothing else is converted, so that "010"
+    never becomes a number and `yes` never becomes a Boolean.
+
+    Raises:
+        SettingError: The value has another type.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return fit(value, next(arg for arg in args if arg is not type(None)), key)
+    if kind is Any:
+        return value
+    if origin is list and isinstance(value, list | tuple):
+        return [fit(entry, args[0], key) for entry in value]
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(fit(entry, args[0], key) for entry in value)
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    is_bool = isinstance(value, bool)  # Python counts bool as int; settings do not
+    if isinstance(kind, type) and isinstance(value, kind) and is_bool <= (kind is bool):
+        return value
+    raise SettingError(
+        key, f"={show(value)}", f"it must be {_TYPE_NAMES.get(origin or kind, kind)}"
+    )
+
+
+def show(value: Any) -> str:
+    """Return a value as a user would write it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_TYPE_NAMES: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+}
+
+
+def _full_match(pattern: str, text: str) -> bool:
+    return re.fullmatch(pattern, text) is not None
