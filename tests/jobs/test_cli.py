@@ -134,7 +134,7 @@ def test_a_taken_name(tmp_path, photographs):
 
 def test_a_run_of_other_settings_lists_them(work, photographs):
     changes = ["seed=7", "batch.size=16", "trainer.steps=99", "model.queries=13"]
-    pattern = r"batch\.global: 8 -> 16; model\.queries: 12 -> 13; seed: 42 -> 7\).*name=NAME"
+    pattern = r"batch\.size: 8 -> 16; model\.queries: 12 -> 13; seed: 42 -> 7\).*name=NAME"
     fails(work, small.words(photographs, *changes), 2, pattern)
 
 
