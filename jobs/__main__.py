@@ -32,7 +32,7 @@ def demo(
     ),
 ) -> None:
     """The whole main path, small, on this machine: data, shards, training, scores, pictures."""
-    from jobs.demo import demo
+    from jobs.demo.demo import demo
 
     demo(out)
 
@@ -138,7 +138,7 @@ def inspect(
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all CPUs.")] = None,
 ) -> None:
     """Say what shard sets hold: classes, sizes, areas, objects; or draw one sample."""
-    from jobs.inspect import inspect
+    from jobs.inspect.inspect import inspect
 
     inspect(sets, key, html, out, jobs)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs import demo
+from jobs.demo import demo
 from pipeline.run.track import EVENTS, rows
 from tests.jobs import small
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.inspect import SIDE, drawn
-from jobs.inspect_page import page
+from jobs.inspect.inspect import SIDE, drawn
+from jobs.inspect.page import page
 from shards.build.build import build
 from shards.errors import DataError
 from shards.inspect import ShardSet, layers, load, overview, pick

@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from jobs import shapes
-from jobs.painting import STUFF, THINGS
+from jobs.demo import shapes
+from jobs.demo.painting import STUFF, THINGS
 
 TRAIN, VAL, SIDE = 60, 12, 96
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from jobs.inspect_page import page
+from jobs.inspect.page import page
 from pipeline.pictures.render import overlay, side_by_side
 from shards.errors import UsageError
 from shards.files import whole_file

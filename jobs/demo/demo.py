@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.build import build
+from jobs.demo.shapes import generate
 from jobs.evaluate import evaluate
-from jobs.shapes import generate
 from jobs.train import train
 from pipeline.run.folder import PICTURES, all_scores
 from pipeline.score.evaluate import HEADLINE

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jobs.painting import STUFF, THINGS, Array, paint
+from jobs.demo.painting import STUFF, THINGS, Array, paint
 
 _COLORS = {
     1: (230, 85, 70), 2: (66, 135, 205), 4: (245, 185, 60), 7: (150, 95, 190), 9: (45, 165, 130),

@@ -1,0 +1,1 @@
+"""A small painted data set, and the whole main path on it."""
