@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from jobs.config import Config, flat, to_dict
-from model.criterion import Criterion
 from model.mask2former import Mask2Former
 from model.weights.load import fit
 from pipeline.data.augment.recipes import RECIPES
@@ -137,7 +136,6 @@ def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
         )
     try:
         lr_multiplier(config.schedule, config.trainer.steps)
-        Criterion(config.criterion)
         with torch.device("meta" if weights == "none" else "cpu"):  # weights need memory
             model = Mask2Former(config.model, num_classes)
         if init_from != "none" and fresh:

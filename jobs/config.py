@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from model.settings import SettingError
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
 from shards.files import is_url, whole_file
@@ -84,6 +85,9 @@ def merge(settings: dict[str, Any], overrides: list[str]) -> Config:
             section = str(next(iter(part)))
             config = OmegaConf.merge(config, part)
         return OmegaConf.to_object(config)
+    except SettingError as error:
+        named = [key for part in parts for key in flat(part) if key.endswith(error.key)]
+        raise UsageError(f"{[error.key, *named][-1]}{error.what}; {error.fix}") from error
     except MissingMandatoryValue as error:
         name = error.full_key
         raise UsageError(

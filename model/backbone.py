@@ -128,7 +128,7 @@ class Backbone(nn.Module):
             ResNets have none.
 
     Raises:
-        ValueError: an unknown name, field or norm, or weights that do not fit; names the setting.
+        ValueError: an unknown field, or weights that do not fit; names the setting.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Backbone(nn.Module):
         drop_path: float = 0.3,
     ) -> None:
         super().__init__()
-        family, config = _config(name, dict(overrides or {}), norm, drop_path)
+        family, config = _config(name, dict(overrides or {}), drop_path)
         if weights == "none":
             with _naming(overrides):
                 body = family.body(config)
@@ -240,16 +240,10 @@ def _drop_branches(body: nn.Module, branches: tuple[str, ...], rate: float) -> l
 
 
 def _config(
-    name: str, overrides: dict[str, Any], norm: str, drop_path: float
+    name: str, overrides: dict[str, Any], drop_path: float
 ) -> tuple[Family, PreTrainedConfig]:
-    if name not in BACKBONES:
-        raise ValueError(f"model.backbone={name!r} is unknown; known: {', '.join(BACKBONES)}")
-    if norm not in NORMS:
-        raise ValueError(f"model.norm={norm!r} is unknown; known: {', '.join(NORMS)}")
     family, architecture = BACKBONES[name]
     if family is not RESNET:
-        if norm != NORMS[0]:
-            raise ValueError(f"model.norm={norm!r} is for ResNets; leave it out for {name}")
         architecture = architecture | {"drop_path_rate": drop_path}
     known = [key for key in family.config.__annotations__ if not key.startswith("_")]
     for key in overrides:
@@ -267,7 +261,9 @@ def _config(
             f"model.backbone_config.{key}={fields[key]}: strides of 4 to 32 need {value}"
         )
     if family.branches and not 0 <= config.drop_path_rate < 1:
-        raise ValueError(f"model.drop_path={config.drop_path_rate} is not in [0, 1)")
+        raise ValueError(
+            f"model.backbone_config.drop_path_rate={config.drop_path_rate} is not in [0, 1)"
+        )
     config.out_features = config.stage_names[-1 if family.is_plain else 1 :]
     return family, config
 

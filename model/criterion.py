@@ -14,32 +14,44 @@ from model.masked_decoder import Predictions
 from model.matcher import Matches, match
 from model.points import neighbors, sample, sample_pairs, uncertain_points
 from model.recompute import recompute
+from model.settings import Settings, setting
 from model.targets import Draw, Targets
 
 __all__ = ["Criterion", "CriterionSettings", "Draw", "Normalizers", "Targets", "normalizers"]
 
 
 @dataclass
-class CriterionSettings:
-    """Weights of matching costs and losses, and how many points they look at.
+class CriterionSettings(Settings):
+    """Weights of matching costs and losses, and the points that masks are compared at."""
 
-    Attributes:
-        no_object_weight: class weight of "no object" in the cross entropy.
-        points: points of a mask in matching and in the loss.
-        oversample: candidates per point when looking for uncertain ones.
-        importance: share of points taken where the mask is uncertain.
-        class_normalizer: "global" divides the cross entropy by the weights of the whole batch,
-            "local" by those of each micro-batch, averaging micro-batches, as the paper's code does.
-    """
-
-    class_weight: float = 2.0
-    mask_weight: float = 5.0
-    dice_weight: float = 5.0
-    no_object_weight: float = 0.1
-    points: int = 12544
-    oversample: float = 3.0
-    importance: float = 0.75
-    class_normalizer: str = "global"
+    class_weight: float = setting(
+        2.0, "Weight of the classification in the matching cost and in the loss.", at_least=0
+    )
+    mask_weight: float = setting(
+        5.0, "Weight of the mask cross entropy in the matching cost and in the loss.", at_least=0
+    )
+    dice_weight: float = setting(
+        5.0, "Weight of the dice term in the matching cost and in the loss.", at_least=0
+    )
+    no_object_weight: float = setting(
+        0.1, 'Class weight of "no object" in the cross entropy of the classes.', at_least=0
+    )
+    points: int = setting(
+        12544, "Points per mask in the matching cost and in the loss.", at_least=1
+    )
+    oversample: float = setting(
+        3.0, "Candidates drawn per point to find the most uncertain ones.", at_least=1
+    )
+    importance: float = setting(
+        0.75, "Share of the points of the loss that are uncertain ones.", at_least=0, at_most=1
+    )
+    class_normalizer: str = setting(
+        "global",
+        "What the class loss is divided by: global uses the class weights of the whole batch; "
+        "local uses those of each micro-batch and averages micro-batches, as the paper's code "
+        "does.",
+        choices=("global", "local"),
+    )
 
 
 class Normalizers(NamedTuple):
@@ -59,14 +71,9 @@ def normalizers(categories: Tensor, queries: int, settings: CriterionSettings) -
 
 
 class Criterion:
-    """Weighted losses of a micro-batch, as its share of the loss of the global batch.
-
-    Raises:
-        ValueError: a setting out of range; names it.
-    """
+    """Weighted losses of a micro-batch, as its share of the loss of the global batch."""
 
     def __init__(self, settings: CriterionSettings) -> None:
-        _check(settings)
         self.settings = settings
 
     def __call__(
@@ -218,16 +225,3 @@ def _matched_logits(predictions: Predictions, matches: Matches) -> Tensor:
         )
     ]
     return torch.cat(logits, dim=1).unflatten(2, features.shape[2:])
-
-
-def _check(settings: CriterionSettings) -> None:
-    if settings.points < 1:
-        raise ValueError(f"criterion.points={settings.points}: at least 1 is needed")
-    if settings.oversample < 1:
-        raise ValueError(f"criterion.oversample={settings.oversample}: at least 1 is needed")
-    if not 0 <= settings.importance <= 1:
-        raise ValueError(f"criterion.importance={settings.importance} is not in [0, 1]")
-    if settings.class_normalizer not in ("global", "local"):
-        raise ValueError(
-            f"criterion.class_normalizer={settings.class_normalizer!r}: global or local"
-        )

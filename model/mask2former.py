@@ -1,15 +1,16 @@
 """Mask2Former: backbone, pixel decoder and masked-attention decoder as one network."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.backbone import STRIDES, Backbone
+from model.backbone import BACKBONES, NORMS, RESNET, STRIDES, Backbone
 from model.masked_decoder import MaskedDecoder, MaskedDecoderSettings, Predictions
 from model.pixel_decoder import LEVELS, PixelDecoder, PixelDecoderSettings
 from model.position import constant
+from model.settings import SettingError, Settings, setting
 from model.targets import Draw
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "Mask2Former", "ModelSettings", "Predictions", "normalize"]
@@ -19,28 +20,65 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass
-class ModelSettings:
-    """What the network is made of; `Backbone` explains the first five.
+class ModelSettings(Settings):
+    """Architecture of the network and where its weights come from."""
 
-    `init_from` names a file or folder that `model.weights.load` is to give the whole network (or
-    its backbone) before training; `weights` is not read then. `checkpoint_activations` keeps of
-    each layer of both decoders its inputs only and runs it again in backward: less memory, the same
-    gradients. `compile` puts both decoders and the backbone through `torch.compile`, for images of
-    one size; equal to rounding, by the same parameter names.
-    """
+    backbone: str = setting(
+        "resnet50",
+        "Architecture of the backbone; the names without a size take it from backbone_config.",
+        choices=tuple(BACKBONES),
+    )
+    backbone_config: dict[str, Any] = setting(  # noqa: RUF009
+        {}, "Fields of the backbone's transformers config that differ from the named architecture."
+    )
+    norm: str = setting(
+        "frozen_batch",
+        "Normalization layers of a ResNet; other backbones have their own.",
+        choices=NORMS,
+    )
+    weights: str = setting(
+        "none",
+        "Folder of transformers with pretrained weights of the backbone, or none for random ones.",
+    )
+    drop_path: float = setting(
+        0.3,
+        "Rate of stochastic depth in the last block of a backbone that is not a ResNet; it grows "
+        "linearly from 0 in the first block.",
+        at_least=0,
+        below=1,
+    )
+    init_from: str = setting(
+        "none",
+        "Run, folder, or file of weights that the whole network or its backbone starts from, "
+        "instead of model.weights.",
+    )
+    queries: int = setting(100, "Number of queries, the most segments per image.", at_least=1)
+    dim: int = setting(256, "Channels of both decoders.", at_least=8, multiple_of=8)
+    checkpoint_activations: bool = setting(
+        False,
+        "Keep only the inputs of each decoder layer and run the layer again in backward, which "
+        "takes less memory and gives the same gradients.",
+    )
+    compile: bool = setting(
+        False, "Run the backbone and both decoders through torch.compile, for images of one size."
+    )
+    pixel_decoder: PixelDecoderSettings = setting(  # noqa: RUF009
+        PixelDecoderSettings, "Sizes of the pixel decoder."
+    )
+    masked_decoder: MaskedDecoderSettings = setting(  # noqa: RUF009
+        MaskedDecoderSettings, "Sizes of the transformer decoder."
+    )
 
-    backbone: str = "resnet50"
-    backbone_config: dict[str, Any] = field(default_factory=dict)
-    norm: str = "frozen_batch"
-    weights: str = "none"
-    drop_path: float = 0.3
-    init_from: str = "none"
-    queries: int = 100
-    dim: int = 256
-    checkpoint_activations: bool = False
-    compile: bool = False
-    pixel_decoder: PixelDecoderSettings = field(default_factory=PixelDecoderSettings)
-    masked_decoder: MaskedDecoderSettings = field(default_factory=MaskedDecoderSettings)
+    def check(self) -> None:
+        """Check that the heads divide the channels and that the backbone has the norm."""
+        for part in ("pixel_decoder", "masked_decoder"):
+            heads = getattr(self, part).heads
+            if self.dim % heads:
+                raise SettingError(f"{part}.heads", f"={heads}", f"it must divide dim={self.dim}")
+        if self.norm != NORMS[0] and BACKBONES[self.backbone][0] is not RESNET:
+            raise SettingError(
+                "norm", f"={self.norm} is for ResNets", f"leave it out for {self.backbone}"
+            )
 
 
 class Mask2Former(nn.Module):
@@ -52,7 +90,6 @@ class Mask2Former(nn.Module):
 
     def __init__(self, settings: ModelSettings, num_classes: int) -> None:
         super().__init__()
-        _check(settings)
         self.backbone = Backbone(
             settings.backbone,
             settings.backbone_config,
@@ -94,14 +131,3 @@ def normalize(images: Tensor) -> Tensor:
 @constant
 def _pixel_statistics(device: torch.device) -> Tensor:
     return torch.tensor((PIXEL_MEAN, PIXEL_STD), device=device)[..., None, None]  # [2, 3, 1, 1]
-
-
-def _check(settings: ModelSettings) -> None:
-    if settings.queries < 1:
-        raise ValueError(f"model.queries={settings.queries}: at least 1 is needed")
-    if settings.dim % 8:
-        raise ValueError(f"model.dim={settings.dim} is not a multiple of 8")
-    for part in ("pixel_decoder", "masked_decoder"):
-        heads = getattr(settings, part).heads
-        if heads < 1 or settings.dim % heads:
-            raise ValueError(f"model.{part}.heads={heads} does not divide model.dim={settings.dim}")

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from model.linear import Linear
 from model.position import sine_encoding
 from model.recompute import recompute
+from model.settings import Settings, setting
 
 
 @dataclass
-class MaskedDecoderSettings:
-    """Sizes of the transformer decoder; `layers` layers make `layers + 1` predictions."""
+class MaskedDecoderSettings(Settings):
+    """Sizes of the transformer decoder."""
 
-    layers: int = 9
-    heads: int = 8
-    feedforward: int = 2048
+    layers: int = setting(
+        9, "Number of decoder layers, which make one prediction more than their number.", at_least=1
+    )
+    heads: int = setting(8, "Number of attention heads, which divides model.dim.", at_least=1)
+    feedforward: int = setting(2048, "Hidden channels of the feed-forward blocks.", at_least=1)
 
 
 class Predictions(NamedTuple):

@@ -14,24 +14,25 @@ from model.linear import Linear
 from model.norms import group_norm
 from model.position import level_sizes, pixel_centers, sine_encoding
 from model.recompute import recompute
+from model.settings import Settings, setting
 
 LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
-DTYPES = ("fp32", "bf16")
 
 
 @dataclass
-class PixelDecoderSettings:
-    """Sizes of the deformable encoder: layers, heads, points per head and level, FFN width.
+class PixelDecoderSettings(Settings):
+    """Sizes and precision of the deformable encoder."""
 
-    `dtype` under autocast: fp32 leaves autocast, as published; bf16 takes part in it, except for
-    coordinates, softmax and the sums of deformable attention.
-    """
-
-    layers: int = 6
-    heads: int = 8
-    points: int = 4
-    feedforward: int = 1024
-    dtype: str = "fp32"
+    layers: int = setting(6, "Number of encoder layers.", at_least=1)
+    heads: int = setting(8, "Number of attention heads, which divides model.dim.", at_least=1)
+    points: int = setting(4, "Sampling points per head and level.", at_least=1)
+    feedforward: int = setting(1024, "Hidden channels of the feed-forward blocks.", at_least=1)
+    dtype: str = setting(
+        "fp32",
+        "Precision under autocast: fp32 leaves autocast, as published; bf16 takes part in it, "
+        "except for coordinates, softmax, and the sums of deformable attention.",
+        choices=("fp32", "bf16"),
+    )
 
 
 class PixelDecoder(nn.Module):
@@ -46,11 +47,6 @@ class PixelDecoder(nn.Module):
 
     def __init__(self, channels: dict[int, int], dim: int, settings: PixelDecoderSettings) -> None:
         super().__init__()
-        if settings.dtype not in DTYPES:
-            raise ValueError(
-                f"model.pixel_decoder.dtype={settings.dtype!r} is unknown; "
-                f"known: {', '.join(DTYPES)}"
-            )
         self.takes_autocast = settings.dtype == "bf16"
         self.input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels[stride], dim, 1), group_norm(dim)) for stride in LEVELS

@@ -13,18 +13,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.masked_decoder import Predictions
+from model.settings import Settings, setting
 
 STRIDE = 4  # of mask features
 TILE = {"cpu": 1 << 19, "cuda": 1 << 25}  # mask logits at full size at a time: fits a CPU's cache
 
 
 @dataclass
-class SegmentSettings:
-    """Thresholds of the panoptic merge and number of instances reported per image."""
+class SegmentSettings(Settings):
+    """Thresholds of the panoptic merge, and the number of instances per image."""
 
-    object_threshold: float = 0.8
-    overlap_threshold: float = 0.8
-    detections: int = 100
+    object_threshold: float = setting(
+        0.8,
+        "Least class probability of a query that the panoptic merge keeps.",
+        at_least=0,
+        at_most=1,
+    )
+    overlap_threshold: float = setting(
+        0.8,
+        "Least share of its mask that a query must win to become a panoptic segment.",
+        at_least=0,
+        at_most=1,
+    )
+    detections: int = setting(100, "Number of instances reported per image.", at_least=1)
 
 
 class ImagePrediction(NamedTuple):

@@ -41,6 +41,7 @@ class Rule:
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
+    below: float | None = None
     choices: tuple[Any, ...] = ()
     multiple_of: int | None = None
     pattern: str = ""
@@ -61,6 +62,8 @@ class Rule:
             return f"it must be greater than {self.above:g}"
         if self.at_most is not None and value > self.at_most:
             return f"it must be at most {self.at_most:g}"
+        if self.below is not None and value >= self.below:
+            return f"it must be less than {self.below:g}"
         if self.multiple_of is not None and value % self.multiple_of:
             return f"it must be a multiple of {self.multiple_of}"
         return ""
@@ -73,7 +76,8 @@ def setting(default: Any, help: str, **rules: Any) -> Any:
         default: The default value. A class or function is called to make it, as
             `default_factory` of `dataclasses.field` is; lists and dictionaries are copied.
         help: One sentence that says what the setting does.
-        **rules: Fields of `Rule`: unit, at_least, above, at_most, choices, multiple_of, pattern.
+        **rules: Fields of `Rule`: unit, at_least, above, at_most, below, choices,
+            multiple_of, pattern.
     """
     metadata = {"rule": Rule(help, **rules)}
     if isinstance(default, list | dict):

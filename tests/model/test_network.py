@@ -13,6 +13,7 @@ from model.deformable_attention import deformable_attention
 from model.mask2former import Mask2Former, ModelSettings, normalize
 from model.masked_decoder import MaskedDecoderSettings, _shrink, attention_mask
 from model.pixel_decoder import PixelDecoderSettings
+from model.settings import SettingError
 from tests.model.samples import boxes, keyed_draw, tiny_settings
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
@@ -220,15 +221,19 @@ def test_normalize() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 60}, "model.dim=60"),
-        ({"queries": 0}, "model.queries=0"),
-        ({"pixel_decoder": PixelDecoderSettings(heads=5)}, "model.pixel_decoder.heads=5"),
-        ({"masked_decoder": MaskedDecoderSettings(heads=3)}, "model.masked_decoder.heads=3"),
+        ({"backbone": "resnet18"}, r"^backbone=resnet18; choose one of .*resnet50"),
+        ({"norm": "layer"}, r"^norm=layer; choose one of .*group"),
+        ({"backbone": "swin", "norm": "group"}, r"^norm=group is for ResNets; .*swin"),
+        ({"drop_path": 1.0}, r"^drop_path=1\.0; it must be less than 1$"),
+        ({"dim": 60}, r"^dim=60; it must be a multiple of 8$"),
+        ({"queries": 0}, r"^queries=0; it must be at least 1$"),
+        ({"pixel_decoder": PixelDecoderSettings(heads=5)}, r"^pixel_decoder\.heads=5; .*dim=64"),
+        ({"masked_decoder": MaskedDecoderSettings(heads=3)}, r"^masked_decoder\.heads=3; .*dim=64"),
     ],
 )
 def test_wrong_settings_are_named(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Mask2Former(tiny_settings(**changes), num_classes=5)
+    with pytest.raises(SettingError, match=message):
+        tiny_settings(**changes)
 
 
 def test_unpadded_images_are_refused() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.pixel_decoder import PixelDecoder, PixelDecoderSettings
+from model.settings import SettingError
 
 CHANNELS = {4: 16, 8: 24, 16: 32, 32: 40}
 
@@ -41,5 +42,5 @@ def test_without_autocast_both_are_the_same() -> None:
 
 
 def test_unknown_dtype_is_named() -> None:
-    with pytest.raises(ValueError, match=r"model\.pixel_decoder\.dtype='fp16'.*fp32, bf16"):
-        PixelDecoder(CHANNELS, 64, PixelDecoderSettings(dtype="fp16"))
+    with pytest.raises(SettingError, match=r"^dtype=fp16; choose one of fp32, bf16$"):
+        PixelDecoderSettings(dtype="fp16")
