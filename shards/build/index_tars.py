@@ -8,6 +8,7 @@ from typing import Any
 
 import xxhash
 
+from shards.build.memory import keep_freed_memory
 from shards.build.plan import versions
 from shards.build.writer import Made
 from shards.doctor import FINDINGS, Doctor, Finding, Reject, report_findings, save_findings
@@ -18,7 +19,7 @@ from shards.format.index import SAMPLES, save_rows
 from shards.format.manifest import MANIFEST, File, Foreign, Manifest, Shard, digest
 from shards.format.schema import IMAGES, TASKS, png_size
 from shards.parallel import Runner, processes, run
-from shards.raw.images import check_image, keep_memory
+from shards.raw.images import check_image
 from shards.sources.classes import load_classes
 
 _PICTURES = (*IMAGES, "jpeg")
@@ -108,7 +109,7 @@ def examine(piece: Tar) -> Made:
 
     Raises DataError if it is damaged, compressed or hostile.
     """
-    keep_memory()
+    keep_freed_memory()
     rows, findings = [], []
     with piece.tar.open("rb") as file:
         for key, found, start, end in samples(file, str(piece.tar)):

@@ -7,12 +7,12 @@ from typing import Any
 
 from webdataset import TarWriter
 
+from shards.build.memory import keep_freed_memory
 from shards.doctor import Doctor, Finding, Reject, refuse
 from shards.files import sha256, whole_file
 from shards.format.index import save_offsets, scan
 from shards.format.manifest import Shard
 from shards.format.schema import encode
-from shards.raw.images import keep_memory
 from shards.sources.split import Item
 
 STATE = ".build"  # folder beside the shards: their receipts, and the lock
@@ -68,7 +68,7 @@ def receipt_path(tar: Path) -> Path:
 
 def write_shard(job: Job) -> Made:
     """Make a shard, unless an earlier run has, and read it back. Raises DataError, OSError."""
-    keep_memory()
+    keep_freed_memory()
     receipt = receipt_path(job.tar)
     made = _made_earlier(job, receipt)
     if made:

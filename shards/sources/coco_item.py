@@ -14,8 +14,9 @@ from shards.doctor import Doctor, Reject
 from shards.errors import DataError
 from shards.format.schema import Instance, Record, Segment, image_ext
 from shards.format.taxonomy import Taxonomy
-from shards.raw.images import check_area, number_segments, pack, read_ids, read_image, to_rle
+from shards.raw.images import read_ids, read_image
 from shards.raw.json_entries import read_entries
+from shards.raw.masks import check_area, number_segments, pack, to_rle
 
 
 @dataclass(frozen=True, slots=True)

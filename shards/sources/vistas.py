@@ -25,8 +25,9 @@ from shards.doctor import Doctor, Reject
 from shards.errors import DataError
 from shards.format.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance, Segment
 from shards.format.taxonomy import Category, Taxonomy
-from shards.raw.images import check_area, number_segments, read_ids
+from shards.raw.images import read_ids
 from shards.raw.json_entries import damaged, entries, read_entries
+from shards.raw.masks import check_area, number_segments
 from shards.sources.label_maps import classes_of, read_labels, segments_of
 from shards.sources.layout import Layout, MapItem
 from shards.sources.split import Split

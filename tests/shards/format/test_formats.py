@@ -19,7 +19,8 @@ from shards.format.index import members, scan
 from shards.format.manifest import File, Manifest, Shard
 from shards.format.schema import Instance, Record, Segment, decode, encode, key_of
 from shards.format.taxonomy import Category, Taxonomy
-from shards.raw.images import _CHECKS, number_segments, pack, to_rle
+from shards.raw.images import CHECK_FLAGS
+from shards.raw.masks import number_segments, pack, to_rle
 from tests.shards.raw import SAMPLE as SAMPLE_IMAGES
 
 
@@ -228,7 +229,7 @@ def test_a_damaged_jpeg_is_seen_as_by_decoding_it_at_full_size(data, path):
         image[data.draw(st.integers(0, len(image) - 1))] = data.draw(st.integers(0, 255))
     whole, small = (
         cv2.imdecode(np.frombuffer(image, np.uint8), flag)
-        for flag in (cv2.IMREAD_COLOR_RGB, _CHECKS["JPEG"])
+        for flag in (cv2.IMREAD_COLOR_RGB, CHECK_FLAGS["JPEG"])
     )
     assert (whole is None) == (small is None)
 
