@@ -162,9 +162,6 @@ class Reject(DataError):
         """The finding, of the file with the sample's image."""
         return Finding(file, self.code, self.detail)
 
-    def __reduce__(self):
-        return Reject, (self.code, self.detail)
-
 
 @dataclass(slots=True)
 class Doctor:

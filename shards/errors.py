@@ -1,6 +1,9 @@
 """The errors that end a command: data that says where, what, and how to fix it."""
 
-from dataclasses import dataclass
+import copy
+import copyreg
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class Problem:
 class M2FError(Exception):
     """Base class of the errors that end a command with one line and an exit code.
 
-    The parts stay separate until the command line prints them, so that a caller that knows a
-    better name for the place (a URL instead of the folder it was fetched to, a setting instead of
-    a path) replaces `where` instead of editing text.
+    The parts stay separate until the command line prints them. A caller that knows a better
+    location (a URL instead of the folder it was downloaded to, a setting instead of a path)
+    replaces `where` instead of editing text.
 
     Args:
         what: What is wrong, with the value.
@@ -44,12 +47,16 @@ class M2FError(Exception):
     def __str__(self) -> str:
         return str(self.problem)
 
-    def __reduce__(self):
-        return _restore, (type(self), self.problem)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The attributes (the problem, notes, and those of subclasses) are restored after
+        # `__new__`; `__init__` does not run, because subclasses take other arguments.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
 
-    def at(self, where: object) -> "M2FError":
-        """Return the same error with another `where`."""
-        return _restore(type(self), Problem(self.problem.what, str(where), self.problem.fix))
+    def at(self, where: object) -> Self:
+        """Return a copy of the error with another `where`."""
+        error = copy.copy(self)
+        error.problem = replace(self.problem, where=str(where))
+        return error
 
 
 class DataError(M2FError, ValueError):
@@ -68,7 +75,3 @@ class Failed(M2FError, RuntimeError):
     """A disk, a network, or a process failed, and no input is to blame."""
 
     exit_code = 1
-
-
-def _restore(kind: type[M2FError], problem: Problem) -> M2FError:
-    return kind(problem.what, where=problem.where, fix=problem.fix)
