@@ -12,6 +12,7 @@ from model.mask2former import Mask2Former
 from model.weights.load import fit
 from pipeline.data.augment.recipes import RECIPES
 from pipeline.data.augment.resize import BACKENDS
+from pipeline.data.split import BatchSplit
 from pipeline.data.stages import load_stage
 from pipeline.data.store import Store
 from pipeline.data.stream import order_of, train_sets
@@ -79,12 +80,8 @@ def _check_values(config: Config) -> None:
         )
     for name in config.data.stages:
         load_stage(name)
-    micro, workers = config.batch.micro, config.scaling.workers
-    if config.batch.size % (micro * workers):
-        raise UsageError(
-            f"batch.size={config.batch.size} is not a multiple of "
-            f"batch.micro={micro} x scaling.workers={workers}"
-        )
+    workers = config.scaling.workers
+    BatchSplit(config.batch.size, config.batch.micro, workers)
     gpus = torch.cuda.device_count()
     if config.scaling.gpu and gpus == 0:
         raise UsageError("scaling.gpu=true: this machine has no GPU that torch can use")

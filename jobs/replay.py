@@ -7,6 +7,7 @@ import numpy as np
 from rich.progress import track
 
 from jobs import config as configs
+from pipeline.data.split import BatchSplit
 from pipeline.data.stream import train_sets
 from pipeline.pictures.render import side_by_side
 from pipeline.pictures.replay import batches_of_step, pictures
@@ -40,7 +41,8 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     taxonomy = _unchanged_taxonomy(folder, config)
     ranks = range(world) if rank is None else [rank]
     found = ((r, batch) for r in ranks for batch in batches_of_step(config, step, world, r))
-    count = len(ranks) * (config.batch.size // (config.batch.micro * world))
+    split = BatchSplit(config.batch.size, config.batch.micro, world)
+    count = len(ranks) * split.micro_steps
     shown: list[list[np.ndarray]] = []
     lines = []
     for r, batch in track(found, f"drawing step {step}", count, transient=True):

@@ -17,10 +17,12 @@ from model.mask2former import Mask2Former, normalize
 from model.targets import Draw, Targets
 from model.weights.load import load
 from pipeline.data.batch import BYTES_PER_PIXEL, Batch
+from pipeline.data.keyed import keyed_seed, keyed_uniform
 from pipeline.data.loader import loader
-from pipeline.data.order import differences, keyed_seed
+from pipeline.data.order import differences
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import Share, order_of, train_sets, train_stream
+from pipeline.data.stream import order_of, train_sets, train_stream
 from pipeline.distributed import everywhere, gather, raise_together, together
 from pipeline.run import checkpoint
 from pipeline.run.folder import (
@@ -60,9 +62,8 @@ def draws(seed: int, batch: Batch) -> Draw:
     device = batch.images.device
 
     def draw(image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        key = keyed_seed(seed, batch.epochs[image], batch.keys[image], purpose)
-        generator = torch.Generator(device).manual_seed(key)
-        return torch.rand(shape, generator=generator, device=device)
+        key = seed, batch.epochs[image], batch.keys[image], purpose
+        return keyed_uniform(shape, *key, device=device)
 
     return draw
 
@@ -73,6 +74,7 @@ class Worker:
     def __init__(self, settings: RunSettings, folder: Path, launch: str):
         self.settings, self.folder, self.launch = settings, folder, launch
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.split = BatchSplit(settings.batch.size, settings.batch.micro, self.world, self.rank)
         self.device = torch.device("cpu")
         if torch.cuda.is_available():
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -150,9 +152,8 @@ class Worker:
 
     def _one_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], Step]:
         """One optimizer step on one global batch; losses are this rank's part of its sums."""
-        accumulation = self.settings.batch.size // (self.settings.batch.micro * self.world)
         with self.meter.waiting():
-            micro_batches, failure = self._receive(batches, accumulation)
+            micro_batches, failure = self._receive(batches, self.split.micro_steps)
         whole = self._normalizers(micro_batches, failure)
         total: dict[str, Tensor] = {}
         for batch in micro_batches:
@@ -204,9 +205,8 @@ class Worker:
 
     def _loader(self):
         settings = self.settings
-        share = Share(settings.batch.size, settings.batch.micro, self.world, self.rank)
         stream = train_stream(
-            settings.data, self.stores, settings.task, settings.seed, self.position, share
+            settings.data, self.stores, settings.task, settings.seed, self.position, self.split
         )
         height, width = settings.data.crop_size
         return loader(

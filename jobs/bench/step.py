@@ -10,7 +10,6 @@ GPU's allocator says, or the resident set of a process of its own.
 import statistics
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +25,7 @@ from model.criterion import Criterion, CriterionSettings, normalizers
 from model.mask2former import Mask2Former, ModelSettings
 from model.targets import Targets
 from model.weights.export import transformers_config, transformers_state
+from pipeline.data.keyed import keyed_uniform
 
 CLASSES, MASKS = 133, 20
 SETTINGS = ModelSettings(drop_path=0)
@@ -133,8 +133,7 @@ def build(
 
 def keyed(device: torch.device, image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
     """Uniform numbers that follow from image and purpose, as those of a training run do."""
-    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{image}/{purpose}".encode()))
-    return torch.empty(shape, device=device).uniform_(generator=generator)
+    return keyed_uniform(shape, image, purpose, device=device)
 
 
 def measure_seconds(sides: dict[str, Side], device: torch.device) -> dict[str, dict[str, float]]:

@@ -12,8 +12,9 @@ import webdataset as wds
 
 from jobs.bench import alternate, row, stream_decode
 from pipeline.data.order import Order, SetOrder
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import DataSettings, Share, order_of, train_stream
+from pipeline.data.stream import DataSettings, order_of, train_stream
 from shards.build.build import build
 from shards.files import sha256
 from shards.format.index import SAMPLES as INDEX
@@ -41,8 +42,8 @@ def rows() -> list[dict]:
         first = alternate({"from 0": lambda: batch(store, 0), "far": lambda: batch(store, FAR)})
     drawn = alternate({size: lambda n=n: order(n).sets[0].epoch(0) for size, n in SIZES.items()})
     start = alternate({
-        "from 0": lambda: places(order(SIZES["20m"]), 0),
-        "far": lambda: places(order(SIZES["20m"]), FAR),
+        "from 0": lambda: draw_batch(order(SIZES["20m"]), 0),
+        "far": lambda: draw_batch(order(SIZES["20m"]), FAR),
     })  # fmt: skip
     return [
         row("stream.raw_rate", "samples/s", len(store) / raw["ours"], better="higher",
@@ -73,7 +74,7 @@ def stock(tars: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def batch(store: Store, position: int) -> None:
     """The first batch of a stream that starts at `position`."""
-    share = Share(BATCH, BATCH)
+    share = BatchSplit(BATCH, BATCH)
     next(iter(train_stream(SETTINGS, store, "panoptic", SEED, position, share)))
 
 
@@ -82,10 +83,10 @@ def order(samples: int) -> Order:
     return Order([SetOrder((SHARD_SAMPLES,) * (samples // SHARD_SAMPLES), SEED, "bench")])
 
 
-def places(order: Order, position: int) -> None:
-    """What stands in one batch."""
-    for place in range(position, position + BATCH):
-        order.at(place)
+def draw_batch(order: Order, position: int) -> None:
+    """Look up the samples of one batch."""
+    for index in range(position, position + BATCH):
+        order.at(index)
 
 
 def repeated(folder: Path) -> Store:

@@ -21,11 +21,12 @@ from jobs.bench import alternate, peak_mib_of, row
 from jobs.bench.overfit import SAMPLE
 from pipeline.data.augment.recipes import PAD_VALUE
 from pipeline.data.batch import Batch, collate
+from pipeline.data.keyed import keyed_generator
 from pipeline.data.loader import loader
-from pipeline.data.order import keyed_generator
+from pipeline.data.split import BatchSplit
 from pipeline.data.stages import augment_stage, decode_stage
 from pipeline.data.store import Store
-from pipeline.data.stream import DataSettings, Share, train_stream
+from pipeline.data.stream import DataSettings, train_stream
 from shards.build.build import build
 
 SETTINGS = DataSettings()
@@ -138,7 +139,7 @@ def _label_bytes(batch: Batch) -> int:
 
 def _loader_memory(store: Store) -> float:
     """Peak resident memory of a loader process, MiB, with torch's shared pages."""
-    stream = train_stream(SETTINGS, store, "panoptic", SEED, 0, Share(MICRO, MICRO))
+    stream = train_stream(SETTINGS, store, "panoptic", SEED, 0, BatchSplit(MICRO, MICRO))
     batches = loader(stream, 1)
     peak = 0
     for _ in islice(batches, BATCHES):

@@ -1,60 +1,54 @@
-"""Which sample comes when: a pure function of (seed, fingerprints, window, shares, position).
+"""The order of the samples: a pure function of (seed, fingerprints, window, shares, position).
 
-Position p counts samples the optimizer has consumed. Which sample stands there does not depend on
-the number of workers, nodes, micro-batches or loader processes, so the whole state of the data
-stream is one integer. Global batches may straddle epochs: every batch is full and every epoch of a
-shard set shows each of its samples exactly once. Nothing is drawn for positions that are not asked
-for, so a run of 20 million samples goes on at any position as fast as it began.
+A position counts the samples that the optimizer has consumed. The sample at a position does not
+depend on the number of workers, nodes, micro-batches or loader processes, so one integer is the
+whole state of the data stream. Global batches may straddle epochs: every batch is full, and every
+epoch of a shard set contains each of its samples exactly once. Only the windows that are used are
+shuffled, so a run on 20 million samples resumes at any position as fast as it started.
 """
 
-import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.data.keyed import keyed_permutation, keyed_seed
 from shards.errors import UsageError
 
 ORDER_VERSION = 1
-WINDOW = 16  # shards shuffled together
+WINDOW = 16  # shards that are shuffled together
 BLOCK = 1000  # positions in which every set of a mixture has its exact share
 
 
-class Place(NamedTuple):
-    """One sample: number of its shard set, that set's epoch, and the sample's row in its index."""
+class SampleRef(NamedTuple):
+    """One sample of one epoch.
+
+    Attributes:
+        set: Index of the shard set.
+        epoch: Epoch of that set, from 0.
+        sample: Row of the sample in the index of that set.
+    """
 
     set: int
     epoch: int
     sample: int
 
 
-def keyed_generator(*parts: object) -> np.random.Generator:
-    """A generator that depends on `parts` alone, never on rank, worker or time."""
-    return np.random.Generator(np.random.Philox(key=keyed_seed(*parts)))
-
-
-def keyed_seed(*parts: object) -> int:
-    """63 bits of the hash of `parts`."""
-    text = "\x1f".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-
-
-def _permutation(count: int, *parts: object) -> np.ndarray:
-    """A uniform permutation from raw generator words: numpy promises that these never change."""
-    words = np.random.Philox(key=keyed_seed(*parts)).random_raw(count)
-    return np.argsort(words, kind="stable")
-
-
 class SetOrder:
-    """The order of one shard set, epoch after epoch.
+    """The order of the samples of one shard set, epoch after epoch.
 
-    In every epoch the shards are permuted, then the samples of every `window` consecutive shards
-    are shuffled together. So at most `window` shards are in use at any place, twice as many where
-    a batch straddles two windows; a window of all shards is the uniform shuffle. Samples are
-    numbered shard by shard; `shard_sizes` counts them.
+    Every epoch permutes the shards, then shuffles together the samples of every `window`
+    consecutive shards. At most `window` shards are therefore in use at any position, and at most
+    twice as many if a batch straddles two windows. If the window holds all shards, the shuffle is
+    uniform.
+
+    Args:
+        shard_sizes: Number of samples in each shard. Samples are numbered shard by shard.
+        seed: Seed of the run.
+        fingerprint: Identifier of the content of the shard set.
+        window: Number of shards that are shuffled together.
     """
 
     def __init__(
@@ -67,161 +61,186 @@ class SetOrder:
         self._shards = lru_cache(2)(self._draw_shards)
         self._samples = lru_cache(2)(self._draw_samples)
 
-    def at(self, place: int) -> tuple[int, int]:
-        """Epoch and sample at the place-th sample of this set, counted over all epochs."""
-        epoch, index = divmod(place, self.count)
+    def at(self, index: int) -> tuple[int, int]:
+        """Return the epoch and the sample at `index`, which counts samples over all epochs."""
+        epoch, offset = divmod(index, self.count)
         ends = self._shards(epoch)[1]
-        number = bisect_right(ends, index)
-        return epoch, int(self._samples(epoch, number)[index - ends[number - 1]])
+        number = bisect_right(ends, offset)
+        return epoch, int(self._samples(epoch, number)[offset - ends[number - 1]])
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """All samples of an epoch, int64 [count]."""
+        """Return all samples of an epoch in order, int64 [count]."""
         windows = range(1, len(self._shards(epoch)[1]))
         return np.concatenate([self._draw_samples(epoch, number) for number in windows])
 
-    def live(self, place: int) -> tuple[list[int], list[int]]:
-        """The shards of the window that holds `place`, and those of the next window."""
-        epoch, index = divmod(place, self.count)
+    def windows(self, index: int) -> tuple[list[int], list[int]]:
+        """Return the shards of the window that contains `index`, and those of the next window."""
+        epoch, offset = divmod(index, self.count)
         shards, ends = self._shards(epoch)
-        end = bisect_right(ends, index) * self.window
-        now, ahead = shards[end - self.window : end], shards[end : end + self.window]
-        if not len(ahead):
-            ahead = self._shards(epoch + 1)[0][: self.window]
-        return now.tolist(), ahead.tolist()
+        end = bisect_right(ends, offset) * self.window
+        current, following = shards[end - self.window : end], shards[end : end + self.window]
+        if not len(following):
+            following = self._shards(epoch + 1)[0][: self.window]
+        return current.tolist(), following.tolist()
 
     def substitute(self, position: int, attempt: int) -> int:
-        """The sample to take, at the attempt-th try, for a damaged one at `position`."""
+        """Return the sample to try at the given attempt if the one at `position` is damaged."""
         key = (ORDER_VERSION, self.fingerprint, self.seed, "substitute", position, attempt)
         return keyed_seed(*key) % self.count
 
     def _draw_shards(self, epoch: int) -> tuple[np.ndarray, list[int]]:
-        """The epoch's order of shards, and the places where its windows end, from 0 on."""
-        shards = _permutation(len(self.sizes), *self._key(epoch), "shards")
+        """Return the shards of an epoch in order, and the sample counts at the window borders.
+
+        Entry n of the second is the number of samples before window n + 1, so it starts with 0.
+        """
+        shards = keyed_permutation(len(self.sizes), *self._key(epoch), "shards")
         ends = np.cumsum(self.sizes[shards])
         last = np.arange(self.window, len(shards) + self.window, self.window) - 1
         return shards, [0, *ends[last.clip(max=len(shards) - 1)].tolist()]
 
     def _draw_samples(self, epoch: int, number: int) -> np.ndarray:
-        """The samples of the number-th window of an epoch (from 1), shuffled."""
+        """Return the samples of a window of an epoch, shuffled. Windows are numbered from 1."""
         first = (number - 1) * self.window
-        live = self._shards(epoch)[0][first : first + self.window]
+        shards = self._shards(epoch)[0][first : first + self.window]
         samples = np.concatenate([np.arange(n) + s for n, s in zip(
-            self.sizes[live], self.starts[live], strict=True
+            self.sizes[shards], self.starts[shards], strict=True
         )])  # fmt: skip
-        return samples[_permutation(len(samples), *self._key(epoch), "samples", first)]
+        return samples[keyed_permutation(len(samples), *self._key(epoch), "samples", first)]
 
     def _key(self, epoch: int) -> tuple[object, ...]:
         return ORDER_VERSION, self.fingerprint, self.seed, epoch
 
 
 class Order:
-    """The order of a run: one shard set, or several that take turns by weight.
+    """The order of a run on one shard set, or on several that are mixed by weight.
 
-    In every BLOCK positions, set n stands at `shares[n]` of them, drawn anew each block; an epoch
-    is a set's own. Without weights every sample is as likely as any other. Raises UsageError for
-    weights that give a set no position in a block.
+    In every block of `BLOCK` positions, exactly `shares[n]` samples come from set n, and the turns
+    of the sets are shuffled in each block. Each set keeps its own epochs: the samples that are
+    drawn from it are those of its `SetOrder`, without a gap.
+
+    Args:
+        sets: The orders of the shard sets.
+        weights: The weight of each set. If empty, a set weighs as much as it has samples, so that
+            every sample is equally likely.
+
+    Raises:
+        UsageError: The number of weights is wrong, a weight is not positive and finite, or a
+            weight is so small that its set would get no position in a block.
     """
 
     def __init__(self, sets: Sequence[SetOrder], weights: Sequence[float] = ()):
         if weights and len(weights) != len(sets):
-            raise UsageError(f"data.weights={list(weights)}: give one to each of {len(sets)} sets")
+            raise UsageError(
+                f"{list(weights)} has {len(weights)} entries for {len(sets)} shard sets",
+                where="data.weights",
+                fix="give one weight to each set of data.train",
+            )
         self.sets = list(sets)
-        self.shares = _shares(weights or [part.count for part in sets])
-        self._deal = lru_cache(2)(self._draw_block)
+        self.shares = _shares(weights or [order.count for order in sets])
+        self._turns = lru_cache(2)(self._draw_turns)
 
-    def at(self, position: int) -> Place:
-        """The sample at `position`."""
+    def at(self, position: int) -> SampleRef:
+        """Return the sample at `position`."""
         if len(self.sets) == 1:
-            return Place(0, *self.sets[0].at(position))
-        block, index = divmod(position, BLOCK)
-        which, before = self._deal(block)
-        turn = int(which[index])
-        return Place(turn, *self.sets[turn].at(block * self.shares[turn] + int(before[index])))
+            return SampleRef(0, *self.sets[0].at(position))
+        block, offset = divmod(position, BLOCK)
+        turns, earlier = self._turns(block)
+        chosen = int(turns[offset])
+        index = block * self.shares[chosen] + int(earlier[offset])
+        return SampleRef(chosen, *self.sets[chosen].at(index))
 
-    def substitute(self, position: int, attempt: int) -> Place:
-        """What takes the place of a damaged sample: one of the same set and epoch."""
-        turn, epoch, _ = self.at(position)
-        return Place(turn, epoch, self.sets[turn].substitute(position, attempt))
+    def substitute(self, position: int, attempt: int) -> SampleRef:
+        """Return a sample of the same set and epoch to use instead of a damaged one."""
+        chosen, epoch, _ = self.at(position)
+        return SampleRef(chosen, epoch, self.sets[chosen].substitute(position, attempt))
 
-    def live(self, position: int) -> list[tuple[int, int]]:
-        """(set, shard) of the windows that hold `position`, then of the next window of each set."""
-        block, index = divmod(position, BLOCK)
-        places = [position]
+    def upcoming_shards(self, position: int) -> list[tuple[int, int]]:
+        """Return the shards to prefetch at `position` as pairs (set, shard), most urgent first.
+
+        The shards of the current window of every set come first, those of its next window after
+        them.
+        """
+        block, offset = divmod(position, BLOCK)
+        indices = [position]
         if len(self.sets) > 1:
-            gone = np.bincount(self._deal(block)[0][:index], minlength=len(self.sets))
-            places = [block * s + int(n) for s, n in zip(self.shares, gone, strict=True)]
-        windows = [part.live(place) for part, place in zip(self.sets, places, strict=True)]
-        pairs = ((turn, s) for when in (0, 1) for turn, w in enumerate(windows) for s in w[when])
+            # the index in each set: its share of all earlier blocks, and its turns so far in this
+            turns = np.bincount(self._turns(block)[0][:offset], minlength=len(self.sets))
+            indices = [block * s + int(n) for s, n in zip(self.shares, turns, strict=True)]
+        windows = [order.windows(index) for order, index in zip(self.sets, indices, strict=True)]
+        pairs = (
+            (number, shard)
+            for which in (0, 1)
+            for number, window in enumerate(windows)
+            for shard in window[which]
+        )
         return list(dict.fromkeys(pairs))
 
     def identity(self) -> dict[str, Any]:
-        """What the order is a function of, beside the position; plain JSON values."""
-        fingerprints = [part.fingerprint for part in self.sets]
-        counts = [part.count for part in self.sets]
-        one = {
+        """Return everything that the order depends on except the position, as JSON values."""
+        return {
             "version": ORDER_VERSION,
             "window": self.sets[0].window,
             "seed": self.sets[0].seed,
-            "fingerprint": fingerprints[0],
-            "samples": counts[0],
+            "fingerprint": [order.fingerprint for order in self.sets],
+            "samples": [order.count for order in self.sets],
+            "shares": self.shares,
         }
-        if len(self.sets) == 1:
-            return one
-        return one | {"fingerprint": fingerprints, "samples": counts, "shares": self.shares}
 
-    def _draw_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """For a block's positions: whose turn it is, and how often it was so before in it."""
-        which = np.repeat(np.arange(len(self.sets)), self.shares)
-        before = np.concatenate([np.arange(share) for share in self.shares])
-        fingerprints = (part.fingerprint for part in self.sets)
-        seed = self.sets[0].seed
-        which = which[_permutation(BLOCK, ORDER_VERSION, *fingerprints, seed, block, "mixture")]
-        before[np.argsort(which, kind="stable")] = before.copy()
-        return which, before
+    def _draw_turns(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw which set each position of a block takes its sample from.
+
+        Returns:
+            The index of the set, int64 [BLOCK], and the number of earlier positions of the block
+            that draw from the same set, int64 [BLOCK].
+        """
+        ordered = np.repeat(np.arange(len(self.sets)), self.shares)
+        fingerprints = (order.fingerprint for order in self.sets)
+        key = (ORDER_VERSION, *fingerprints, self.sets[0].seed, block, "mixture")
+        turns = ordered[keyed_permutation(BLOCK, *key)]
+        # A stable argsort of the turns lists the positions of set 0 in ascending order, then those
+        # of set 1, and so on. Writing 0, 1, 2, ... for each set through it gives every position
+        # the number of earlier turns of its set. Shares [3, 2] with turns [1 0 0 1 0]: the argsort
+        # is [1 2 4 0 3], the values are [0 1 2 0 1], and the result is [0 0 1 1 2].
+        earlier = np.empty(BLOCK, np.int64)
+        counts = np.concatenate([np.arange(share) for share in self.shares])
+        earlier[np.argsort(turns, kind="stable")] = counts
+        return turns, earlier
 
 
-def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`key: before -> now` for all in which two identities of an order differ."""
-    keys = dict.fromkeys((*before, *now))
-    return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
+def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Return `key: stored -> current` for every key in which two identities of an order differ.
+
+    Args:
+        stored: The identity in a checkpoint. Older checkpoints describe a single set by a string
+            and a number instead of lists of one.
+        current: The identity of this run.
+    """
+    if isinstance(stored.get("fingerprint"), str):
+        lists = {key: [stored[key]] for key in ("fingerprint", "samples")}
+        stored = stored | lists | {"shares": [BLOCK]}
+    keys = dict.fromkeys((*stored, *current))
+    return [
+        f"{key}: {stored.get(key)} -> {current.get(key)}"
+        for key in keys
+        if stored.get(key) != current.get(key)
+    ]
 
 
 def _shares(weights: Sequence[float]) -> list[int]:
-    """BLOCK divided as the weights are, by largest remainders."""
+    """Divide BLOCK in proportion to the weights, by largest remainders."""
     if not all(0 < weight < np.inf for weight in weights):
-        raise UsageError(f"data.weights={list(weights)}: every weight must be a number above 0")
+        raise UsageError(
+            f"{list(weights)} has a weight that is not a positive finite number",
+            where="data.weights",
+            fix="give every set a weight above 0",
+        )
     exact = np.array(weights, float) * BLOCK / sum(weights)
     shares = np.floor(exact).astype(int)
     shares[np.argsort(shares - exact, kind="stable")[: BLOCK - shares.sum()]] += 1
     if min(shares) == 0:
         raise UsageError(
-            f"data.weights={list(weights)}: the least of them is under 1/{BLOCK} of their sum; "
-            "raise it, or leave that set out"
+            f"the smallest weight of {list(weights)} is less than 1/{BLOCK} of their sum",
+            where="data.weights",
+            fix="raise it, or remove its set from data.train",
         )
     return shares.tolist()
-
-
-def micro_batch_positions(
-    position: int, *, global_batch: int, micro_batch: int, world_size: int, rank: int
-) -> Iterator[range]:
-    """Positions of this rank's micro-batches, from the step that starts at `position`, for ever.
-
-    Step t covers positions [t·B, (t+1)·B); micro-step a of rank r takes the slice of length m
-    at t·B + (a·W + r)·m. Raises ValueError if m·W does not divide B.
-    """
-    per_micro_step = micro_batch * world_size
-    if global_batch % per_micro_step:
-        raise ValueError(
-            f"batch.size={global_batch} is not a multiple of "
-            f"batch.micro={micro_batch} x {world_size} workers"
-        )
-    while True:
-        for micro_step in range(global_batch // per_micro_step):
-            first = position + (micro_step * world_size + rank) * micro_batch
-            yield range(first, first + micro_batch)
-        position += global_batch
-
-
-def dealt(batches: Iterator[range], turn: int, turns: int) -> Iterator[range]:
-    """The part of loader process `turn` of `turns`: torch's loader takes from them in turn."""
-    return islice(batches, turn, None, turns)

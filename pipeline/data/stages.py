@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth, truth_of, without_empty
-from pipeline.data.order import keyed_generator
+from pipeline.data.keyed import keyed_generator
 from shards.errors import DataError, UsageError
 
 Stage = Callable[[dict[str, Any]], dict[str, Any]]

@@ -12,7 +12,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.data.augment.recipes import AugmentSettings
 from pipeline.data.batch import collate
 from pipeline.data.cache import CacheSettings
-from pipeline.data.order import WINDOW, Order, SetOrder, dealt, micro_batch_positions
+from pipeline.data.order import WINDOW, Order, SetOrder
+from pipeline.data.split import BatchSplit, batches_of_process, micro_batch_positions
 from pipeline.data.stages import augment_stage, decode_stage, user_stage
 from pipeline.data.store import Store
 from shards.errors import DataError, UsageError
@@ -83,16 +84,6 @@ def order_of(stores: Sequence[Store], settings: DataSettings, seed: int) -> Orde
     )
 
 
-@dataclass(frozen=True)
-class Share:
-    """This rank's part of every global batch."""
-
-    global_batch: int
-    micro_batch: int
-    world_size: int = 1
-    rank: int = 0
-
-
 class IndexedSource(IterableDataset):
     """Decoded samples of this rank in order, from `position` on, for ever.
 
@@ -108,27 +99,21 @@ class IndexedSource(IterableDataset):
         settings: DataSettings,
         seed: int,
         position: int,
-        share: Share,
+        split: BatchSplit,
         decode: Callable[[dict[str, Any]], dict[str, Any]],
     ):
         self.stores, self.settings, self.seed = stores, settings, seed
-        self.position, self.share, self.decode = position, share, decode
+        self.position, self.split, self.decode = position, split, decode
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)
         order = order_of(self.stores, self.settings, self.seed)
-        batches = micro_batch_positions(
-            self.position,
-            global_batch=self.share.global_batch,
-            micro_batch=self.share.micro_batch,
-            world_size=self.share.world_size,
-            rank=self.share.rank,
-        )
-        for positions in dealt(batches, turn, turns):
-            live = order.live(positions[0])
+        batches = micro_batch_positions(self.position, self.split)
+        for positions in batches_of_process(batches, turn, turns):
+            upcoming = order.upcoming_shards(positions[0])
             for number, store in enumerate(self.stores):
-                store.prefetch([shard for turn, shard in live if turn == number])
+                store.prefetch([shard for owner, shard in upcoming if owner == number])
             for position in positions:
                 yield self._sample(order, position)
 
@@ -158,15 +143,15 @@ def train_stream(
     task: str,
     seed: int,
     position: int,
-    share: Share,
+    split: BatchSplit,
 ) -> wds.DataPipeline:
     """The training pipeline of one rank from `position` on: an iterable of `Batch`."""
     stores = [stores] if isinstance(stores, Store) else stores
     num_things = sum(stores[0].manifest.taxonomy.things)
     decode = partial(decode_stage, task=task, num_things=num_things)
     return wds.DataPipeline(
-        IndexedSource(stores, settings, seed, position, share, decode),
+        IndexedSource(stores, settings, seed, position, split, decode),
         *(wds.map(partial(user_stage, name=name, seed=seed)) for name in settings.stages),
         wds.map(partial(augment_stage, settings=settings, task=task, seed=seed)),
-        wds.batched(share.micro_batch, collation_fn=collate, partial=False),
+        wds.batched(split.micro_batch, collation_fn=collate, partial=False),
     )

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 from pipeline.data.batch import Batch
-from pipeline.data.stream import Share, train_sets, train_stream
+from pipeline.data.split import BatchSplit
+from pipeline.data.stream import train_sets, train_stream
 from pipeline.pictures.render import overlay
 from pipeline.settings import RunSettings
 from shards.format.taxonomy import Taxonomy
@@ -21,16 +22,16 @@ def batches_of_step(settings: RunSettings, step: int, world: int, rank: int) -> 
     The tensors are those of training to the bit, whatever number of loader processes it had.
     """
     sizes = settings.batch
-    share = Share(sizes.size, sizes.micro, world, rank)
+    split = BatchSplit(sizes.size, sizes.micro, world, rank)
     stream = train_stream(
         settings.data,
         train_sets(settings.data),
         settings.task,
         settings.seed,
         (step - 1) * sizes.size,
-        share,
+        split,
     )
-    return islice(stream, sizes.size // (sizes.micro * world))
+    return islice(stream, split.micro_steps)
 
 
 def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.order import Order
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import SUBSTITUTES, DataSettings, Share, order_of, train_stream
+from pipeline.data.stream import SUBSTITUTES, DataSettings, order_of, train_stream
 from shards.errors import DataError
 from shards.format.index import BLOCK, members, offsets_path
 from shards.format.manifest import MANIFEST, Manifest, digest
@@ -41,7 +42,7 @@ def delivered(store: Store, world: int = 1, micro: int = 4) -> tuple[dict, list[
     """By position: key, epoch, image and maps of STEPS global batches; and what was replaced."""
     found, damaged = {}, []
     for rank in range(world):
-        share = Share(GLOBAL, micro, world, rank)
+        share = BatchSplit(GLOBAL, micro, world, rank)
         stream = train_stream(SETTINGS, store, "panoptic", SEED, 0, share)
         for batch in islice(stream, STEPS * GLOBAL // (micro * world)):
             damaged += batch.damaged

@@ -8,8 +8,9 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import Share, order_of
+from pipeline.data.stream import order_of
 from pipeline.run.checkpoint import CheckpointSettings
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import EVENTS, METRICS, rows
@@ -25,7 +26,7 @@ STEPS, GLOBAL = 4, 8
 
 def without_answer(settings, folder: Path) -> str:
     """The storage of the second rank alone gives nothing more at the second step."""
-    share = Share(GLOBAL, settings.batch.micro, 2, dist.get_rank())
+    share = BatchSplit(GLOBAL, settings.batch.micro, 2, dist.get_rank())
     read, calls = Store.read, []
 
     def sometimes(self, sample):

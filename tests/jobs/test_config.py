@@ -201,7 +201,7 @@ def test_stage_3_is_not_compiled(sets):
 
 def test_the_batch_must_divide(sets):
     sizes = ["batch.size=16", "batch.micro=4", "scaling.workers=3"]
-    refused(r"batch\.size=16 .*batch\.micro=4 x scaling\.workers=3", [*sets, *sizes])
+    refused(r"batch\.size: 16 .*batch\.micro=4 x scaling\.workers=3", [*sets, *sizes])
     check(configs.load("tiny", [*sets, *sizes, "batch.size=24"]))
 
 

@@ -1,7 +1,5 @@
 """Small networks and small truths shared by the model tests."""
 
-import zlib
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,7 @@ from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings, Predictions
 from model.pixel_decoder import PixelDecoderSettings
 from model.targets import Targets
+from pipeline.data.keyed import keyed_uniform
 
 # A family of backbones each, as small as its kind allows.
 TINY_BACKBONES = {
@@ -54,8 +53,7 @@ def keyed_draw(offset: int = 0, dtype: torch.dtype = torch.float32):
     """A Draw that depends on image, purpose and shape alone; images count from `offset`."""
 
     def draw(image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        seed = zlib.crc32(f"{image + offset}/{purpose}".encode())
-        return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        return keyed_uniform(shape, image + offset, purpose).to(dtype)
 
     return draw
 

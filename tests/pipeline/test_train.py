@@ -13,8 +13,9 @@ import torch
 from model.criterion import Criterion, normalizers
 from model.mask2former import Mask2Former, normalize
 from model.targets import Targets
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import Share, train_stream
+from pipeline.data.stream import train_stream
 from pipeline.run import checkpoint
 from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.track import EVENTS, METRICS, rows
@@ -175,7 +176,7 @@ def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photogra
     """No engine, no micro-batches: the same net, the same eight crops, the same draws."""
     settings = smallest(photographs)
     store = Store(photographs / "train")
-    stream = train_stream(settings.data, store, settings.task, 3, 0, Share(GLOBAL, GLOBAL))
+    stream = train_stream(settings.data, store, settings.task, 3, 0, BatchSplit(GLOBAL, GLOBAL))
     batch = next(iter(stream))
     torch.manual_seed(3)
     model = Mask2Former(settings.model, len(store.manifest.taxonomy))
@@ -316,16 +317,16 @@ def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
         draw = draws(seed, batch)
         return {p: draw(b, purpose, (5, 2)) for b, p in enumerate(batch.positions)}
 
-    whole = numbers(3, 0, Share(8, 8))
+    whole = numbers(3, 0, BatchSplit(8, 8))
     for rank in range(4):
-        for position, drawn in numbers(3, 0, Share(8, 2, 4, rank)).items():
+        for position, drawn in numbers(3, 0, BatchSplit(8, 2, 4, rank)).items():
             assert torch.equal(drawn, whole[position])
             assert drawn.dtype == torch.float32
             assert ((drawn >= 0) & (drawn < 1)).all()
     different = [
         *whole.values(),
-        *numbers(4, 0, Share(8, 8)).values(),
-        *numbers(3, 0, Share(8, 8), "match/1").values(),
-        *numbers(3, 10, Share(8, 8)).values(),
+        *numbers(4, 0, BatchSplit(8, 8)).values(),
+        *numbers(3, 0, BatchSplit(8, 8), "match/1").values(),
+        *numbers(3, 10, BatchSplit(8, 8)).values(),
     ]
     assert len({tuple(drawn.flatten().tolist()) for drawn in different}) == 32

@@ -11,7 +11,7 @@ from pipeline.data.augment import recipes
 from pipeline.data.augment.color import jitter_color
 from pipeline.data.augment.recipes import PAD_VALUE, AugmentSettings, augment
 from pipeline.data.batch import Truth
-from pipeline.data.order import keyed_generator
+from pipeline.data.keyed import keyed_generator
 
 SLOPE = 5  # levels per source pixel, so that an offset by 0.3 pixels shows
 CROP = 64

@@ -11,7 +11,8 @@ import torch
 
 from pipeline.data import loader as loader_module
 from pipeline.data.loader import POLL_S, LoaderError, loader
-from pipeline.data.stream import DataSettings, Share, train_stream
+from pipeline.data.split import BatchSplit
+from pipeline.data.stream import DataSettings, train_stream
 from shards.errors import UsageError
 from tests.pipeline.data.test_stages import HERE
 
@@ -20,7 +21,7 @@ START_S = 30  # for a process to start, on a machine that others use
 
 def run(store, stage: str | None, timeout_s: float = 120, count: int = 4, **more) -> list:
     settings = DataSettings(crop=64, stages=[f"{HERE}:{stage}"] if stage else [])
-    stream = train_stream(settings, store, "panoptic", 5, 0, Share(8, 4))
+    stream = train_stream(settings, store, "panoptic", 5, 0, BatchSplit(8, 4))
     return list(islice(loader(stream, 2, timeout_s=timeout_s, **more), count))
 
 

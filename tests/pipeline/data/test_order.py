@@ -1,4 +1,4 @@
-"""Which sample comes when: exact epochs, one order for every way of dividing the work."""
+"""The order of samples: exact epochs, and one order for every division of the work."""
 
 from itertools import islice
 
@@ -8,20 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import order as order_module
-from pipeline.data.order import (
-    BLOCK,
-    WINDOW,
-    Order,
-    SetOrder,
-    dealt,
-    differences,
-    keyed_generator,
-    micro_batch_positions,
-)
+from pipeline.data.keyed import keyed_generator, keyed_permutation, keyed_uniform
+from pipeline.data.order import BLOCK, WINDOW, Order, SetOrder, differences
+from pipeline.data.split import BatchSplit, batches_of_process, micro_batch_positions
 from shards.errors import UsageError
 
 SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(sum).map(tuple)
 SEEDS = st.integers(0, 2**40)
+GOLDEN_UNIFORM = [0.3101348280906677, 0.6411800384521484, 0.07541763782501221]
 DIVISIONS = [  # world size, micro-batch
     (1, 1), (1, 4), (1, 48), (2, 1), (2, 4), (2, 24), (3, 2), (4, 3), (6, 8), (16, 3), (48, 1),
 ]  # fmt: skip
@@ -29,40 +23,30 @@ GLOBAL = 48
 
 
 def samples(shard_sizes, seed, position, count, window=WINDOW):
-    """Sample numbers at `count` positions from `position` on."""
+    """Return the samples at `count` positions from `position` on."""
     order = SetOrder(shard_sizes, seed, "f", window)
     return [order.at(p)[1] for p in range(position, position + count)]
 
 
 def global_batch_positions(world, micro, start, steps, processes=1, global_batch=GLOBAL):
-    """Positions of `steps` global batches, each put together from the slices of all ranks.
+    """Return the positions of `steps` global batches, each assembled from the slices of all ranks.
 
-    Every rank's micro-batches come from `processes` loader processes, which are asked in turn.
+    The micro-batches of a rank come from `processes` loader processes in turn.
     """
-    accumulation = global_batch // (world * micro)
+    splits = [BatchSplit(global_batch, micro, world, rank) for rank in range(world)]
 
-    def rank_stream(rank):
+    def rank_stream(split):
         parts = [
-            dealt(
-                micro_batch_positions(
-                    start,
-                    global_batch=global_batch,
-                    micro_batch=micro,
-                    world_size=world,
-                    rank=rank,
-                ),
-                turn,
-                processes,
-            )
-            for turn in range(processes)
+            batches_of_process(micro_batch_positions(start, split), process, processes)
+            for process in range(processes)
         ]
         while True:
             for part in parts:
                 yield next(part)
 
-    ranks = [rank_stream(rank) for rank in range(world)]
+    ranks = [rank_stream(split) for split in splits]
     return [
-        [p for _ in range(accumulation) for rank in ranks for p in next(rank)]
+        [p for _ in range(splits[0].micro_steps) for rank in ranks for p in next(rank)]
         for _ in range(steps)
     ]  # fmt: skip
 
@@ -74,12 +58,12 @@ def test_every_epoch_shows_every_sample_once(shard_sizes, seed, epoch, window):
 
 
 @given(SHARDS, SEEDS, st.integers(1, 20), st.lists(st.integers(0, 10**9), min_size=1, max_size=9))
-def test_any_place_can_be_asked_for_in_any_order(shard_sizes, seed, window, places):
-    """Window by window, as `at` draws it, is the whole epoch cut in pieces."""
+def test_any_index_can_be_looked_up_in_any_order(shard_sizes, seed, window, indices):
+    """`at` draws one window at a time; together the windows are the whole epoch."""
     order, total = SetOrder(shard_sizes, seed, "f", window), sum(shard_sizes)
-    for place in places:
-        whole = SetOrder(shard_sizes, seed, "f", window).epoch(place // total)
-        assert order.at(place) == (place // total, whole[place % total])
+    for index in indices:
+        whole = SetOrder(shard_sizes, seed, "f", window).epoch(index // total)
+        assert order.at(index) == (index // total, whole[index % total])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
@@ -94,9 +78,7 @@ def test_every_division_makes_the_same_global_batches(world, micro, start, proce
 @pytest.mark.parametrize(("world", "micro"), DIVISIONS)
 def test_a_rank_gets_whole_micro_batches(world, micro):
     for rank in range(world):
-        stream = micro_batch_positions(
-            0, global_batch=GLOBAL, micro_batch=micro, world_size=world, rank=rank
-        )
+        stream = micro_batch_positions(0, BatchSplit(GLOBAL, micro, world, rank))
         assert {len(part) for part in islice(stream, 9)} == {micro}
 
 
@@ -129,18 +111,18 @@ def test_workers_that_come_and_go_lose_and_repeat_nothing(worlds, start):
 
 
 @given(SHARDS, SEEDS, st.integers(1, 6))
-def test_no_more_shards_are_live_than_the_window(shard_sizes, seed, window):
-    """A shard is live from the first to the last of its samples in an epoch."""
+def test_no_more_shards_are_in_use_than_the_window(shard_sizes, seed, window):
+    """A shard is in use from the first to the last of its samples in an epoch."""
     shard_of = np.repeat(np.arange(len(shard_sizes)), shard_sizes)
     for epoch in range(2):
         sequence = shard_of[SetOrder(shard_sizes, seed, "f", window).epoch(epoch)]
-        places = [np.flatnonzero(sequence == shard) for shard in np.unique(sequence)]
-        live = [sum(p[0] <= now <= p[-1] for p in places) for now in range(len(sequence))]
-        assert max(live) <= window
+        found = [np.flatnonzero(sequence == shard) for shard in np.unique(sequence)]
+        in_use = [sum(p[0] <= now <= p[-1] for p in found) for now in range(len(sequence))]
+        assert max(in_use) <= window
 
 
 def test_the_window_is_used_to_the_full():
-    """Without mixing inside the window the bound above would hold all the same."""
+    """The bound of the test above would also hold without any shuffling inside a window."""
     sequence = np.repeat(np.arange(64), 50)[SetOrder((50,) * 64, 1, "f").epoch(0)]
     assert WINDOW == 16
     for first in range(0, len(sequence), 50 * WINDOW):
@@ -151,7 +133,7 @@ def test_the_window_is_used_to_the_full():
         assert same < 0.11
 
 
-def test_first_places_are_uniform():
+def test_the_first_sample_is_uniform():
     """Over 3000 seeds each of 12 samples comes first about 250 times (chi squared, p = 1e-6)."""
     first = [SetOrder((3, 4, 5), seed, "f", 3).at(0)[1] for seed in range(3000)]
     counts = np.bincount(first, minlength=12)
@@ -169,24 +151,24 @@ def test_the_order_depends_on(changed, epoch):
     assert (one == other).mean() < 0.1
 
 
-def test_the_shards_to_come_are_known():
-    """At every place: the shard of its sample, and of all samples up to a window further."""
+def test_the_upcoming_shards_are_known():
+    """The current window holds the sample at every index, the next window the first one after."""
     sizes = (3, 0, 4, 2, 5, 1, 0, 2)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     order = SetOrder(sizes, 3, "f", 3)
     total = sum(sizes)
-    for place in range(3 * total):
-        now, ahead = order.live(place)
-        assert len(now) <= 3
-        assert shard_of[order.at(place)[1]] in now
-        following = place
-        while shard_of[order.at(following)[1]] in now and following < place + total:
-            following += 1
-        assert shard_of[order.at(following)[1]] in ahead
+    for index in range(3 * total):
+        current, following = order.windows(index)
+        assert len(current) <= 3
+        assert shard_of[order.at(index)[1]] in current
+        later = index
+        while shard_of[order.at(later)[1]] in current and later < index + total:
+            later += 1
+        assert shard_of[order.at(later)[1]] in following
 
 
 def test_golden_order():
-    """These values may never change: a run that goes on after an update relies on them."""
+    """These values must never change: a run that is resumed after an update relies on them."""
     two = [SetOrder((3, 5, 2, 4), 7, "f", 2).epoch(epoch).tolist() for epoch in (0, 1)]
     assert two == [
         [5, 6, 7, 11, 3, 12, 10, 13, 4, 9, 1, 2, 8, 0],
@@ -200,11 +182,17 @@ def test_golden_order():
 def test_golden_mixture():
     order = mixture([(3, 5, 2, 4), (6, 1)], [2, 1], seed=7)
     assert order.shares == [667, 333]
-    places = [tuple(order.at(p)) for p in (0, 1, 2, 999, 1000, 10**7)]
-    assert places == [
+    found = [tuple(order.at(p)) for p in (0, 1, 2, 999, 1000, 10**7)]
+    assert found == [
         (1, 0, 6), (0, 0, 6), (1, 0, 3), (1, 47, 6), (1, 47, 4), (1, 475714, 1)
     ]  # fmt: skip
     assert [order.substitute(999, n).sample for n in range(4)] == [6, 6, 3, 3]
+
+
+def test_golden_tensor_draws():
+    """Resumed runs rely on these values, as on the ones above."""
+    numbers = keyed_uniform((3,), 42, 3, "000000000139", "match/0")
+    assert numbers.tolist() == GOLDEN_UNIFORM
 
 
 def test_golden_augmentation_draws():
@@ -220,13 +208,12 @@ def test_golden_augmentation_draws():
     ("batch", "micro", "world"), [(16, 3, 1), (16, 2, 3), (16, 16, 2), (8, 2, 8)]
 )
 def test_a_batch_that_does_not_divide_is_refused(batch, micro, world):
-    stream = micro_batch_positions(
-        0, global_batch=batch, micro_batch=micro, world_size=world, rank=0
-    )
     with pytest.raises(
-        ValueError, match=rf"batch\.global={batch} .*batch\.micro={micro} x {world}"
+        UsageError,
+        match=rf"batch\.size: {batch} is not a multiple of batch\.micro={micro} x "
+        rf"scaling\.workers={world}; change one",
     ):
-        next(stream)
+        BatchSplit(batch, micro, world)
 
 
 def mixture(sets, weights=(), seed=1, window=2) -> Order:
@@ -252,11 +239,11 @@ def test_every_block_of_a_mixture_has_the_shares(weights, seed, block):
 @given(st.lists(SHARDS, min_size=2, max_size=3), SEEDS, st.integers(0, 3 * BLOCK))
 @settings(max_examples=30, deadline=None)
 def test_every_set_of_a_mixture_keeps_its_own_exact_epochs(sets, seed, start):
-    """From any position on, each set shows its own order without a gap, as if it were alone."""
+    """The samples that are drawn from each set are its own order without a gap."""
     order = mixture(sets, seed=seed, weights=[n + 1 for n in range(len(sets))])
     whole = [order.at(p) for p in range(start + BLOCK)]
     for n, sizes in enumerate(sets):
-        shown = [(place.epoch, place.sample) for place in whole if place.set == n]
+        shown = [(ref.epoch, ref.sample) for ref in whole if ref.set == n]
         alone = SetOrder(sizes, seed, f"set {n}", 2)
         assert shown == [alone.at(p) for p in range(len(shown))]
     resumed = mixture(sets, seed=seed, weights=[n + 1 for n in range(len(sets))])
@@ -268,44 +255,51 @@ def test_without_weights_every_sample_is_as_likely():
     assert mixture([(1,), (1,), (1,)]).shares == [334, 333, 333]
 
 
-def test_the_shards_to_come_of_a_mixture_are_known():
+def test_the_upcoming_shards_of_a_mixture_are_known():
     sets = [(3, 4, 2, 5, 1), (2, 2, 2), (9,)]
     order = mixture(sets)
     for position in range(990, 1040):
-        place = order.at(position)
-        shard = int(np.repeat(np.arange(len(sets[place.set])), sets[place.set])[place.sample])
-        assert (place.set, shard) in order.live(position)[: 2 + 2 + 1]
+        ref = order.at(position)
+        shard = int(np.repeat(np.arange(len(sets[ref.set])), sets[ref.set])[ref.sample])
+        assert (ref.set, shard) in order.upcoming_shards(position)[: 2 + 2 + 1]
 
 
 @pytest.mark.parametrize(
     ("weights", "text"),
     [
-        ([1, 0], "above 0"),
+        ([1, 0], "not a positive finite number; give every set a weight above 0"),
         ([1, -1], "above 0"),
         ([1, float("nan")], "above 0"),
         ([1, float("inf")], "above 0"),
-        ([1], "one to each of 2 sets"),
+        ([1], "1 entries for 2 shard sets; give one weight to each"),
         ([1, 1e-9], "1/1000"),
     ],
 )
-def test_weights_that_say_nothing_are_refused(weights, text):
-    with pytest.raises(UsageError, match=rf"data\.weights=.*{text}"):
+def test_unusable_weights_are_refused(weights, text):
+    with pytest.raises(UsageError, match=rf"data\.weights: .*{text}"):
         mixture([(3,), (4,)], weights)
 
 
 def test_substitutes_are_of_the_same_set_and_epoch():
     order = mixture([(3, 4), (50, 50)])
     for position in range(0, 3000, 7):
-        place, drawn = order.at(position), [order.substitute(position, n) for n in range(1, 9)]
-        assert {(other.set, other.epoch) for other in drawn} == {(place.set, place.epoch)}
-        assert all(0 <= other.sample < order.sets[place.set].count for other in drawn)
+        ref, drawn = order.at(position), [order.substitute(position, n) for n in range(1, 9)]
+        assert {(other.set, other.epoch) for other in drawn} == {(ref.set, ref.epoch)}
+        assert all(0 <= other.sample < order.sets[ref.set].count for other in drawn)
     drawn = [order.substitute(p, 1).sample for p in range(3000) if order.at(p).set == 1]
     assert len(set(drawn)) > 90  # of 100, in 2800 draws
 
 
-def test_the_identity_of_an_order_names_what_it_is_made_of():
+def test_the_identity_of_an_order_names_everything_it_depends_on():
     one = mixture([(3, 4)]).identity()
-    assert one == {"version": 1, "window": 2, "seed": 1, "fingerprint": "set 0", "samples": 7}
+    assert one == {
+        "version": 1,
+        "window": 2,
+        "seed": 1,
+        "fingerprint": ["set 0"],
+        "samples": [7],
+        "shares": [1000],
+    }
     two = mixture([(3, 4), (5,)], [3, 1]).identity()
     assert (two["fingerprint"], two["samples"]) == (["set 0", "set 1"], [7, 5])
     assert two["shares"] == [750, 250]
@@ -314,16 +308,27 @@ def test_the_identity_of_an_order_names_what_it_is_made_of():
     assert differences(two, mixture([(3, 4), (5,)], [1, 1]).identity()) == [
         "shares: [750, 250] -> [500, 500]"
     ]
-    assert "shares: None -> [750, 250]" in differences(one, two)
+    assert "shares: [1000] -> [750, 250]" in differences(one, two)
 
 
-def test_nothing_is_drawn_but_what_is_asked_for(monkeypatch):
-    """Of 20 million samples in 25,000 shards, the first batch at any position is two windows."""
+def test_an_older_identity_of_one_set_holds_a_string_and_a_number():
+    one = mixture([(3, 4)]).identity()
+    older = {"version": 1, "window": 2, "seed": 1, "fingerprint": "set 0", "samples": 7}
+    assert differences(older, one) == []
+    assert differences(older | {"samples": 8}, one) == ["samples: [8] -> [7]"]
+    two = mixture([(3, 4), (5,)], [3, 1]).identity()
+    assert "fingerprint: ['set 0'] -> ['set 0', 'set 1']" in differences(older, two)
+
+
+def test_only_the_windows_in_use_are_drawn(monkeypatch):
+    """The first batch at any position of 20 million samples in 25,000 shards draws two windows."""
     drawn = []
-    permutation = order_module._permutation
-    monkeypatch.setattr(
-        order_module, "_permutation", lambda n, *key: drawn.append(n) or permutation(n, *key)
-    )
+
+    def recorded(count, *key):
+        drawn.append(count)
+        return keyed_permutation(count, *key)
+
+    monkeypatch.setattr(order_module, "keyed_permutation", recorded)
     order = Order([SetOrder((800,) * 25_000, 1, "f")])
     for position in (0, 10_000_000, 10_000_000_000):
         drawn.clear()

@@ -13,8 +13,9 @@ import pytest
 from pipeline.data import remote
 from pipeline.data.cache import CacheSettings
 from pipeline.data.remote import Remote
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import DataSettings, Share, train_sets, train_stream
+from pipeline.data.stream import DataSettings, train_sets, train_stream
 from shards.errors import DataError, UsageError
 from shards.format.manifest import Manifest
 from tests.damage import flip
@@ -91,7 +92,7 @@ def test_training_starts_while_the_first_shards_are_arriving(server, cache, trai
         server.faults[entry.name] = "hold"
     server.patience = int(train_set.index.length.max())
     settings = DataSettings(crop=64, cache=cache)
-    share = Share(8, 4)
+    share = BatchSplit(8, 4)
     store = Store(f"{server.url}/train", cache=cache)
     stream = iter(train_stream(settings, store, "panoptic", 5, 0, share))
     plain = islice(train_stream(settings, train_set, "panoptic", 5, 0, share), 6)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.loader import loader
+from pipeline.data.split import BatchSplit
 from pipeline.data.stages import load_stage, user_stage
-from pipeline.data.stream import DataSettings, Share, train_stream
+from pipeline.data.stream import DataSettings, train_stream
 from shards.errors import UsageError
 
 HERE = "tests.pipeline.stages_for_tests"
@@ -15,7 +16,7 @@ HERE = "tests.pipeline.stages_for_tests"
 
 def batches(store, *names, position=0, share=None, workers=0, count=3):
     settings = DataSettings(crop=64, augment="none", stages=[f"{HERE}:{name}" for name in names])
-    share = share or Share(8, 4)
+    share = share or BatchSplit(8, 4)
     stream = train_stream(settings, store, "panoptic", 5, position, share)
     return list(islice(loader(stream, workers), count))
 
@@ -39,14 +40,14 @@ def test_a_stage_changes_image_and_truth_before_augmentation(train_set):
 
 
 def test_what_a_stage_draws_is_the_same_on_any_rank_and_in_any_epoch_another(train_set):
-    whole = images(batches(train_set, "darken", share=Share(8, 8), count=3))
+    whole = images(batches(train_set, "darken", share=BatchSplit(8, 8), count=3))
     for rank in range(2):
-        part = images(batches(train_set, "darken", share=Share(8, 2, 2, rank), count=6))
+        part = images(batches(train_set, "darken", share=BatchSplit(8, 2, 2, rank), count=6))
         assert len(part) == 12
         for position, image in part.items():
             assert (image == whole[position]).all()
     by_key = {}
-    for batch in batches(train_set, "darken", share=Share(8, 8), count=3):
+    for batch in batches(train_set, "darken", share=BatchSplit(8, 8), count=3):
         for b, key in enumerate(batch.keys):
             by_key.setdefault(key, []).append(batch.images[b].numpy())
     assert all(len({image.tobytes() for image in seen}) == len(seen) for seen in by_key.values())

@@ -13,8 +13,9 @@ from pycocotools.coco import COCO
 
 from pipeline.data.loader import loader
 from pipeline.data.order import SetOrder
+from pipeline.data.split import BatchSplit
 from pipeline.data.stages import decode_stage
-from pipeline.data.stream import DataSettings, Share, train_stream
+from pipeline.data.stream import DataSettings, train_stream
 from shards.errors import DataError
 from shards.format.index import members
 from shards.format.schema import decode
@@ -27,7 +28,7 @@ JITTER = DataSettings(crop=CROP)
 
 
 def batches(store, count, settings=JITTER, task="panoptic", seed=5, position=0, share=None):
-    share = share or Share(GLOBAL, 4)
+    share = share or BatchSplit(GLOBAL, 4)
     return list(islice(train_stream(settings, store, task, seed, position, share), count))
 
 
@@ -105,7 +106,7 @@ def test_a_sample_is_the_same_bytes_on_any_rank(train_set, world, micro):
     steps = 3  # past the first epoch
     found = {}
     for rank in range(world):
-        share = Share(GLOBAL, micro, world, rank)
+        share = BatchSplit(GLOBAL, micro, world, rank)
         part = fingerprints(batches(train_set, steps * GLOBAL // (world * micro), share=share))
         assert not found.keys() & part.keys()
         found |= part
@@ -130,7 +131,7 @@ def test_worlds_take_over_from_one_another_to_the_bit(train_set):
     for world, micro in ((4, 1), (2, 3), (3, 2), (1, 6)):
         turns = size // (world * micro)
         for rank in range(world):
-            share = Share(size, micro, world, rank)
+            share = BatchSplit(size, micro, world, rank)
             stream = train_stream(JITTER, train_set, "panoptic", 5, position, share)
             part = list(islice(loader(stream, 1 + rank % 2), steps * turns))
             firsts = [
@@ -140,7 +141,7 @@ def test_worlds_take_over_from_one_another_to_the_bit(train_set):
             assert [b.positions for b in part] == [list(range(f, f + micro)) for f in firsts]
             found |= fingerprints(part)
         position += steps * size
-    share = Share(size, size)
+    share = BatchSplit(size, size)
     plain = fingerprints(batches(train_set, 4 * steps, position=start, share=share))
     assert [found[p] for p in range(start, position)] == list(plain.values())
 

@@ -13,8 +13,9 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.data.cache import CacheSettings
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import DataSettings, Share, train_stream
+from pipeline.data.stream import DataSettings, train_stream
 from shards.build import upload
 from shards.build.build import build
 from shards.build.writer import TarWriter
@@ -119,7 +120,7 @@ def test_a_set_built_to_s3_is_the_local_one_and_streams(tmp_path, tmp_path_facto
         assert again.out.count("holds this build already") == 2
 
         cache = CacheSettings(str(tmp_path / "cache"), gib=1)
-        settings, share = DataSettings(crop=64, cache=cache), Share(4, 2)
+        settings, share = DataSettings(crop=64, cache=cache), BatchSplit(4, 2)
         streams = (
             train_stream(settings, Store(place, cache=cache), "panoptic", 5, 0, share)
             for place in ("s3://sets/coco/train", photographs / "train")

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from webdataset import ShardWriter
 
 from jobs.__main__ import app
+from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
-from pipeline.data.stream import DataSettings, Share, train_stream
+from pipeline.data.stream import DataSettings, train_stream
 from shards.build.index_tars import index_tars
 from shards.errors import DataError, Failed, UsageError
 from shards.format.manifest import Foreign, Manifest
@@ -106,7 +107,7 @@ def test_a_stream_of_them_is_the_stream_of_what_build_makes(raw, foreign, tmp_pa
 def crops(folder: Path, task: str) -> dict[str, list]:
     """An epoch of the stream, by name of the image; nothing in it is drawn by chance."""
     settings = DataSettings(crop=64, augment="none")
-    stream = train_stream(settings, Store(folder), task, 0, 0, Share(1, 1))
+    stream = train_stream(settings, Store(folder), task, 0, 0, BatchSplit(1, 1))
     return {
         Path(batch.keys[0]).name: [part.tolist() for part in batch[:5]]
         for batch in islice(stream, len(NAMES))
