@@ -11,17 +11,11 @@ from rich.table import Table
 from jobs import config as configs
 from pipeline.data.store import Store
 from pipeline.pictures.sheet import sheet, write_png
-from pipeline.run.folder import (
-    EVALUATIONS,
-    PICTURES,
-    load_model,
-    scores_path,
-    summarize,
-    write_json,
-)
+from pipeline.run.folder import EVALUATIONS, PICTURES, load_model, scores_path, summarize
 from pipeline.score.evaluate import HEADLINE
 from pipeline.score.evaluate import evaluate as score
 from shards.errors import UsageError
+from shards.files import write_json
 
 PICTURED = 8  # first images of the val set
 

@@ -16,9 +16,9 @@ from jobs import config as configs
 from jobs.config import Config
 from model.mask2former import PIXEL_MEAN, PIXEL_STD, Mask2Former
 from model.weights.export import save_transformers, to_detectron2
-from pipeline.run.folder import load_model, write_json
+from pipeline.run.folder import load_model
 from shards.errors import UsageError
-from shards.files import whole_file
+from shards.files import sync, whole_file, write_json
 from shards.format.taxonomy import Taxonomy
 
 EXPORTS = "exports"
@@ -99,6 +99,4 @@ def _sync(folder: Path) -> None:
     """Have the folder and its files on the disk."""
     for path in (*folder.iterdir(), folder):
         if path.is_file() or path == folder:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            sync(path)

@@ -14,9 +14,10 @@ from jobs import config as configs
 from pipeline.data.stages import read_image
 from pipeline.pictures.render import overlay
 from pipeline.pictures.sheet import write_png
-from pipeline.run.folder import load_model, write_json
+from pipeline.run.folder import load_model
 from pipeline.score.inference import Result, infer
 from shards.errors import DataError, UsageError
+from shards.files import write_json
 from shards.format.taxonomy import Taxonomy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}

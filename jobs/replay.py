@@ -13,9 +13,10 @@ from pipeline.pictures.render import side_by_side
 from pipeline.pictures.replay import batches_of_step, pictures
 from pipeline.pictures.sheet import write_png
 from pipeline.run.folder import PICTURES
-from pipeline.run.track import EVENTS, rows
+from pipeline.run.track import EVENTS
 from shards.errors import UsageError
 from shards.format.taxonomy import Taxonomy
+from shards.jsonl import rows
 
 IN_A_ROW = 4  # samples
 

@@ -1,10 +1,11 @@
 """`train`: one run under Ray Train, started, followed and started again until it is done."""
 
-import fcntl
+import contextlib
 import os
 import platform
 import re
 import time
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from jobs.follow import Follower
 from jobs.on_ray import python_path
 from pipeline.data.store import Store
 from pipeline.run.checkpoint import committed, step_of
-from pipeline.run.folder import CHECKPOINTS, SUMMARY, write_json
-from pipeline.run.track import EVENTS, append, rows
+from pipeline.run.folder import CHECKPOINTS, SUMMARY
+from pipeline.run.track import EVENTS
 from shards.errors import DataError, UsageError
+from shards.files import file_lock, write_json
+from shards.jsonl import append, rows
 
 MAX_STARTS_AT_ONE_STEP = 3
 MAY_CHANGE = (
@@ -62,18 +65,18 @@ def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
     return folder
 
 
-def _lock(folder: Path):
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
     """Hold the run: two drivers in one folder would train over each other."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}; name another run: name=NAME") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UsageError(f"{folder} is being trained right now; name another: name=NAME") from error
-    return lock
+    fix = "name another run: name=NAME"
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(file_lock(folder / ".lock", wait=False))
+        except OSError as error:
+            raise UsageError(str(error.strerror), where=folder, fix=fix) from error
+        if not held:
+            raise UsageError("the run is being trained by another command", where=folder, fix=fix)
+        yield
 
 
 def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bool:

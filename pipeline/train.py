@@ -32,10 +32,9 @@ from pipeline.run.folder import (
     rewind,
     scores_path,
     summarize,
-    write_json,
 )
 from pipeline.run.quarantine import QUARANTINE, Quarantine
-from pipeline.run.track import EVENTS, Tracker, rows
+from pipeline.run.track import EVENTS, Tracker
 from pipeline.score.evaluate import HEADLINE, evaluate
 from pipeline.settings import RunSettings
 from pipeline.step.engine import Engine, Step
@@ -43,6 +42,8 @@ from pipeline.step.meter import Meter
 from pipeline.step.optimizer import parameter_groups
 from pipeline.step.schedule import lr_multiplier
 from shards.errors import UsageError
+from shards.files import write_json
+from shards.jsonl import rows
 
 MAX_SKIPPED_IN_A_ROW = 20
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")

@@ -17,10 +17,10 @@ from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth
 from pipeline.data.store import Store
 from pipeline.run.track import EVENTS
-from pipeline.run.track import rows as read_rows
 from pipeline.score.evaluate import load_sample
 from pipeline.score.panoptic import PanopticQuality
 from shards.format.schema import Sample
+from shards.jsonl import rows as read_rows
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 SAMPLE = ROOT / "tests" / "data" / "coco_ccby"

@@ -1,7 +1,6 @@
 """Whole shards of a URL on this node's disk, shared by all its processes."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards.errors import DataError
+from shards.files import file_lock, sync
 from shards.format.manifest import Shard
 
 
@@ -81,7 +81,7 @@ class ShardCache:
                 file.write(piece)
                 digest.update(piece)
                 size += len(piece)
-            os.fsync(file.fileno())
+        sync(part)
         if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
             raise DataError(f"{shard.name}: its bytes are not those the manifest has the sha256 of")
         part.replace(self._path(shard))
@@ -126,13 +126,6 @@ class ShardCache:
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
-    @contextlib.contextmanager
-    def _lock(self, name: str, wait: bool) -> Iterator[bool]:
-        """Hold a lock among all processes of this node; False if another one does."""
-        with (self.folder / "locks" / name).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+    def _lock(self, name: str, wait: bool) -> contextlib.AbstractContextManager[bool]:
+        """Hold a lock of this cache among all processes of the node; see `file_lock`."""
+        return file_lock(self.folder / "locks" / name, wait=wait)

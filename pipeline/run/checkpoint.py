@@ -1,7 +1,6 @@
 """Checkpoints that are whole or not there: files, then their hashes, then COMMITTED."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shards.errors import UsageError
+from shards.files import sync
 
 STATE = "state.safetensors"
 TRAINER_STATE = "trainer_state.json"
@@ -69,9 +69,9 @@ def commit(folder: Path) -> None:
     manifest = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for path in (*files, folder / MANIFEST, folder):
-        _fsync(path)
+        sync(path)
     (folder / COMMITTED).touch()
-    _fsync(folder)
+    sync(folder)
 
 
 def damage(folder: Path) -> str | None:
@@ -138,9 +138,3 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
         while block := file.read(1 << 22):
             digest.update(block)
     return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

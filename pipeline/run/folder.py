@@ -9,25 +9,19 @@ import torch
 
 from model.mask2former import Mask2Former
 from pipeline.run import checkpoint
-from pipeline.run.quarantine import forget
-from pipeline.run.track import METRICS, rows, truncate
+from pipeline.run.quarantine import QUARANTINE
+from pipeline.run.track import METRICS
 from pipeline.score.evaluate import HEADLINE, METRIC_OF_TASK
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
-from shards.files import whole_file
+from shards.files import write_json
 from shards.format.taxonomy import Taxonomy
+from shards.jsonl import keep_rows, rows
 
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
 PICTURES = "pictures"
 SUMMARY = "summary.json"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write(json.dumps(value, indent=1).encode() + b"\n")
 
 
 def scores_path(folder: Path, step: int) -> Path:
@@ -49,8 +43,8 @@ def best_step(folder: Path, task: str) -> int | None:
 
 def rewind(folder: Path, step: int) -> None:
     """Drop metrics, scores and damage past `step`: a resumed run makes them again."""
-    truncate(folder, step)
-    forget(folder, step)
+    for name in (METRICS, QUARANTINE):
+        keep_rows(folder / name, lambda row: row["step"] <= step)
     for path in (folder / EVALUATIONS).glob("step-*"):
         if int(path.stem.split("-")[1]) > step:
             path.unlink()

@@ -1,12 +1,10 @@
 """Damaged samples of a run: which ones, where they stood, and when there are too many."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.run.track import append, rows
 from shards.errors import DataError
-from shards.files import whole_file
+from shards.jsonl import append
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -37,15 +35,6 @@ class Quarantine:
                 f"{len(self)} samples are damaged, data.max_damaged={self.limit}: see {self.path} "
                 f"(the last: {found[-1]['reason']})"
             )
-
-
-def forget(folder: Path, step: int) -> None:
-    """Drop rows past `step`: a resumed run finds them again."""
-    path = folder / QUARANTINE
-    if path.exists():
-        kept = [row for row in rows(path) if row["step"] <= step]
-        with whole_file(path) as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in kept)
 
 
 def _sample(row: dict[str, Any]) -> tuple[str, str]:

@@ -1,15 +1,12 @@
 """What a run says: metrics.jsonl, events.jsonl and Weights & Biases. The only import of wandb."""
 
-import contextlib
-import json
 import math
-import os
 import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.files import whole_file
+from shards.jsonl import append
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
@@ -28,22 +25,6 @@ class TrackingSettings:
     """Where a run is watched."""
 
     wandb: WandbSettings = field(default_factory=WandbSettings)
-
-
-def append(path: Path, row: dict) -> None:
-    """Append one JSON line, in one write. A line that a crash has cut short is closed first."""
-    with path.open("ab+") as file:
-        is_cut = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
-        file.write(b"\n" * is_cut + json.dumps(row).encode() + b"\n")
-
-
-def rows(path: Path) -> list[dict]:
-    """The whole lines of a JSONL file; those cut short by a crash are left out."""
-    whole = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            whole.append(json.loads(line))
-    return whole
 
 
 class Tracker:
@@ -117,11 +98,3 @@ class Tracker:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         warnings.warn(f"W&B is off for this run: {error}", stacklevel=2)
-
-
-def truncate(folder: Path, step: int) -> None:
-    """Drop metric rows past `step`: a resumed run writes them again."""
-    path = folder / METRICS
-    kept = [row for row in rows(path) if row["step"] <= step]
-    with whole_file(path) as file:
-        file.writelines(json.dumps(row).encode() + b"\n" for row in kept)

@@ -24,7 +24,7 @@ from shards.doctor import (
     totals,
 )
 from shards.errors import DataError, UsageError
-from shards.files import is_url, told_of_disk
+from shards.files import disk_errors, is_url
 from shards.format.index import SAMPLES, offsets_path, save_rows
 from shards.format.manifest import MANIFEST, File, Manifest
 from shards.format.schema import TASKS
@@ -79,7 +79,7 @@ def build(
     module = _check(source, root, splits, limit, jobs, tasks, shards)
     url = str(out).rstrip("/") if is_url(out) else None
     out = staging(source, url, work) if url else Path(out)
-    with told_of_disk(out):
+    with disk_errors(out):
         names = splits or module.splits(root, report)
         claim(out, source)
         if url:

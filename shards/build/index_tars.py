@@ -13,7 +13,7 @@ from shards.build.plan import versions
 from shards.build.writer import Made
 from shards.doctor import FINDINGS, Doctor, Finding, Reject, report_findings, save_findings
 from shards.errors import DataError, UsageError
-from shards.files import sha256, told_of_disk
+from shards.files import disk_errors, sha256
 from shards.format.foreign import SOURCE, record, samples
 from shards.format.index import SAMPLES, save_rows
 from shards.format.manifest import MANIFEST, File, Foreign, Manifest, Shard, digest
@@ -70,7 +70,7 @@ def index_tars(
         shards=(),
         foreign=foreign,
     )
-    with told_of_disk(folder):
+    with disk_errors(folder):
         return _index(folder, tars, manifest, runner or processes(), report)
 
 

@@ -1,7 +1,6 @@
 """The output folder of a build: ours alone, one build at a time, swept of leftovers."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from shards.build.upload import Target
 from shards.build.writer import STATE
 from shards.errors import DataError, UsageError
+from shards.files import file_lock
 from shards.format.manifest import MANIFEST, Manifest
 
 WORK = "~/.cache/mask2former/build"
@@ -63,13 +63,11 @@ def _check_entry(out: Path | str, name: str, ours: bool, source: str, found: str
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other builds out of a split's folder. Raises UsageError if one is at work there."""
-    lock = folder / LOCK
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"{folder} is being built by another process; wait for it") from None
+    with file_lock(folder / LOCK, wait=False) as held:
+        if not held:
+            raise UsageError(
+                "another process is building here", where=folder, fix="wait until it ends"
+            )
         yield
 
 

@@ -13,7 +13,8 @@ from pipeline.data.store import Store
 from pipeline.data.stream import order_of
 from pipeline.run.checkpoint import CheckpointSettings
 from pipeline.run.quarantine import QUARANTINE
-from pipeline.run.track import EVENTS, METRICS, rows
+from pipeline.run.track import EVENTS, METRICS
+from shards.jsonl import rows
 from tests import distributed
 from tests.damage import flip
 from tests.pipeline.runs import attempt, interrupted, smallest

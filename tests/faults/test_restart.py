@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from jobs import config as configs
 from jobs.train import _text
 from pipeline.run.folder import rewind
-from pipeline.run.track import EVENTS, METRICS, append, rows
+from pipeline.run.track import EVENTS, METRICS
 from pipeline.train import train
 from shards.errors import DataError
+from shards.jsonl import append, rows
 from tests.jobs import small
 
 

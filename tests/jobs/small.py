@@ -17,8 +17,9 @@ from jobs.__main__ import main
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
 from pipeline.run import checkpoint
-from pipeline.run.folder import CHECKPOINTS, write_json
+from pipeline.run.folder import CHECKPOINTS
 from shards.build.build import build
+from shards.files import write_json
 from tests.shards.raw import SAMPLE
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from jobs.demo import demo
-from pipeline.run.track import EVENTS, rows
+from pipeline.run.track import EVENTS
+from shards.jsonl import rows
 from tests.jobs import small
 
 pytestmark = pytest.mark.slow

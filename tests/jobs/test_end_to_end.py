@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
-from pipeline.run.track import EVENTS, METRICS, rows
+from pipeline.run.track import EVENTS, METRICS
 from shards.format.manifest import Manifest
+from shards.jsonl import rows
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 

@@ -16,9 +16,11 @@ from jobs import export as export_job
 from jobs.check import check
 from model.mask2former import Mask2Former
 from model.weights.load import load
-from pipeline.run.folder import initial_weights, load_model, write_json
-from pipeline.run.track import EVENTS, rows
+from pipeline.run.folder import initial_weights, load_model
+from pipeline.run.track import EVENTS
 from shards.errors import UsageError
+from shards.files import write_json
+from shards.jsonl import rows
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 

@@ -10,7 +10,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from pipeline.run import checkpoint
-from pipeline.run.folder import best_step, scores_path, write_json
+from pipeline.run.folder import best_step, scores_path
+from shards.files import write_json
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 

@@ -18,10 +18,11 @@ from pipeline.data.store import Store
 from pipeline.data.stream import train_stream
 from pipeline.run import checkpoint
 from pipeline.run.folder import CHECKPOINTS
-from pipeline.run.track import EVENTS, METRICS, rows
+from pipeline.run.track import EVENTS, METRICS
 from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
 from pipeline.step.engine import ZeroSettings
 from pipeline.train import MAX_SKIPPED_IN_A_ROW, draws
+from shards.jsonl import rows
 from tests import distributed
 from tests.pipeline.runs import attempt, interrupted, smallest
 

@@ -69,7 +69,7 @@ class Writes:
     def __init__(self, monkeypatch, allowed: int):
         self.left, self.killed = allowed, False
         monkeypatch.setattr(checkpoint, "save_file", self.before(checkpoint.save_file))
-        monkeypatch.setattr(checkpoint, "_fsync", self.before(checkpoint._fsync))
+        monkeypatch.setattr(checkpoint, "sync", self.before(checkpoint.sync))
         monkeypatch.setattr(Path, "write_text", self.before(Path.write_text))
         monkeypatch.setattr(Path, "touch", self.before(Path.touch))
         monkeypatch.setattr(Path, "mkdir", self.before(Path.mkdir))
@@ -111,7 +111,7 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before(tmp_path, monkeypatch)
 
 def test_everything_is_on_disk_before_the_mark(tmp_path, monkeypatch):
     flushed, at_mark = [], []
-    fsync, touch = checkpoint._fsync, Path.touch
+    fsync, touch = checkpoint.sync, Path.touch
 
     def recorded_fsync(path):
         flushed.append(path)
@@ -121,7 +121,7 @@ def test_everything_is_on_disk_before_the_mark(tmp_path, monkeypatch):
         at_mark.extend(flushed)
         touch(path)
 
-    monkeypatch.setattr(checkpoint, "_fsync", recorded_fsync)
+    monkeypatch.setattr(checkpoint, "sync", recorded_fsync)
     monkeypatch.setattr(Path, "touch", recorded_touch)
     folder = save(tmp_path, 1)
     files = {path for path in folder.rglob("*") if path.is_file()} - {folder / COMMITTED}
@@ -202,7 +202,7 @@ def test_loading_a_damaged_checkpoint_is_a_usage_error(tmp_path):
         checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("at", ["save_file", "_fingerprint", "_fsync"])
+@pytest.mark.parametrize("at", ["save_file", "_fingerprint", "sync"])
 def test_a_full_disk_removes_the_partial_folder_and_raises(tmp_path, monkeypatch, at):
     before = save(tmp_path, 1)
 

@@ -17,12 +17,13 @@ from pipeline.run.folder import (
     rewind,
     scores_path,
     summarize,
-    write_json,
 )
-from pipeline.run.track import METRICS, append, rows
+from pipeline.run.track import METRICS
 from pipeline.step import meter
 from pipeline.step.meter import Meter
 from shards.errors import UsageError
+from shards.files import write_json
+from shards.jsonl import append, rows
 from tests.pipeline.runs import smallest
 
 CPU = torch.device("cpu")

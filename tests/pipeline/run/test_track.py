@@ -10,7 +10,8 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from pipeline.run.track import EVENTS, METRICS, Tracker, WandbSettings, append, rows, truncate
+from pipeline.run.track import EVENTS, METRICS, Tracker, WandbSettings
+from shards.jsonl import append, keep_rows, rows
 
 OFF = WandbSettings(mode="disabled")
 
@@ -90,13 +91,13 @@ def test_a_line_cut_by_a_crash_is_left_out_and_harms_no_other(tmp_path, kept):
     assert rows(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
 
 
-def test_truncate_drops_the_rows_that_will_be_written_again(tmp_path):
+def test_keep_rows_drops_the_rows_that_will_be_written_again(tmp_path):
     tracked = tracker(tmp_path)
     for step in (1, 2, 3, 4):
         tracked.metrics(step, {"loss": float(step)})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 5, "los')
-    truncate(tmp_path, 2)
+    keep_rows(tmp_path / METRICS, lambda row: row["step"] <= 2)
     assert [row["step"] for row in plain_rows(tmp_path / METRICS)] == [1, 2]
     tracked.metrics(3, {"loss": 0.5})
     assert [(r["step"], r["loss"]) for r in rows(tmp_path / METRICS)] == [(1, 1), (2, 2), (3, 0.5)]
