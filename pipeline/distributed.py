@@ -5,8 +5,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from pipeline.data.loader import LoaderError
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, LoaderError, UsageError
 
 T = TypeVar("T")
 KINDS = {kind.__name__: kind for kind in (DataError, UsageError, LoaderError, ConnectionError)}

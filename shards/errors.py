@@ -75,3 +75,7 @@ class Failed(M2FError, RuntimeError):
     """A disk, a network, or a process failed, and no input is to blame."""
 
     exit_code = 1
+
+
+class LoaderError(Failed):
+    """A loader process died, or none delivers a batch. A restart from a checkpoint may help."""

@@ -1,11 +1,20 @@
-"""The processes that run a stream ahead of the network, and what can go wrong with them."""
+"""The processes that run a stream ahead of the network, and the errors they can end with.
+
+Errors and warnings of a loader process are delivered as data with its batches. torch would deliver
+an error as the text of a traceback, without its parts and its exit code, and a warning would only
+appear on the standard error of the process, which Ray does not show.
+"""
 
 import multiprocessing
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+import warnings
+from collections import deque
+from collections.abc import Collection, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import torch
@@ -13,15 +22,27 @@ import webdataset as wds
 from torch.utils.data import DataLoader
 
 from pipeline.data.batch import Batch
-from shards.errors import UsageError
+from shards.errors import LoaderError, M2FError, UsageError
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 4  # batches that every process keeps ready
-POLL_S = 2  # how soon the death of a process is noticed
+POLL_S = 2  # largest delay until the death of a process is noticed
+
+_ENLARGE = "enlarge it (docker run --shm-size=8g) or lower data.loader_workers"
 
 
-class LoaderError(RuntimeError):
-    """A loader process has died, or none gives a batch. Restarting from a checkpoint may help."""
+class Delivery(NamedTuple):
+    """One item in the queue of a loader process.
+
+    Attributes:
+        batch: The next batch; None if preparing it failed.
+        error: The error that ended the stream; None otherwise.
+        warnings: Texts of the warnings since the last delivery.
+    """
+
+    batch: Batch | None
+    error: Exception | None
+    warnings: list[str]
 
 
 def loader(
@@ -31,86 +52,135 @@ def loader(
     batch_bytes: int = 0,
     timeout_s: float = 120,
 ) -> Iterator[Batch]:
-    """Run the pipeline in `workers` processes (0: in this one); batches come in order.
+    """Run a pipeline in loader processes and yield its batches in order.
 
-    Raises UsageError where shared memory cannot hold the batches of `batch_bytes` that are kept
-    ready, LoaderError if a process dies or if no batch comes for `timeout_s`.
+    Warnings that are raised in a loader process are raised again in this process.
+
+    Args:
+        pipeline: The stream of `train_stream`.
+        workers: Number of loader processes; 0 runs the pipeline in this process.
+        pin: Whether to copy the batches to pinned memory.
+        batch_bytes: Approximate size of a batch.
+        timeout_s: Seconds to wait for a batch.
+
+    Raises:
+        UsageError: Shared memory is too small for the batches that are kept ready.
+        LoaderError: A process died, or no batch arrived for `timeout_s`.
+        M2FError: The error that the pipeline raised.
     """
     if workers == 0:
         yield from DataLoader(pipeline, batch_size=None, pin_memory=pin)
         return
     _check_shared_memory(workers * PREFETCH * batch_bytes)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["pipeline.data.stream"]
-    )  # processes start sooner and share its pages
+    # the server imports this once; its processes start sooner and share the memory pages
+    context.set_forkserver_preload(["pipeline.data.stream"])
     before = set(multiprocessing.active_children())
-    batches = iter(DataLoader(
-        pipeline.compose(wds.map(_shared)),
+    deliveries = iter(DataLoader(
+        pipeline.compose(deliver),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=context,
         prefetch_factor=PREFETCH,
         timeout=POLL_S,
         pin_memory=pin,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_start_process,
     ))  # fmt: skip
     processes = set(multiprocessing.active_children()) - before
     while True:
-        yield _next(batches, processes, time.monotonic() + timeout_s, timeout_s)
+        delivery = _next(deliveries, processes, timeout_s)
+        for text in delivery.warnings:
+            warnings.warn(text, stacklevel=2)
+        if delivery.error:
+            raise delivery.error
+        assert delivery.batch is not None
+        yield delivery.batch
 
 
-def _shared(batch: Batch) -> Batch:
-    """The batch in shared memory. Where torch does this itself, a batch without room is lost."""
+def deliver(batches: Iterator[Batch]) -> Iterator[Delivery]:
+    """Yield the deliveries of a loader process; the last one has an error if there is one."""
+    texts: deque[str] = deque()  # threads that fetch shards append to it, too
+    warnings.showwarning = lambda message, *_, **__: texts.append(str(message))
+
+    def pending() -> list[str]:
+        return [texts.popleft() for _ in range(len(texts))]
+
     try:
-        for part in batch:
-            if isinstance(part, torch.Tensor):
-                part.share_memory_()
+        for batch in batches:
+            _share(batch)
+            yield Delivery(batch, None, pending())
+    except (M2FError, OSError) as error:
+        yield Delivery(None, error, pending())
+
+
+def _share(batch: Batch) -> None:
+    """Move a batch to shared memory.
+
+    torch does this itself on the way into the queue, but there it drops the batch silently if
+    /dev/shm is full, and the stream would wait for it until the timeout.
+    """
+    try:
+        for tensor in tensors_in(batch):
+            tensor.share_memory_()
     except RuntimeError as error:
-        raise UsageError(f"{SHARED_MEMORY} is full: {_MORE_ROOM}") from error
-    return batch
+        raise UsageError("it is full", where=SHARED_MEMORY, fix=_ENLARGE) from error
 
 
-def _next(batches: Iterator[Batch], processes: set, deadline: float, timeout_s: float) -> Batch:
+def tensors_in(part: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested tuples."""
+    if isinstance(part, torch.Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for inner in part:
+            yield from tensors_in(inner)
+
+
+def _next(
+    deliveries: Iterator[Delivery], processes: Collection[BaseProcess], timeout_s: float
+) -> Delivery:
+    """Return the next delivery. Every POLL_S seconds, check that all processes are alive."""
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return next(batches)
+            return next(deliveries)
         except RuntimeError as error:
-            ends = {process.exitcode for process in processes} - {None}
-            if ends:
-                raise LoaderError(_obituary(ends)) from error
+            exit_codes = {p.exitcode for p in processes if p.exitcode is not None}
+            if exit_codes:
+                raise _death(min(exit_codes)) from error
             if not str(error).startswith("DataLoader timed out"):
                 raise
             if time.monotonic() > deadline:
                 raise LoaderError(
-                    f"the {len(processes)} loader processes gave no batch for {timeout_s:g} s: "
-                    "the storage or a stage of data.stages hangs"
+                    f"the {len(processes)} loader processes gave no batch for {timeout_s:g} s",
+                    fix="check whether the storage or a stage of data.stages hangs",
                 ) from error
 
 
-def _obituary(ends: set[int]) -> str:
-    """What the exit codes of dead processes say."""
-    end = min(ends)
-    if end == -signal.SIGBUS:
-        return f"a loader process found no room in {SHARED_MEMORY}; {_MORE_ROOM}"
-    if end == -signal.SIGKILL:
-        return "a loader process was killed (SIGKILL): perhaps the machine is out of memory"
-    cause = signal.Signals(-end).name if end < 0 else f"exit code {end}"
-    return f"a loader process died ({cause})"
-
-
-_MORE_ROOM = "make it larger (docker run --shm-size=8g) or lower data.loader_workers"
+def _death(exit_code: int) -> LoaderError:
+    """Return the error for a loader process that has ended with `exit_code`."""
+    if exit_code == -signal.SIGBUS:
+        what = f"a loader process was killed (SIGBUS) because {SHARED_MEMORY} is full"
+        return LoaderError(what, fix=_ENLARGE)
+    if exit_code == -signal.SIGKILL:
+        return LoaderError(
+            "a loader process was killed (SIGKILL)",
+            fix="check whether the machine is out of memory",
+        )
+    cause = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    return LoaderError(f"a loader process died ({cause})")
 
 
 def _check_shared_memory(needed: int) -> None:
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
         raise UsageError(
-            f"{SHARED_MEMORY} has {free >> 20} MiB free, batches that are kept ready take "
-            f"{needed >> 20} MiB; {_MORE_ROOM}"
+            f"{free >> 20} MiB are free, but the batches that are kept ready take "
+            f"{needed >> 20} MiB",
+            where=SHARED_MEMORY,
+            fix=_ENLARGE,
         )
 
 
-def _start_worker(_: int) -> None:
+def _start_process(_: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

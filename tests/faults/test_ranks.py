@@ -11,12 +11,11 @@ import torch
 import torch.distributed as dist
 
 from model.mask2former import Mask2Former
-from pipeline.data.loader import LoaderError
 from pipeline.data.store import Store
 from pipeline.distributed import raise_together, together
 from pipeline.score.evaluate import evaluate
 from pipeline.train import Worker
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, LoaderError, UsageError
 from tests import distributed
 from tests.damage import flip
 from tests.pipeline.data.test_stages import HERE

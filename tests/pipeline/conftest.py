@@ -1,4 +1,4 @@
-"""Shard sets that the tests of the pipeline read, built once a session."""
+"""Shard sets that the tests of the pipeline read, built once per session."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.shards.raw import SAMPLE
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
-    """The CC BY sample of COCO as shard sets: train of 10 images in 3 shards, val of 5."""
+    """Build the CC BY sample of COCO: a train set of 10 images in 3 shards, and a val set of 5."""
     out = tmp_path_factory.mktemp("photographs")
     build("coco", SAMPLE, out, jobs=1, shards=3, report=lambda _: None)
     return out
@@ -20,11 +20,11 @@ def photographs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_set(photographs) -> Store:
-    """The training part of the photographs. Not to be damaged."""
+    """Open the train set of the photographs, which no test may change."""
     return Store(photographs / "train")
 
 
 @pytest.fixture
 def spare_set(photographs, tmp_path) -> Path:
-    """A copy of the training part that a test may damage."""
+    """Copy the train set of the photographs for a test that damages it."""
     return Path(shutil.copytree(photographs / "train", tmp_path / "train"))

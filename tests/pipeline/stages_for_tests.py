@@ -1,22 +1,28 @@
-"""Stages as a user might write them, good and bad."""
+"""Stages as a user might write them, correct and incorrect."""
 
 import os
 import signal
 import time
+import warnings
 
 import cv2
 
 
 def darken(sample):
-    """A random share of the light is left."""
-    share = sample["random"].uniform(0.2, 0.9)
-    return sample | {"image": cv2.convertScaleAbs(sample["image"], alpha=share)}
+    """Multiply the image by a random factor."""
+    factor = sample["random"].uniform(0.2, 0.9)
+    return sample | {"image": cv2.convertScaleAbs(sample["image"], alpha=factor)}
 
 
 def first_category_only(sample):
     truth = sample["truth"]
     kept = [[column[0]] for column in truth[1:]]
     return sample | {"truth": type(truth)(truth.maps, *kept)}
+
+
+def warn(sample):
+    warnings.warn("this image is dark", stacklevel=2)
+    return sample
 
 
 def drop(sample):
@@ -53,6 +59,7 @@ def die(sample):
 
 
 def no_room(sample):
+    """Die as a process does that writes to a full /dev/shm."""
     os.kill(os.getpid(), signal.SIGBUS)
 
 

@@ -1,4 +1,4 @@
-"""Loader processes that die, hang or find no room: errors with a name, in time."""
+"""Loader processes that fail, die, hang, or run out of memory end in a named error, in time."""
 
 import re
 import shutil
@@ -9,17 +9,17 @@ from itertools import islice
 import pytest
 import torch
 
-from pipeline.data import loader as loader_module
-from pipeline.data.loader import POLL_S, LoaderError, loader
+from pipeline.data.loader import POLL_S, deliver, loader, tensors_in
 from pipeline.data.split import BatchSplit
 from pipeline.data.stream import DataSettings, train_stream
-from shards.errors import UsageError
+from shards.errors import LoaderError, UsageError
 from tests.pipeline.data.test_stages import HERE
 
-START_S = 30  # for a process to start, on a machine that others use
+START_S = 30  # allowed for the start of a process on a busy machine
 
 
 def run(store, stage: str | None, timeout_s: float = 120, count: int = 4, **more) -> list:
+    """Return the first batches of a stream through two loader processes and a stage."""
     settings = DataSettings(crop=64, stages=[f"{HERE}:{stage}"] if stage else [])
     stream = train_stream(settings, store, "panoptic", 5, 0, BatchSplit(8, 4))
     return list(islice(loader(stream, 2, timeout_s=timeout_s, **more), count))
@@ -28,8 +28,8 @@ def run(store, stage: str | None, timeout_s: float = 120, count: int = 4, **more
 @pytest.mark.parametrize(
     ("stage", "text"),
     [
-        ("die", r"a loader process was killed \(SIGKILL\): .* out of memory"),
-        ("no_room", r"no room in /dev/shm; .*--shm-size=.*data\.loader_workers"),
+        ("die", r"a loader process was killed \(SIGKILL\); .* out of memory"),
+        ("no_room", r"SIGBUS\) because /dev/shm is full; .*--shm-size=.*data\.loader_workers"),
     ],
 )
 def test_a_process_that_dies_is_noticed_long_before_the_timeout(train_set, stage, text):
@@ -40,43 +40,56 @@ def test_a_process_that_dies_is_noticed_long_before_the_timeout(train_set, stage
 
 
 def test_processes_that_hang_are_an_error_at_the_timeout(train_set):
-    with pytest.raises(LoaderError, match=r"2 loader processes gave no batch for 3 s: .*hangs"):
+    with pytest.raises(LoaderError, match=r"2 loader processes gave no batch for 3 s; .*hangs"):
         run(train_set, "hang", timeout_s=3)
 
 
-def test_shared_memory_that_is_too_small_is_found_out_before_anything_starts(
-    train_set, monkeypatch
-):
+def test_an_error_in_a_process_keeps_its_parts(train_set):
+    with pytest.raises(UsageError) as caught:
+        run(train_set, "broken")
+    assert caught.value.exit_code == 2
+    assert HERE in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_warning_in_a_process_is_raised_again_in_the_parent(train_set):
+    with pytest.warns(UserWarning, match="this image is dark"):
+        run(train_set, "warn")
+
+
+def test_shared_memory_that_is_too_small_is_refused_before_anything_starts(train_set, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(64 << 20))
-    with pytest.raises(UsageError, match=r"64 MiB free, .* take 80 MiB; .*--shm-size"):
+    with pytest.raises(UsageError, match=r"/dev/shm: 64 MiB are free, .* 80 MiB; .*--shm-size"):
         run(train_set, None, batch_bytes=10 << 20)
     assert len(run(train_set, None, count=1, batch_bytes=8 << 20)) == 1
 
 
 def test_a_batch_without_room_is_an_error_and_not_lost(train_set, monkeypatch):
-    """Torch's own queue drops it with a message on stderr, and the stream would hang."""
+    """torch's own queue would drop it with a message on stderr, and the stream would hang."""
     (batch,) = run(train_set, None, count=1)
 
     def full(_):
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(UsageError, match="/dev/shm is full: make it larger"):
-        loader_module._shared(batch)
+    (delivery,) = deliver(iter([batch]))
+    assert isinstance(delivery.error, UsageError)
+    assert str(delivery.error).startswith("/dev/shm: it is full; enlarge it")
 
 
-def test_batches_come_in_shared_memory(train_set):
-    """They are written there once and not copied again on their way."""
+def test_batches_arrive_in_shared_memory(train_set):
+    """They are written there once and are not copied again on their way."""
     (batch,) = run(train_set, None, count=1)
-    assert all(part.is_shared() for part in batch if isinstance(part, torch.Tensor))
+    assert all(tensor.is_shared() for tensor in tensors_in(batch))
     assert re.fullmatch(r"\d+", batch.keys[0])
 
 
 @pytest.mark.gpu
 def test_batches_are_pinned_and_copied_without_waiting(train_set):
     (batch,) = run(train_set, None, count=1, pin=True)
-    assert all(part.is_pinned() for part in batch if isinstance(part, torch.Tensor))
-    there = batch.to(torch.device("cuda"))
-    assert torch.equal(there.images.cpu(), batch.images)
-    assert there.keys == batch.keys
+    assert all(tensor.is_pinned() for tensor in tensors_in(batch))
+    on_gpu = batch.to(torch.device("cuda"))
+    assert torch.equal(on_gpu.images.cpu(), batch.images)
+    assert on_gpu.keys == batch.keys
