@@ -45,7 +45,7 @@ def number_segments(ids: np.ndarray, segment_ids: list[int]) -> tuple[np.ndarray
     if repeated := [i for i, count in Counter(segment_ids).items() if count > 1]:
         raise Reject(11, f"id {repeated[0]} occurs more than once in the JSON")
     if invalid := [i for i in segment_ids if not 0 < i < 1 << 24]:
-        raise Reject(11, f"id {invalid[0]} of the JSON does not fit the 24 bits of a PNG pixel")
+        raise Reject(11, f"id {invalid[0]} is in the JSON, but a PNG holds ids from 1 to 16777215")
     # Neighboring pixels mostly share an id, so the work is done once per run of equal ids instead
     # of once per pixel: look up the runs in a table, then repeat the results.
     flat = ids.ravel()
@@ -112,7 +112,7 @@ def _can_draw(name: str, points: list[float], width: int, height: int, doctor: D
         doctor.note(19, f"{name} has a polygon of {len(points) / 2:g} points")
         return False
     low, right, bottom = min(points), max(points[0::2]), max(points[1::2])
-    if low < -1 or right > width + 1 or bottom > height + 1:  # a pixel of rounding is no defect
+    if low < -1 or right > width + 1 or bottom > height + 1:  # allow for rounding
         doctor.note(19, f"{name} has a polygon outside the image")
     return low > -_MAX_COORDINATE and max(right, bottom) < _MAX_COORDINATE
 

@@ -1,15 +1,15 @@
-"""ADE20K's raw layout (SceneParse150, the folder ADEChallengeData2016), truth of all three tasks.
+"""ADE20K's layout (SceneParse150, the folder ADEChallengeData2016), for all three tasks.
 
     images/{training,validation}/*.jpg
-    annotations/{training,validation}/*.png            0 = none, 1 to 150 = class
-    annotations_instance/{training,validation}/*.png   R = which of the 100 things, G = instance
+    annotations/{training,validation}/*.png            0 = no class, 1 to 150 = class
+    annotations_instance/{training,validation}/*.png   R = the n-th of the 100 things, G = instance
 
-The first maps are the semantic truth. Panoptic truth is composed: the stuff of the semantic map,
-and on top the instances; a thing's pixels in no instance are void (mask2former.md 3.2). The id of
-a stuff segment is its label, that of an instance 256 R + G.
+The maps in annotations/ are the semantic maps. Panoptic maps are composed of the stuff classes of
+the semantic map with the instances on top. A thing's pixels outside every instance are void. The
+id of a stuff segment is its label, and the id of an instance is 256 R + G.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import numpy as np
 from shards.doctor import Doctor, Reject
 from shards.format.taxonomy import Category, Taxonomy
 from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
-from shards.sources.layout import Layout, MapItem, table
-from shards.sources.split import Split
+from shards.sources.layout import Layout, table
+from shards.sources.map_item import Description, MapItem, read_split
 
 _LICENCE = {
     "name": "ADE20K: non-commercial research and education",
@@ -39,28 +39,27 @@ _LAYOUT = Layout(
     },
 )
 
-splits = _LAYOUT.found
+
+def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
+    categories = [
+        Category(row["id"], row["name"], row["isthing"], tuple(row["color"]))
+        for row in table("ade20k")
+        if row["isthing"] or tasks != ("instance",)
+    ]
+    taxonomy = Taxonomy.of("ade20k", categories)
+    return Description(
+        taxonomy=taxonomy, licence=_LICENCE, read_truth=partial(_read_truth, taxonomy, tasks)
+    )
 
 
-def read(
-    root: Path, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
-) -> Split:
-    """List a split; its pictures wait for `load` of its items.
-
-    With `tasks` None those are served for which every image has its truth, and `report` hears of
-    the others. Raises UsageError for a split that is not there, DataError for truth that is not.
-    """
-    tasks, files = _LAYOUT.gather(root, split, tasks, report)
-    categories = [Category(**row | {"color": tuple(row["color"])}) for row in table("ade20k")]
-    taxonomy = Taxonomy.of("ade20k", [c for c in categories if c.isthing or tasks != ("instance",)])
-    truth = partial(_truth, taxonomy, tasks)
-    return _LAYOUT.split(split, tasks, taxonomy, files, truth, licence=_LICENCE)
+splits = _LAYOUT.find_splits
+read = partial(read_split, _LAYOUT, _describe)
 
 
-def _truth(
+def _read_truth(
     taxonomy: Taxonomy, tasks: Collection[str], item: MapItem, size: tuple[int, int], doctor: Doctor
 ) -> dict[str, Any]:
-    """The Record's fields of truth."""
+    """Read the annotations of an item and return them as the fields of a sample."""
     things = sum(taxonomy.things)
     labels = labels_of(taxonomy, [0])
     maps = item.raw.maps
@@ -74,14 +73,15 @@ def _truth(
             fields["semantic"] = classes
     if _INSTANCE in maps:
         red, green, _ = np.moveaxis(read_labels(maps[_INSTANCE], size, 3).astype(np.uint16), -1, 0)
-        instance = green > 0
-        if (strange := red[instance & ((red < 1) | (red > things))]).size:
-            raise Reject(14, f"{maps[_INSTANCE].name} has an instance of the thing {strange[0]}")
-        if other := np.count_nonzero(
-            instance & (classes > 0) & (classes <= things) & (classes != red)
+        inside = green > 0
+        if (unknown := red[inside & ((red < 1) | (red > things))]).size:
+            raise Reject(14, f"{maps[_INSTANCE].name} has an instance of the thing {unknown[0]}")
+        # Class c is c + 1 in `classes`, and so is the n-th thing in `red`: things come first
+        if differing := np.count_nonzero(
+            inside & (classes > 0) & (classes <= things) & (classes != red)
         ):
-            doctor.note(21, f"{other} pixels of instances are another thing in {_SEMANTIC}")
-        ids = np.where(instance, red << 8 | green, ids)
+            doctor.note(21, f"{differing} pixels of instances are another thing in {_SEMANTIC}")
+        ids = np.where(inside, red << 8 | green, ids)
         fields["segments"], fields["segments_map"] = segments_of(
             ids, lambda id: ((id >> 8 or labels[id]) - 1, 0)
         )

@@ -1,14 +1,14 @@
-"""Cityscapes' raw layout: leftImg8bit and, of gtFine, the maps of labels and of instances.
+"""Cityscapes' layout: the images of leftImg8bit, and the label and instance maps of gtFine.
 
     leftImg8bit/{train,val}/CITY/*_leftImg8bit.png
     gtFine/{train,val}/CITY/*_gtFine_labelIds.png      0 to 33 = label, 19 of them classes
     gtFine/{train,val}/CITY/*_gtFine_instanceIds.png   label, or 1000 label + n for an instance
 
-The first maps are the semantic truth; the second give the segments, with their values as ids: what
-has a thing's bare label is a group, so a crowd, and what is of none of the 19 classes is void.
+The labelIds are the semantic maps. The instanceIds are the panoptic maps, and their values are the
+ids of the segments. Pixels with the bare label of a thing are a group of objects, which becomes a
+crowd. Pixels of a label outside the 19 classes are void.
 """
 
-from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,8 +18,8 @@ import numpy as np
 from shards.doctor import Doctor
 from shards.format.taxonomy import Category, Taxonomy
 from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
-from shards.sources.layout import Layout, MapItem, table
-from shards.sources.split import Split
+from shards.sources.layout import Layout, table
+from shards.sources.map_item import Description, MapItem, read_split
 
 _LICENCE = {
     "name": "Cityscapes: non-commercial research",
@@ -34,48 +34,39 @@ _LAYOUT = Layout(
     needs={"panoptic": (_INSTANCE,), "instance": (_INSTANCE,), "semantic": (_SEMANTIC,)},
 )
 
-splits = _LAYOUT.found
 
-
-def read(
-    root: Path, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
-) -> Split:
-    """List a split; its pictures wait for `load` of its items.
-
-    With `tasks` None those are served for which every image has its truth, and `report` hears of
-    the others. Raises UsageError for a split that is not there, DataError for truth that is not.
-    """
-    tasks, files = _LAYOUT.gather(root, split, tasks, report)
+def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     rows = table("cityscapes")
-    taxonomy = Taxonomy.of(
-        "cityscapes",
-        [
-            Category(row["id"], row["name"], row["isthing"], tuple(row["color"]))
-            for row in rows
-            if row["train_id"] != 255 and (row["isthing"] or tasks != ("instance",))
-        ],
-    )
+    categories = [
+        Category(row["id"], row["name"], row["isthing"], tuple(row["color"]))
+        for row in rows
+        if row["train_id"] != 255 and (row["isthing"] or tasks != ("instance",))
+    ]
+    taxonomy = Taxonomy.of("cityscapes", categories)
     labels = labels_of(taxonomy, [row["id"] for row in rows])
-    return _LAYOUT.split(
-        split,
-        tasks,
-        taxonomy,
-        files,
-        partial(_truth, labels, sum(taxonomy.things), tasks),
+    return Description(
+        taxonomy=taxonomy,
         licence=_LICENCE,
+        read_truth=partial(_read_truth, labels, sum(taxonomy.things)),
         image_id=lambda name: PurePosixPath(name).name,
     )
 
 
-def _truth(
-    labels: dict[int, int],
-    things: int,
-    tasks: Collection[str],
-    item: MapItem,
-    size: tuple[int, int],
-    _: Doctor,
+splits = _LAYOUT.find_splits
+read = partial(read_split, _LAYOUT, _describe)
+
+
+def _read_truth(
+    labels: dict[int, int], things: int, item: MapItem, size: tuple[int, int], _: Doctor
 ) -> dict[str, Any]:
-    """The Record's fields of truth; `labels` gives c + 1 for class c, 0 for none."""
+    """Read the annotations of an item and return them as the fields of a sample.
+
+    Args:
+        labels: By label, c + 1 for class c and 0 for a label without a class.
+        things: The number of thing classes.
+        item: The item.
+        size: The image's width and height.
+    """
     maps = item.raw.maps
     fields: dict[str, Any] = {}
     if _SEMANTIC in maps:

@@ -1,4 +1,7 @@
-"""`classes.yaml` of data of one's own: classes, labels of none, licence. See docs/folder.md"""
+"""Load `classes.yaml`: the classes, the ignored labels, and the license of a data set.
+
+docs/folder.md describes the file for users.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +15,13 @@ from shards.errors import DataError
 from shards.format.taxonomy import Category, Taxonomy, palette
 
 CLASSES = "classes.yaml"
+_SEE = "see docs/folder.md"
 
 
 @dataclass
 class _Class:
+    """An entry of `classes`."""
+
     id: int = MISSING
     name: str = MISSING
     isthing: bool = False
@@ -24,7 +30,7 @@ class _Class:
 
 @dataclass
 class _Description:
-    """What `classes.yaml` holds."""
+    """The content of `classes.yaml`."""
 
     name: str = "folder"
     classes: list[Any] = MISSING
@@ -33,37 +39,68 @@ class _Description:
 
 
 def load_classes(path: Path) -> tuple[Taxonomy, list[int], dict[str, str]]:
-    """The classes, the labels of none and the licence. Raises DataError naming what is wrong."""
+    """Load a list of classes.
+
+    Args:
+        path: The YAML file.
+
+    Returns:
+        The classes, the ignored labels, and the license.
+
+    Raises:
+        DataError: The file is missing or malformed; the error names the entry.
+    """
+    description = _typed(path, _Description, _read_yaml(path))
+    categories = []
+    for index, row in enumerate(description.classes):
+        where = f"{path}: classes[{index}]"
+        entry = _typed(where, _Class, row)
+        color = tuple(palette(index) if entry.color is None else entry.color)
+        if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+            raise DataError(
+                f"the color {entry.color} of {entry.name} is not three numbers from 0 to 255",
+                where=where,
+                fix="correct it",
+            )
+        categories.append(Category(entry.id, entry.name, entry.isthing, color))
+    try:
+        taxonomy = Taxonomy.of(description.name, categories)
+    except DataError as error:
+        raise error.at(path) from error
+    if both := {category.id for category in categories} & set(description.ignored):
+        raise DataError(
+            f"{both.pop()} is a class and also ignored",
+            where=path,
+            fix="remove it from one of the lists",
+        )
+    return taxonomy, description.ignored, description.licence
+
+
+def _read_yaml(path: Path) -> Any:
     try:
         text = path.read_text()
         document = yaml.safe_load(text)
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; list the classes there, see docs/folder.md") from None
+        raise DataError(
+            "the file is missing", where=path, fix=f"list the classes in it, {_SEE}"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no YAML ({error}); correct it") from error
-    if "${" in text:  # OmegaConf would put the environment in its place
-        raise DataError(f"{path} has '${{' in it; take it out")
-    description = _typed(path, _Description, document)
-    categories = []
-    for place, row in enumerate(description.classes):
-        one = _typed(f"{path}: classes[{place}]", _Class, row)
-        color = tuple(palette(place) if one.color is None else one.color)
-        if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-            raise DataError(f"{path}: color {one.color} of {one.name} is not three of 0 to 255")
-        categories.append(Category(one.id, one.name, one.isthing, color))
-    try:
-        taxonomy = Taxonomy.of(description.name, categories)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-    if both := {category.id for category in categories} & set(description.ignored):
-        raise DataError(f"{path}: {both.pop()} is a class and ignored; take it out of one list")
-    return taxonomy, description.ignored, description.licence
+        message = " ".join(str(error).split())
+        raise DataError(f"invalid YAML ({message})", where=path, fix="correct it") from error
+    if "${" in text:  # OmegaConf would interpolate, also from environment variables
+        raise DataError("the file contains '${'", where=path, fix="remove it")
+    return document
 
 
 def _typed(where: Path | str, kind: type, value: Any) -> Any:
+    """Convert plain YAML values to the dataclass `kind`.
+
+    Raises:
+        DataError: A field is missing, unknown, or of the wrong type.
+    """
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), value))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: {str(error).splitlines()[0]}; correct it, see docs/folder.md"
+            str(error).splitlines()[0], where=where, fix=f"correct it, {_SEE}"
         ) from error

@@ -1,17 +1,17 @@
-"""COCO 2017's raw layout: panoptic and instance truth of the same photographs.
+"""COCO 2017's layout: panoptic and instance annotations of the same photographs.
 
-    train2017/ val2017/                      or under images/
+    train2017/ val2017/                      or images/train2017/ images/val2017/
     annotations/panoptic_train2017.json      its PNGs in annotations/panoptic_train2017/
     annotations/instances_train2017.json     or in panoptic_train2017/ beside annotations/
 
-or one's own files in these formats, named by CocoFiles.
+or any other files in these formats, which `CocoFiles` names.
 
-Kept are the images that every annotation file in use lists. One without annotations is a negative:
-no instances, or a map that is void everywhere.
+The split has the images that every annotation file in use lists. An image without annotations is a
+negative: it has no instances, or a map that is void everywhere.
 """
 
 from array import array
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,22 +24,31 @@ from shards.sources.coco_item import CocoFiles, CocoItem
 from shards.sources.split import Split
 
 SPLITS = ("train", "val")
-_KINDS = {  # annotation file -> tasks it serves, member it becomes
+_KINDS = {  # by annotation file: the tasks that it serves, the member that it becomes
     "panoptic": (("panoptic", "semantic"), SEGMENTS),
     "instances": (("instance",), INSTANCES),
 }
 
 
 def splits(root: Path, report: Callable[[str], None]) -> list[str]:
-    """The splits whose images are there. Raises UsageError if there is none."""
+    """Return the splits that have an image folder.
+
+    Args:
+        root: The folder of the raw data set.
+        report: Receives a line for every split that is missing.
+
+    Raises:
+        UsageError: There is no split at all.
+    """
     found = [split for split in SPLITS if _images(root, split)]
     if not found:
         raise UsageError(
-            f"{root} has neither train2017/ nor val2017/, nor has images/ in it; "
-            "give the folder that holds COCO's images and annotations/"
+            "the folder has neither train2017/ nor val2017/, not even in images/",
+            where=root,
+            fix="give the folder that holds COCO's images and annotations/",
         )
     for split in set(SPLITS) - set(found):
-        report(f"{split}: no {split}2017/, so there will be no such set")
+        report(f"{split}: there is no {split}2017/, so this split is not built")
     return found
 
 
@@ -49,11 +58,17 @@ def read(
     tasks: Collection[str] | None,
     report: Callable[[str], None],
 ) -> Split:
-    """Read the annotation files of a split; pictures wait for `load` of its items.
+    """Read the annotation files of a split; its items read the images later.
 
-    With `tasks` None all truth there is gets used, and `report` hears what is missing. Raises
-    UsageError for a split that is not there, DataError for truth that is missing, damaged or
-    contradictory.
+    Args:
+        root: The folder of the raw data set, or the files of the split.
+        split: The name of the split.
+        tasks: The tasks to serve; None for all tasks that have annotations.
+        report: Receives a line for everything that is missing.
+
+    Raises:
+        UsageError: The split does not exist.
+        DataError: Annotations are missing, damaged, or contradictory.
     """
     if isinstance(root, CocoFiles):
         files = _in_use(root, tasks)
@@ -64,11 +79,30 @@ def read(
         for kind, path in (("panoptic", files.panoptic), ("instances", files.instances))
         if path
     ]
-    photos = _kept(indices, split, report)
+    items = _items(files, indices, _common_photos(indices, split, report))
+    if void := sum(item.panoptic is not None and not item.panoptic for item in items):
+        report(f"{split}: {void} images have no panoptic annotation, so their maps are void")
+    served = {task for index in indices for task in _KINDS[index.kind][0]}
+    return Split(
+        name=split,
+        source="coco",
+        taxonomy=indices[0].taxonomy(),
+        tasks=tuple(task for task in TASKS if task in served & set(tasks or TASKS)),
+        truths=tuple(_KINDS[index.kind][1] for index in indices),
+        licence=tuple(indices[0].licences),
+        items=items,
+        findings=tuple(dict.fromkeys(one for index in indices for one in index.findings())),
+    )
+
+
+def _items(
+    files: CocoFiles, indices: Sequence[CocoIndex], photos: dict[Any, Photo]
+) -> list[CocoItem]:
+    """Return an item for every photo; names and rights come from the first index."""
     main = indices[0]
     taxonomy = main.taxonomy()
     by_kind = {index.kind: index for index in indices}
-    items = [
+    return [
         CocoItem(
             key=key_of(photo.file_name),
             file_name=photo.file_name,
@@ -78,35 +112,30 @@ def read(
             height=photo.height,
             rights=main.rights(photo),
             map_name=main.maps.get(id),
-            panoptic=_places(by_kind.get("panoptic"), id),
-            instances=_places(by_kind.get("instances"), id),
+            panoptic=_ranges(by_kind.get("panoptic"), id),
+            instances=_ranges(by_kind.get("instances"), id),
             source=files,
             taxonomy=taxonomy,
         )
         for id, photo in photos.items()
     ]
-    if void := sum(item.panoptic is not None and not item.panoptic for item in items):
-        report(f"{split}: {void} images have no panoptic annotation, so their maps are void")
-    served = {task for kind in by_kind for task in _KINDS[kind][0]}
-    return Split(
-        name=split,
-        source="coco",
-        taxonomy=taxonomy,
-        tasks=tuple(task for task in TASKS if task in served & set(tasks or TASKS)),
-        truths=tuple(_KINDS[kind][1] for kind in by_kind),
-        licence=tuple(main.licences),
-        items=items,
-        findings=tuple(dict.fromkeys(one for index in indices for one in index.findings())),
-    )
+
+
+def _ranges(index: CocoIndex | None, image_id: Any) -> Sequence[int] | None:
+    return None if index is None else index.ranges.get(image_id, array("q"))
 
 
 def _published(
     root: Path, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
 ) -> CocoFiles:
-    """The files of a split of COCO 2017 that the tasks need."""
+    """Return the files of a split in COCO 2017's layout that the tasks need."""
     images = _images(root, split)
     if images is None:
-        raise UsageError(f"{root} has no {split}2017/; add it, or leave {split} out of --splits")
+        raise UsageError(
+            f"the folder has no {split}2017/",
+            where=root,
+            fix=f"add it, or leave {split} out of --splits",
+        )
     files: dict[str, Path] = {}
     for kind, (serves, _) in _KINDS.items():
         path = root / "annotations" / f"{kind}_{split}2017.json"
@@ -115,13 +144,19 @@ def _published(
         if path.is_file():
             files[kind] = path
         elif tasks is not None:
-            raise DataError(f"{path} is missing; add it, or leave {serves[0]} out of --tasks")
+            raise DataError(
+                "the file is missing",
+                where=path,
+                fix=f"add it, or leave {serves[0]} out of --tasks",
+            )
         else:
-            report(f"{split}: no {path.name}, so the set will not serve {', '.join(serves)}")
+            unserved = " and ".join(serves)
+            report(f"{split}: there is no {path.name}, so the set does not serve {unserved}")
     if not files:
         raise DataError(
-            f"{root / 'annotations'} has neither panoptic_{split}2017.json nor "
-            f"instances_{split}2017.json; add one, or leave {split} out of --splits"
+            f"the folder has neither panoptic_{split}2017.json nor instances_{split}2017.json",
+            where=root / "annotations",
+            fix=f"add one, or leave {split} out of --splits",
         )
     if "panoptic" in files:
         files["maps"] = _panoptic_folder(root, split)
@@ -129,48 +164,63 @@ def _published(
 
 
 def _in_use(files: CocoFiles, tasks: Collection[str] | None) -> CocoFiles:
-    """Those of the files that the tasks need."""
+    """Return `files` without those that the tasks do not need."""
     if tasks is None:
         return files
     unused = {}
     for kind, (serves, _) in _KINDS.items():
         needed = set(serves) & set(tasks)
         if needed and getattr(files, kind) is None:
-            raise UsageError(f"--tasks {needed.pop()} needs --{kind}; give it, or leave it out")
+            raise UsageError(
+                f"the task {needed.pop()} needs --{kind}",
+                where="--tasks",
+                fix="give this option, or leave the task out",
+            )
         if not needed:
             unused[kind] = None
     return replace(files, **unused)
 
 
-def _places(index: CocoIndex | None, image_id: Any) -> array | None:
-    return index and index.places.get(image_id, array("q"))
+def _common_photos(
+    indices: Sequence[CocoIndex], split: str, report: Callable[[str], None]
+) -> dict[Any, Photo]:
+    """Return the photos that every annotation file lists, by id.
 
-
-def _kept(indices: list[CocoIndex], split: str, report: Callable[[str], None]) -> dict[Any, Photo]:
-    """The photos that every file lists, by id. Raises DataError where files contradict."""
+    Raises:
+        DataError: The files contradict each other, or have no image in common.
+    """
     first = indices[0]
-    kept = first.photos
+    common = first.photos
     for index in indices[1:]:
-        for image_id in kept.keys() & index.photos.keys():
-            here, there = kept[image_id][:3], index.photos[image_id][:3]
-            if here != there:
-                raise DataError(
-                    f"{index.path}: image {image_id} is {there}, {first.path.name} says {here}; "
-                    "get both files of one release"
-                )
-        kept = {id: photo for id, photo in kept.items() if id in index.photos}
-    if not kept:
-        names = " and ".join(index.path.name for index in indices)
-        raise DataError(f"{names} list no image together; get the files of the same images")
+        for image_id in common.keys() & index.photos.keys():
+            _require_same_photo(first, index, image_id)
+        common = {id: photo for id, photo in common.items() if id in index.photos}
+    if not common:
+        raise DataError(
+            "the annotation files have no image in common",
+            where=" and ".join(index.path.name for index in indices),
+            fix="get the files of the same images",
+        )
     for index in indices:
-        if alone := len(index.photos) - len(kept):
+        if others := len(index.photos) - len(common):
             report(
-                f"{split}: {alone} images of {index.path.name} are left out, "
-                f"for they have no other truth (--tasks {_KINDS[index.kind][0][0]} keeps them)"
+                f"{split}: {others} images of {index.path.name} are left out because the other "
+                f"file does not list them (--tasks {_KINDS[index.kind][0][0]} keeps them)"
             )
-        if strays := index.strays():
-            report(f"{split}: {index.path.name} annotates {strays} images that it does not list")
-    return kept
+        if unlisted := index.unlisted():
+            report(f"{split}: {index.path.name} annotates {unlisted} images that it does not list")
+    return common
+
+
+def _require_same_photo(first: CocoIndex, second: CocoIndex, image_id: Any) -> None:
+    """Raise DataError unless both files give the image the same file name, width, and height."""
+    ours, theirs = first.photos[image_id][:3], second.photos[image_id][:3]
+    if ours != theirs:
+        raise DataError(
+            f"image {image_id} is {theirs} here and {ours} in {first.path.name}",
+            where=second.path,
+            fix="get both files from one release",
+        )
 
 
 def _images(root: Path, split: str) -> Path | None:
@@ -184,7 +234,8 @@ def _panoptic_folder(root: Path, split: str) -> Path:
     folder = next((path for path in candidates if path.is_dir()), None)
     if folder is None:
         raise DataError(
-            f"{candidates[0]}/ with the maps of {name}.json is missing; unpack {name}.zip there, "
-            "or build with --tasks instance"
+            f"the folder with the maps of {name}.json is missing",
+            where=f"{candidates[0]}/",
+            fix=f"unpack {name}.zip there, or build with --tasks instance",
         )
     return folder

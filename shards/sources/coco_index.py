@@ -1,4 +1,4 @@
-"""A COCO annotation file of any size: its images, and where their annotations lie in it."""
+"""Index a COCO annotation file of any size: its images, and the bytes of their annotations."""
 
 from array import array
 from collections import defaultdict
@@ -12,7 +12,9 @@ from shards.doctor import Finding
 from shards.errors import DataError
 from shards.format.schema import key_of
 from shards.format.taxonomy import Category, Taxonomy, palette
-from shards.raw.json_entries import Entry, damaged, entries
+from shards.raw.json_entries import Entry, damaged, iterate_entries
+
+_LISTS = ("images", "annotations", "categories")
 
 
 class Photo(NamedTuple):
@@ -27,40 +29,53 @@ class Photo(NamedTuple):
 
 @dataclass(slots=True)
 class CocoIndex:
-    """An annotation file of `kind` panoptic or instances.
+    """The index of an annotation file.
 
-    By image id: `photos`; `places`, the start and end byte of each annotation, one after the other;
-    `digests`, a number for all that the file says; `maps`, the file names of panoptic PNGs.
-    `repeated` holds the photos of an id that several have, `again` (image id, annotation id) of
-    annotations whose id an earlier one has.
+    Attributes:
+        path: The file.
+        kind: `panoptic` or `instances`.
+        photos: The images by id, without those whose id is not unique.
+        ranges: By image id, the byte ranges (start, end, start, end, ...) of the annotations.
+        digests: By image id, a digest of all that the file says about the image.
+        maps: By image id, the file name of the panoptic PNG.
+        repeated_photos: By id, the images that share the id.
+        repeated_annotations: (image id, annotation id) of every annotation whose id occurred
+            earlier in the file.
+        categories: The entries of `categories`.
+        licences: The entries of `licenses`.
     """
 
     path: Path
     kind: str
     photos: dict[Any, Photo] = field(default_factory=dict)
-    places: dict[Any, array] = field(default_factory=dict)
+    ranges: dict[Any, "array[int]"] = field(default_factory=dict)
     digests: defaultdict[Any, int] = field(default_factory=lambda: defaultdict(int))
     maps: dict[Any, str] = field(default_factory=dict)
-    repeated: dict[Any, list[Photo]] = field(default_factory=dict)
-    again: list[tuple[Any, Any]] = field(default_factory=list)
+    repeated_photos: dict[Any, list[Photo]] = field(default_factory=dict)
+    repeated_annotations: list[tuple[Any, Any]] = field(default_factory=list)
     categories: list[dict[str, Any]] = field(default_factory=list)
     licences: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, kind: str) -> "CocoIndex":
-        """Read an annotation file. Raises DataError naming the byte where it is damaged."""
+        """Read an annotation file.
+
+        Raises:
+            DataError: The file is damaged; the error names the byte.
+        """
         index = cls(path, kind)
         seen: set[Any] = set()
-        for entry in entries(path, _LISTS):
+        for entry in iterate_entries(path, _LISTS):
             try:
                 index._add(entry, seen)
             except (KeyError, TypeError, AttributeError) as error:
                 raise damaged(path, entry.start, f"{entry.name}: {error!r}") from error
-        for image_id in index.repeated:
+        for image_id in index.repeated_photos:
             del index.photos[image_id]
         return index
 
     def _add(self, entry: Entry, seen: set[Any]) -> None:
+        """Add an entry of the file; `seen` collects the ids of the instance annotations."""
         value = entry.value
         match entry.name:
             case "images":
@@ -68,14 +83,14 @@ class CocoIndex:
                 self._digest(value["id"], entry.raw)
             case "annotations":
                 image_id = value["image_id"]
-                self.places.setdefault(image_id, array("q")).extend((entry.start, entry.end))
+                self.ranges.setdefault(image_id, array("q")).extend((entry.start, entry.end))
                 self._digest(image_id, entry.raw)
                 if self.kind == "panoptic":
-                    key_of(value["file_name"])  # refuses a name that leaves the folder
+                    key_of(value["file_name"])  # raises DataError for a name that leaves the folder
                     self.maps[image_id] = value["file_name"]
                 else:
                     if value["id"] in seen:
-                        self.again.append((image_id, value["id"]))
+                        self.repeated_annotations.append((image_id, value["id"]))
                     seen.add(value["id"])
             case "categories":
                 self.categories.append(value)
@@ -86,7 +101,7 @@ class CocoIndex:
         size = value["width"], value["height"]
         photo = Photo(value["file_name"], *size, value.get("license"), value.get("flickr_url"))
         if image_id in self.photos:
-            self.repeated.setdefault(image_id, [self.photos[image_id]]).append(photo)
+            self.repeated_photos.setdefault(image_id, [self.photos[image_id]]).append(photo)
         else:
             self.photos[image_id] = photo
 
@@ -94,42 +109,49 @@ class CocoIndex:
         self.digests[image_id] = xxhash.xxh3_64_intdigest(raw, seed=self.digests[image_id])
 
     def findings(self) -> list[Finding]:
-        """What is found in the file as a whole."""
+        """Return the findings about the file as a whole."""
         return [
             Finding(photo.file_name, 17, f"{self.path.name} gives {len(photos)} images the id {id}")
-            for id, photos in self.repeated.items()
+            for id, photos in self.repeated_photos.items()
             for photo in photos
         ] + [
             Finding(self.photos[image_id].file_name, 16, f"annotation id {id} occurs before")
-            for image_id, id in self.again
+            for image_id, id in self.repeated_annotations
             if image_id in self.photos
         ]
 
-    def strays(self) -> int:
-        """How many images are annotated and not listed."""
-        return len(self.places.keys() - self.photos.keys() - self.repeated.keys())
+    def unlisted(self) -> int:
+        """Return the number of images that have annotations but are not listed in `images`."""
+        return len(self.ranges.keys() - self.photos.keys() - self.repeated_photos.keys())
 
     def taxonomy(self) -> Taxonomy:
-        """The categories of the file; all of an instances file are things."""
-        try:
-            categories = [
-                Category(
-                    id=category["id"],
-                    name=category["name"],
-                    isthing=self.kind == "instances" or bool(category["isthing"]),
-                    color=tuple(category.get("color") or palette(i)),
+        """Return the categories of the file; all categories of an instances file are things.
+
+        Raises:
+            DataError: A category is malformed, the list is empty, or an id occurs twice.
+        """
+        categories = []
+        for i, category in enumerate(self.categories):
+            try:
+                red, green, blue = category.get("color") or palette(i)
+                isthing = self.kind == "instances" or bool(category["isthing"])
+                categories.append(
+                    Category(category["id"], category["name"], isthing, (red, green, blue))
                 )
-                for i, category in enumerate(self.categories)
-            ]
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{self.path}: a category lacks {error}; add it") from error
+            except KeyError as error:
+                raise DataError(
+                    f"a category lacks {error}", where=self.path, fix="add it"
+                ) from error
+            except (AttributeError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"the category {category!r} is malformed",
+                    where=self.path,
+                    fix="correct it, its color is three numbers from 0 to 255",
+                ) from error
         return Taxonomy.of(f"coco_{self.kind}", categories)
 
     def rights(self, photo: Photo) -> dict[str, str]:
-        """What the file says of a photo's licence and origin."""
-        licence = next((one for one in self.licences if one["id"] == photo.licence), {})
-        said = {"licence": licence.get("url"), "attribution": photo.origin}
-        return {name: value for name, value in said.items() if value}
-
-
-_LISTS = ("images", "annotations", "categories")
+        """Return the license and the origin of a photo, as far as the file names them."""
+        licence = next((entry for entry in self.licences if entry["id"] == photo.licence), {})
+        rights = {"licence": licence.get("url"), "attribution": photo.origin}
+        return {name: value for name, value in rights.items() if value}

@@ -1,40 +1,56 @@
-"""One raw COCO sample: read, examined, and put in the schema's terms."""
+"""Read and check one sample of a data set in COCO's formats."""
 
-import contextlib
-from array import array
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from shards.doctor import Doctor, Reject
-from shards.errors import DataError
 from shards.format.schema import Instance, Record, Segment, image_ext
 from shards.format.taxonomy import Taxonomy
 from shards.raw.images import read_ids, read_image
-from shards.raw.json_entries import read_entries
+from shards.raw.json_entries import read_ranges
 from shards.raw.masks import check_area, number_segments, pack, to_rle
+from shards.sources.coco_entry import entry_fields, reject_malformed
 
 
 @dataclass(frozen=True, slots=True)
 class CocoFiles:
-    """Where a split in COCO's formats lies: what is None is not there, or not in use."""
+    """The files of a split in COCO's formats; None if a file is missing or not in use.
+
+    Attributes:
+        images: The folder of the images.
+        instances: The JSON file of the instance annotations.
+        panoptic: The JSON file of the panoptic annotations.
+        maps: The folder of the PNGs that `panoptic` names.
+    """
 
     images: Path
     instances: Path | None = None
     panoptic: Path | None = None
-    maps: Path | None = None  # folder of the PNGs of `panoptic`
+    maps: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CocoItem:
-    """A raw COCO sample.
+    """A sample in COCO's formats that has not been read yet.
 
-    `panoptic` and `instances` are the places of its annotations in the files, one start and end
-    after the other, None where the file is not in use.
+    Attributes:
+        key: The sample's key in the shard set.
+        file_name: The image's name in its folder.
+        annotation: A digest of what the annotation files say about the image.
+        image_id: The image's id in the annotation files.
+        width: The image's width in pixels.
+        height: The image's height in pixels.
+        rights: The license and attribution of the image.
+        map_name: The name of the panoptic PNG in its folder, if there is one.
+        panoptic: The byte ranges (start, end, ...) of the image's panoptic annotations in their
+            file; None if the file is not in use.
+        instances: The same for instance annotations.
+        source: The files of the split.
+        taxonomy: The classes.
     """
 
     key: str
@@ -45,8 +61,8 @@ class CocoItem:
     height: int
     rights: dict[str, str]
     map_name: str | None
-    panoptic: array | None
-    instances: array | None
+    panoptic: Sequence[int] | None
+    instances: Sequence[int] | None
     source: CocoFiles
     taxonomy: Taxonomy
 
@@ -54,17 +70,27 @@ class CocoItem:
     def files(self) -> tuple[Path, ...]:
         """The image, then the panoptic map if there is one."""
         image = self.source.images / self.file_name
-        return (image, self.source.maps / self.map_name) if self.map_name else (image,)
+        if self.map_name is None:
+            return (image,)
+        assert self.source.maps, "a map name comes from a panoptic file, which needs a folder"
+        return image, self.source.maps / self.map_name
 
     def load(self, doctor: Doctor) -> Record:
-        """Read and check the sample: defects go to `doctor`, or are raised as Reject."""
+        """Read and check the sample.
+
+        Args:
+            doctor: Receives the findings that keep the sample in the set.
+
+        Raises:
+            Reject: The sample has a defect that excludes it from the set.
+        """
         size = self.width, self.height
         image, *_ = read_image(self.files[0], size, doctor)
         segments = segments_map = instances = layers = None
         if self.panoptic is not None:
-            segments, segments_map = self._load_segments(doctor)
+            segments, segments_map = self._load_segments(self.panoptic, doctor)
         if self.instances is not None:
-            instances, layers = self._load_instances(doctor)
+            instances, layers = self._load_instances(self.instances, doctor)
         return Record(
             key=self.key,
             image=image,
@@ -81,64 +107,49 @@ class CocoItem:
             rights=self.rights,
         )
 
-    def _load_segments(self, doctor: Doctor) -> tuple[list[Segment], np.ndarray]:
-        if not self.panoptic:
+    def _load_segments(
+        self, ranges: Sequence[int], doctor: Doctor
+    ) -> tuple[list[Segment], np.ndarray]:
+        """Read the segments and their map, `uint8` or `uint16 [H, W]`."""
+        if not ranges:
             return [], np.zeros((self.height, self.width), np.uint8)
-        if len(self.panoptic) > 2:
-            raise Reject(22, f"{len(self.panoptic) // 2} panoptic annotations of one image")
-        (annotation,) = read_entries(self.source.panoptic, self.panoptic)
+        if len(ranges) > 2:
+            raise Reject(22, f"{len(ranges) // 2} panoptic annotations of one image")
+        path = self.source.panoptic
+        assert path
+        (annotation,) = read_ranges(path, ranges)
         ids = read_ids(self.files[1], (self.width, self.height))
-        with _complete(self.source.panoptic, self.panoptic[0]):
+        with reject_malformed(path, ranges[0]):
             entries = annotation["segments_info"]
-            segments = [Segment(**self._common(entry)) for entry in entries]
+            segments = [Segment(**entry_fields(entry, self.taxonomy)) for entry in entries]
             numbered, areas = number_segments(ids, [segment.id for segment in segments])
             for segment, area in zip(segments, areas, strict=True):
                 check_area(f"segment {segment.id}", segment.area, area, doctor)
         return segments, numbered
 
-    def _load_instances(self, doctor: Doctor) -> tuple[list[Instance], np.ndarray]:
-        entries = read_entries(self.source.instances, self.instances)
+    def _load_instances(
+        self, ranges: Sequence[int], doctor: Doctor
+    ) -> tuple[list[Instance], np.ndarray]:
+        """Read the instances and their masks in layers, `uint8` or `uint16 [n, H, W]`."""
+        path = self.source.instances
+        assert path
         common, rles = [], []
-        for entry, byte in zip(entries, self.instances[::2], strict=True):
-            with _complete(self.source.instances, byte):
+        for entry, byte in zip(read_ranges(path, ranges), ranges[::2], strict=True):
+            with reject_malformed(path, byte):
                 name = f"instance {entry['id']}"
-                common.append(self._common(entry))
+                common.append(entry_fields(entry, self.taxonomy))
                 if not self.taxonomy.categories[common[-1]["category"]].isthing:
                     raise Reject(13, f"{name} is of a stuff category")
                 rle = to_rle(name, entry["segmentation"], self.width, self.height, doctor)
                 check_area(name, entry["area"], int(coco_mask.area(rle)), doctor)
                 rles.append(rle)
+        # The order decides the layers and with them the bytes of the shard; ids break ties
         largest_first = sorted(
             range(len(rles)), key=lambda i: (-common[i]["area"], common[i]["id"])
         )
-        layers, places = pack(rles, largest_first, self.height, self.width)
+        layers, positions = pack(rles, largest_first, self.height, self.width)
         instances = [
-            Instance(**one, layer=layer, value=value)
-            for one, (layer, value) in zip(common, places, strict=True)
+            Instance(**fields, layer=layer, value=value)
+            for fields, (layer, value) in zip(common, positions, strict=True)
         ]
         return instances, layers
-
-    def _common(self, entry: dict[str, Any]) -> dict[str, Any]:
-        try:
-            category = self.taxonomy.index(entry["category_id"])
-        except DataError as error:
-            raise Reject(13, f"category id {entry['category_id']} is not in the list") from error
-        x, y, width, height = map(float, entry["bbox"])
-        return {
-            "id": entry["id"],
-            "category": category,
-            "iscrowd": entry.get("iscrowd", 0),
-            "area": float(entry["area"]),
-            "bbox": [x, y, width, height],
-        }
-
-
-@contextlib.contextmanager
-def _complete(path: Path, byte: int) -> Iterator[None]:
-    """Reject a sample whose annotation, at that byte of the file, lacks what it should have."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise Reject(22, f"{path.name} at byte {byte}: {error!r}") from error

@@ -1,13 +1,14 @@
-"""A plain layout for data of one's own: images, label maps, a list of classes.
+"""A plain layout for any data set: images, label maps, and a list of classes.
 
     classes.yaml
     images/SPLIT/*.{jpg,png,…}
     labels/SPLIT/*.png         semantic: the id of a class, 8 or 16 bit
-    instances/SPLIT/*.png      n for the pixels of the image's n-th thing, 0 = none; may be absent
+    instances/SPLIT/*.png      n for the pixels of the image's n-th thing, 0 = none; optional
 
-A map has its image's name, folders below SPLIT included. Panoptic truth is composed: the stuff of
-the labels, and the things of the instances; a thing's pixels in no instance are void. The id of a
-thing's segment is n, that of a stuff segment 65536 + the id of its class. docs/folder.md
+A map has the name of its image, including folders below SPLIT. Panoptic maps are composed of the
+stuff classes of the labels and the things of the instances. A thing's pixels outside every instance
+are void. The id of a thing's segment is n, and the id of a stuff segment is 65536 + the id of its
+class. docs/folder.md describes the layout for users.
 """
 
 from collections.abc import Callable, Collection
@@ -19,36 +20,35 @@ from shards.doctor import Doctor
 from shards.errors import UsageError
 from shards.sources.classes import CLASSES, load_classes
 from shards.sources.label_maps import labels_of, read_labels, truth_of_maps
-from shards.sources.layout import Layout, MapItem
+from shards.sources.layout import Layout
+from shards.sources.map_item import Description, MapItem, read_split
 from shards.sources.split import Split
 
 
 def splits(root: Path, report: Callable[[str], None]) -> list[str]:
-    """The folders in images/. Raises UsageError if there is none."""
-    return _layout(root).found(root, report)
+    """Return the names of the folders in images/.
+
+    Raises:
+        UsageError: There is no folder in images/.
+    """
+    return _layout(root).find_splits(root, report)
 
 
 def read(
     root: Path, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
 ) -> Split:
-    """List a split; its pictures wait for `load` of its items.
-
-    With `tasks` None those are served for which every image has its truth, and `report` hears of
-    the others. Raises UsageError for a split that is not there, DataError for truth that is not.
-    """
-    layout = _layout(root)
-    tasks, files = layout.gather(root, split, tasks, report)
-    taxonomy, ignored, licence = load_classes(root / CLASSES)
-    truth = partial(_truth, labels_of(taxonomy, ignored), sum(taxonomy.things), tasks)
-    return layout.split(
-        split, tasks, taxonomy, files, truth, licence=licence, said=lambda name: ignored
-    )
+    """List a split as `read_split` does."""
+    return read_split(_layout(root), _describe, root, split, tasks, report)
 
 
 def _layout(root: Path) -> Layout:
     folders = sorted(path.name for path in (root / "images").glob("*/"))
     if not folders:
-        raise UsageError(f"{root / 'images'} holds no folder of a split; see docs/folder.md")
+        raise UsageError(
+            "the folder has no subfolder with the images of a split",
+            where=root / "images",
+            fix="see docs/folder.md",
+        )
     return Layout(
         source="folder",
         splits={name: name for name in folders},
@@ -62,17 +62,36 @@ def _layout(root: Path) -> Layout:
     )
 
 
-def _truth(
+def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
+    taxonomy, ignored, licence = load_classes(root / CLASSES)
+    labels = labels_of(taxonomy, ignored)
+    return Description(
+        taxonomy=taxonomy,
+        licence=licence,
+        read_truth=partial(_read_truth, labels, sum(taxonomy.things), "semantic" in tasks),
+        depends=lambda name: ignored,
+    )
+
+
+def _read_truth(
     labels: dict[int, int],
     things: int,
-    tasks: Collection[str],
+    semantic: bool,
     item: MapItem,
     size: tuple[int, int],
     _: Doctor,
 ) -> dict[str, Any]:
-    """The Record's fields of truth; `labels` gives c + 1 for class c, 0 for none."""
+    """Read the annotations of an item and return them as the fields of a sample.
+
+    Args:
+        labels: By label, c + 1 for class c and 0 for an ignored label.
+        things: The number of thing classes.
+        semantic: Whether to return the semantic map too.
+        item: The item.
+        size: The image's width and height.
+    """
     maps = {kind: (path.name, read_labels(path, size)) for kind, path in item.raw.maps.items()}
     fields = truth_of_maps(labels, things, maps["labels"], maps.get("instances"))
-    if "semantic" not in tasks:
+    if not semantic:
         del fields["semantic"]
     return fields

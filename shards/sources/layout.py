@@ -1,41 +1,32 @@
-"""Data sets of images with PNGs of truth beside them: where the files are, and who lacks which."""
+"""Where the files of a data set with label maps are, and which images have no maps."""
 
 import json
-from array import array
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.doctor import Doctor
 from shards.errors import DataError, UsageError
-from shards.format.manifest import digest
-from shards.format.schema import (
-    INSTANCES,
-    SEGMENTS,
-    SEMANTIC,
-    TASKS,
-    Record,
-    image_ext,
-    key_of,
-    rights_of,
-)
-from shards.format.taxonomy import Taxonomy
-from shards.raw.images import read_image
-from shards.sources.label_maps import map_size
-from shards.sources.split import Split
+from shards.format.schema import SEGMENTS, SEMANTIC, TASKS
 
-_LISTED = 20  # names in a line of the report
+_LISTED = 20  # the most names in one line of the report
 
 
 def table(name: str) -> list[dict[str, Any]]:
-    """A published label table, for a data set that comes without one."""
+    """Load the published list of classes of a data set that does not contain one."""
     return json.loads((Path(__file__).parent / "tables" / f"{name}.json").read_bytes())
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """A sample's files, which may be missing: the image, named as in its folder, maps by kind."""
+    """The files of one sample, which may be missing.
+
+    Attributes:
+        name: The part of the file names that the image and its maps share.
+        file_name: The image's path in the image folder of its split.
+        image: The image.
+        maps: The maps by kind.
+    """
 
     name: str
     file_name: str
@@ -44,194 +35,155 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
-class MapItem:
-    """A raw sample with its truth in label maps.
-
-    `truth(item, size, doctor)` makes the Record's fields of truth, given the image's width and
-    height. `said` is what its truth depends on beyond its maps, in plain JSON; `places` are the
-    bytes (start, end, ...) of its annotations in a file of the whole split, None without any.
-    """
-
-    source: str
-    raw: Files
-    image_id: str
-    truth: Callable[["MapItem", tuple[int, int], Doctor], dict[str, Any]]
-    said: Any
-    places: array | None
-    rights: dict[str, str]
-
-    @property
-    def key(self) -> str:
-        """The image's name as a key."""
-        return key_of(self.raw.file_name)
-
-    @property
-    def file_name(self) -> str:
-        """The image's name in its folder."""
-        return self.raw.file_name
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The image, then its maps."""
-        return self.raw.image, *self.raw.maps.values()
-
-    @property
-    def annotation(self) -> str:
-        """A digest of what the truth depends on, its maps apart."""
-        return digest([self.said, self.rights])
-
-    def load(self, doctor: Doctor) -> Record:
-        """Read and check the sample: defects go to `doctor`, or are raised as Reject."""
-        size = map_size(next(iter(self.raw.maps.values())))
-        image, width, height = read_image(self.raw.image, size, doctor, mismatch=9)
-        return Record(
-            key=self.key,
-            image=image,
-            ext=image_ext(self.file_name),
-            file_name=self.file_name,
-            source=self.source,
-            image_id=self.image_id,
-            width=width,
-            height=height,
-            rights=self.rights,
-            **self.truth(self, (width, height), doctor),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
     """How a publisher lays out a data set.
 
-    `splits` are folders by our name of a split. A file is `folder/NAME + ending`, its NAME common
-    to image and maps; `{}` in a folder stands for the split's. `images` are a folder and endings,
-    `maps` by kind a folder and an ending. For a task, `needs` are the kinds of maps that its truth
-    is made of, `members` what it becomes.
+    A file is `FOLDER/NAME + ending`, and an image and its maps share the NAME. `{}` in a folder
+    stands for the folder of the split.
+
+    Attributes:
+        source: The name of the source.
+        splits: The folder of every split.
+        images: The folder and the endings of the images.
+        maps: The folder and the ending of every kind of map.
+        needs: For every task, the kinds of maps that it needs.
+        members: For every task, the map member that holds its annotations.
     """
 
     source: str
     splits: Mapping[str, str]
     images: tuple[str, tuple[str, ...]]
     maps: Mapping[str, tuple[str, str]]
-    needs: Mapping[str, Collection[str]]
+    needs: Mapping[str, Sequence[str]]
     members: Mapping[str, str] = field(
         default_factory=lambda: dict(zip(TASKS, (SEGMENTS, SEGMENTS, SEMANTIC), strict=True))
     )
 
-    def found(self, root: Path, report: Callable[[str], None]) -> list[str]:
-        """The splits whose images are there. Raises UsageError if there is none."""
+    def find_splits(self, root: Path, report: Callable[[str], None]) -> list[str]:
+        """Return the splits that have an image folder.
+
+        Args:
+            root: The folder of the raw data set.
+            report: Receives a line for every split that is missing.
+
+        Raises:
+            UsageError: There is no split at all.
+        """
         folders = {split: self._folder(root, split, self.images[0]) for split in self.splits}
         found = [split for split, folder in folders.items() if folder.is_dir()]
         if not found:
+            names = [folder.relative_to(root).as_posix() for folder in folders.values()]
             raise UsageError(
-                f"there is no folder {' or '.join(map(str, folders.values()))}; "
-                f"give the folder of {self.source}'s raw data as --root"
+                f"the folder has no {' or '.join(names)}",
+                where=root,
+                fix=f"give the folder of {self.source}'s raw data as --root",
             )
-        for split in [split for split in folders if split not in found]:
-            report(f"{split}: no {folders[split]}, so there will be no such set")
+        for split, folder in folders.items():
+            if split not in found:
+                report(f"{split}: there is no {folder}, so this split is not built")
         return found
 
-    def gather(
+    def find_files(
         self,
         root: Path,
         split: str,
         tasks: Collection[str] | None,
         report: Callable[[str], None],
     ) -> tuple[tuple[str, ...], list[Files]]:
-        """The tasks a split serves, and the files of its samples.
+        """Find the files of a split.
 
-        With `tasks` None those are served for which no image lacks a map, and `report` hears who
-        does. (Images without the first kind of map are not asked: the doctor leaves them out.)
-        Raises UsageError for a split that is not there, DataError for a task without any truth.
+        Args:
+            root: The folder of the raw data set.
+            split: The name of the split.
+            tasks: The tasks to serve; None for every task for which no image lacks a map. Images
+                that lack the first kind of map do not count: they have no annotation at all, and
+                reading them rejects them.
+            report: Receives a line for every task that is not served.
+
+        Returns:
+            The tasks that the split serves, and the files of every sample. A map without an image
+            makes a sample too, so that reading it reports the missing image.
+
+        Raises:
+            UsageError: The split does not exist.
+            DataError: A task has no maps at all.
         """
-        folder = self._folder(root, split, self.images[0]) if split in self.splits else root / split
-        if not folder.is_dir():
-            raise UsageError(f"there is no {folder}; add it, or leave {split} out of --splits")
-        images, others = _listing(folder, self.images[1])
-        if others:
-            report(f"{split}: {folder} has files that are no {self.images[1][0]}: {_some(others)}")
-        where = {kind: self._folder(root, split, place) for kind, (place, _) in self.maps.items()}
-        maps = {k: dict(_listing(where[k], (ending,))[0]) for k, (_, ending) in self.maps.items()}
+        if split not in self.splits or not self._folder(root, split, self.images[0]).is_dir():
+            raise UsageError(
+                "the folder has no images of this split",
+                where=self._folder(root, split, self.images[0]),
+                fix=f"add them, or leave {split} out of --splits",
+            )
+        images = self._list_images(root, split, report)
+        folders = {
+            kind: self._folder(root, split, folder) for kind, (folder, _) in self.maps.items()
+        }
+        maps = {
+            kind: dict(_list_files(folders[kind], (ending,))[0])
+            for kind, (_, ending) in self.maps.items()
+        }
         if tasks is None:
-            tasks = self._complete(split, [name for name, _ in images], maps, report)
+            tasks = self._complete_tasks(split, [name for name, _ in images], maps, report)
             if not tasks:
                 raise DataError(
-                    f"{split}: no task has its truth in {', '.join(map(str, where.values()))}; "
-                    f"unpack the label maps there, or leave {split} out of --splits"
+                    f"{split} has label maps for none of the tasks",
+                    where=", ".join(map(str, folders.values())),
+                    fix=f"unpack the label maps there, or leave {split} out of --splits",
                 )
         needed = {kind: task for task in tasks for kind in self.needs[task]}
         for kind, task in needed.items():
             if not maps[kind]:
                 raise DataError(
-                    f"{where[kind]} holds no *{self.maps[kind][1]}; unpack {kind} there, "
-                    f"or leave {task} out of --tasks, or {split} out of --splits"
+                    f"the folder holds no *{self.maps[kind][1]}",
+                    where=folders[kind],
+                    fix=f"unpack {kind} there, or leave {task} out of --tasks, "
+                    f"or {split} out of --splits",
                 )
-        missing = {name for kind in needed for name in maps[kind]} - {name for name, _ in images}
-        ending = self.images[1][0]
-        if images:
-            name, path = images[0]
-            ending = path.relative_to(folder).as_posix().removeprefix(name)
-        images += [(name, folder / f"{name}{ending}") for name in sorted(missing)]
+        folder = self._folder(root, split, self.images[0])
+        names = {name for kind in needed for name in maps[kind]}
+        images += _missing_images(folder, images, names, self.images[1][0])
         return tuple(task for task in TASKS if task in tasks), [
             Files(
                 name=name,
                 file_name=path.relative_to(folder).as_posix(),
                 image=path,
-                maps={k: where[k] / f"{name}{self.maps[k][1]}" for k in self.maps if k in needed},
+                maps={
+                    kind: folders[kind] / f"{name}{ending}"
+                    for kind, (_, ending) in self.maps.items()
+                    if kind in needed
+                },
             )
             for name, path in images
         ]
 
-    def split(
-        self,
-        name: str,
-        tasks: tuple[str, ...],
-        taxonomy: Taxonomy,
-        files: list[Files],
-        truth: Callable[[MapItem, tuple[int, int], Doctor], dict[str, Any]],
-        *,
-        licence: Mapping[str, str],
-        image_id: Callable[[str], str] = str,
-        said: Callable[[str], Any] = lambda name: None,
-        places: Callable[[str], array | None] = lambda name: None,
-    ) -> Split:
-        """The split of these samples; `image_id`, `said` and `places` give those of a name's.
+    def _folder(self, root: Path, split: str, folder: str) -> Path:
+        return root / folder.format(self.splits.get(split, split))
 
-        Of `licence` the manifest has all, a sample its `rights_of`.
-        """
-        rights = rights_of(licence)
-        members = {self.members[task] for task in tasks}
-        return Split(
-            name=name,
-            source=self.source,
-            taxonomy=taxonomy,
-            tasks=tasks,
-            truths=tuple(m for m in (SEGMENTS, INSTANCES, SEMANTIC) if m in members),
-            licence=(dict(licence),),
-            items=[
-                MapItem(
-                    source=self.source,
-                    raw=file,
-                    image_id=image_id(file.name),
-                    truth=truth,
-                    said=said(file.name),
-                    places=places(file.name),
-                    rights=rights,
-                )
-                for file in files
-            ],
-        )
+    def _list_images(
+        self, root: Path, split: str, report: Callable[[str], None]
+    ) -> list[tuple[str, Path]]:
+        """Return (NAME, path) of every image, and report other files."""
+        folder = self._folder(root, split, self.images[0])
+        images, others = _list_files(folder, self.images[1])
+        if others:
+            report(f"{split}: {folder} has files that are not images: {_some(others)}")
+        return images
 
-    def _folder(self, root: Path, split: str, place: str) -> Path:
-        return root / place.format(self.splits[split])
-
-    def _complete(
+    def _complete_tasks(
         self,
         split: str,
         names: Collection[str],
         maps: Mapping[str, Collection[str]],
         report: Callable[[str], None],
     ) -> list[str]:
-        """The tasks whose truth no image lacks."""
+        """Return the tasks for which no image lacks a map, and report the others.
+
+        Args:
+            split: The name of the split.
+            names: The NAME of every image.
+            maps: For every kind of map, the NAMEs that have one.
+            report: Receives a line for every task that is not served.
+        """
         first = next((found for found in maps.values() if found), ())
         names = [name for name in names if name in first]
         complete = []
@@ -244,12 +196,31 @@ class Layout:
             why = f"{len(lacking)} of {len(names)} images have no {' or no '.join(without)}"
             if len(lacking) < len(names):
                 why += f" (--tasks {task} leaves them out): {_some(lacking)}"
-            report(f"{split}: the set will not serve {task}, for {why}")
+            report(f"{split}: the set does not serve {task} because {why}")
         return complete
 
 
-def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, Path]], list[str]]:
-    """(NAME, path) of the files under `folder` with one of the endings, and the other files."""
+def _missing_images(
+    folder: Path, images: Sequence[tuple[str, Path]], names: Collection[str], ending: str
+) -> list[tuple[str, Path]]:
+    """Return (NAME, path) of the images that maps exist for but that are missing.
+
+    Args:
+        folder: The image folder of the split.
+        images: (NAME, path) of the images that exist.
+        names: The NAMEs that have a map.
+        ending: The ending of a missing image if there is no image at all. Otherwise it is the
+            ending of the first image, because all images of a set must have one format.
+    """
+    if images:
+        name, path = images[0]
+        ending = path.relative_to(folder).as_posix().removeprefix(name)
+    missing = set(names) - {name for name, _ in images}
+    return [(name, folder / f"{name}{ending}") for name in sorted(missing)]
+
+
+def _list_files(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return (NAME, path) of the files under `folder` with one of the endings, and other files."""
     listed, others = [], []
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
         name = path.relative_to(folder).as_posix()
@@ -261,6 +232,6 @@ def _listing(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, Pa
     return listed, others
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

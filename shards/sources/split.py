@@ -1,5 +1,6 @@
-"""What a source module hands to the builder: a split of a raw data set, its samples still raw."""
+"""The interface between the sources and the builder: a split of a raw data set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,28 +11,53 @@ from shards.format.taxonomy import Taxonomy
 
 
 class Item(Protocol):
-    """A raw sample, light and picklable.
+    """A sample that has not been read yet: small, and picklable."""
 
-    `file_name` is its image as the data set names it; `files` are what it is made of, the image
-    first, whether they are there or not; `annotation` is a digest of what files of the whole split
-    say of it ("" for nothing).
-    """
+    @property
+    def key(self) -> str:
+        """The sample's key in the shard set."""
+        ...
 
-    key: str
-    file_name: str
-    files: tuple[Path, ...]
-    annotation: str
+    @property
+    def file_name(self) -> str:
+        """The image's name in the raw data set."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the sample is made of, the image first; they may be missing."""
+        ...
+
+    @property
+    def annotation(self) -> str:
+        """A digest of what files of the whole split say about the sample; "" if there are none."""
+        ...
 
     def load(self, doctor: Doctor) -> Record:
-        """Read and check the sample: defects go to `doctor`, or are raised as Reject."""
+        """Read and check the sample.
+
+        Args:
+            doctor: Receives the findings that keep the sample in the set.
+
+        Raises:
+            Reject: The sample has a defect that excludes it from the set.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: `truths` are the map members, `findings` those of no single item.
+    """One split of a raw data set.
 
-    An image that a finding of `findings` rejects is not among the items.
+    Attributes:
+        name: The name of the split.
+        source: The name of the source.
+        taxonomy: The classes.
+        tasks: The tasks that the split has annotations for.
+        truths: The map members of a sample.
+        licence: The licenses of the data set.
+        items: The samples, except for images that a finding of `findings` rejects.
+        findings: The findings that are not about a single item.
     """
 
     name: str
@@ -40,5 +66,5 @@ class Split:
     tasks: tuple[str, ...]
     truths: tuple[str, ...]
     licence: tuple[dict[str, Any], ...]
-    items: list[Item]
+    items: Sequence[Item]
     findings: tuple[Finding, ...] = ()

@@ -1,18 +1,18 @@
-"""Mapillary Vistas' raw layout, version 1.2: each task has the truth its publisher made for it.
+"""Mapillary Vistas' layout, version 1.2: the publisher has separate annotations for every task.
 
-    config.json                            the labels; a label is a place in this list
+    config.json                            the labels; a label is an index of this list
     {training,validation}/images/*.jpg
     {training,validation}/labels/*.png     semantic: label
     {training,validation}/instances/*.png  instances: 256 label + n
-    {training,validation}/panoptic/*.png   panoptic: ids of panoptic_2018.json beside them, where
-                                           a category id is label + 1
+    {training,validation}/panoptic/*.png   panoptic: ids of panoptic_2018.json in the same folder,
+                                           in which a category id is label + 1
 
-Classes are the labels that config.json marks for evaluation; the others are ignored, or void.
+The classes are the labels that config.json marks for evaluation. The others are ignored, or void.
 """
 
 import json
 from array import array
-from collections.abc import Callable, Collection
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from shards.doctor import Doctor, Reject
+from shards.doctor import Doctor
 from shards.errors import DataError
 from shards.format.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance, Segment
 from shards.format.taxonomy import Category, Taxonomy
 from shards.raw.images import read_ids
-from shards.raw.json_entries import damaged, entries, read_entries
+from shards.raw.json_entries import damaged, iterate_entries, read_ranges
 from shards.raw.masks import check_area, number_segments
+from shards.sources.coco_entry import entry_fields, reject_malformed
 from shards.sources.label_maps import classes_of, read_labels, segments_of
-from shards.sources.layout import Layout, MapItem
-from shards.sources.split import Split
+from shards.sources.layout import Layout
+from shards.sources.map_item import Description, MapItem, read_split
 
 _LICENCE = {
     "name": "Mapillary Vistas research edition",
@@ -45,103 +46,78 @@ _LAYOUT = Layout(
     members={"panoptic": SEGMENTS, "instance": INSTANCES, "semantic": SEMANTIC},
 )
 
-splits = _LAYOUT.found
 
-
-def read(
-    root: Path, split: str, tasks: Collection[str] | None, report: Callable[[str], None]
-) -> Split:
-    """List a split and read its JSON; its pictures wait for `load` of its items.
-
-    With `tasks` None those are served for which every image has its truth, and `report` hears of
-    the others. Raises UsageError for a split that is not there, DataError for truth that is not.
-    """
-    tasks, files = _LAYOUT.gather(root, split, tasks, report)
-    rows = _labels(root / "config.json")
-    taxonomy = Taxonomy.of(
-        "vistas",
-        [
-            Category(label + 1, row["readable"], row["instances"], tuple(row["color"]))
-            for label, row in enumerate(rows)
-            if row["evaluate"] and (row["instances"] or tasks != ("instance",))
-        ],
-    )
+def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
+    rows = _load_labels(root / "config.json")
+    categories = [
+        Category(label + 1, row["readable"], row["instances"], tuple(row["color"]))
+        for label, row in enumerate(rows)
+        if row["evaluate"] and (row["instances"] or tasks != ("instance",))
+    ]
+    taxonomy = Taxonomy.of("vistas", categories)
     labels = dict.fromkeys(range(len(rows)), 0)
     labels |= {c.id - 1: n for n, c in enumerate(taxonomy.categories, start=1)}
     path = root / _LAYOUT.splits[split] / "panoptic/panoptic_2018.json"
-    places, digests = _annotations(path) if "panoptic" in tasks else ({}, {})
-    return _LAYOUT.split(
-        split,
-        tasks,
-        taxonomy,
-        files,
-        partial(_truth, taxonomy, labels, path),
+    ranges, digests = _index_annotations(path) if "panoptic" in tasks else ({}, {})
+    return Description(
+        taxonomy=taxonomy,
         licence=_LICENCE,
-        said=digests.get,
-        places=places.get,
+        read_truth=partial(_read_truth, taxonomy, labels, path),
+        depends=digests.get,
+        ranges=ranges.get,
     )
 
 
-def _labels(path: Path) -> list[dict[str, Any]]:
-    """The rows of config.json. Raises DataError if they are not those of version 1.2."""
-    rows = _json(path, "labels")
+splits = _LAYOUT.find_splits
+read = partial(read_split, _LAYOUT, _describe)
+
+
+def _load_labels(path: Path) -> list[dict[str, Any]]:
+    """Load the labels of config.json.
+
+    Raises:
+        DataError: The file is missing, damaged, or not that of version 1.2.
+    """
+    try:
+        rows = list(json.loads(path.read_bytes())["labels"])
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"the file is damaged ({error!r})", where=path, fix="get the file again"
+        ) from error
     for key, kind in (("readable", str), ("instances", bool), ("evaluate", bool), ("color", list)):
         if not all(isinstance(row, dict) and isinstance(row.get(key), kind) for row in rows):
-            raise DataError(f"{path} has labels without {key}; get that of version 1.2")
+            raise DataError(
+                f"there are labels without {key}", where=path, fix="get the file of version 1.2"
+            )
     return rows
 
 
-def _segment(entry: dict[str, Any], taxonomy: Taxonomy) -> Segment:
-    try:
-        return Segment(
-            entry["id"],
-            taxonomy.index(entry["category_id"]),
-            entry.get("iscrowd", 0),
-            entry["area"],
-            entry["bbox"],
-        )
-    except KeyError as error:
-        raise Reject(22, f"a segment has no {error}") from error
-    except DataError as error:
-        raise Reject(13, str(error)) from error
+def _missing(path: Path) -> DataError:
+    return DataError("the file is missing", where=path, fix="unpack the whole data set")
 
 
-def _segments_info(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    try:
-        return [one for annotation in annotations for one in annotation["segments_info"]]
-    except (KeyError, TypeError) as error:
-        raise Reject(22, f"an annotation lacks {error}") from error
-
-
-def _json(path: Path, key: str) -> list[Any]:
-    """The list that a JSON document has under `key`."""
-    try:
-        return list(json.loads(path.read_bytes())[key])
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; unpack the whole data set") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); get it anew") from error
-
-
-def _annotations(path: Path) -> tuple[dict[str, array], dict[str, int]]:
-    """By image id, the places of its annotations in the file, and a digest of them."""
-    places: dict[str, array] = {}
+def _index_annotations(path: Path) -> tuple[dict[str, "array[int]"], dict[str, int]]:
+    """Return, by image id, the byte ranges of the image's annotations and a digest of them."""
+    ranges: dict[str, array[int]] = {}
     digests: dict[str, int] = {}
-    try:
-        for entry in entries(path, ("annotations",)):
-            if entry.name == "annotations":
-                image_id = entry.value["image_id"]
-                places.setdefault(image_id, array("q")).extend((entry.start, entry.end))
-                seed = digests.get(image_id, 0)
-                digests[image_id] = xxhash.xxh3_64_intdigest(entry.raw, seed=seed)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; unpack the whole data set") from None
-    except (KeyError, TypeError) as error:
-        raise damaged(path, entry.start, f"an annotation lacks {error}") from error
-    return places, digests
+    if not path.is_file():
+        raise _missing(path)
+    for entry in iterate_entries(path, ("annotations",)):
+        if entry.name != "annotations":
+            continue
+        try:
+            image_id = entry.value["image_id"]
+        except (KeyError, TypeError) as error:
+            raise damaged(path, entry.start, f"an annotation lacks {error}") from error
+        ranges.setdefault(image_id, array("q")).extend((entry.start, entry.end))
+        seed = digests.get(image_id, 0)
+        digests[image_id] = xxhash.xxh3_64_intdigest(entry.raw, seed=seed)
+    return ranges, digests
 
 
-def _truth(
+def _read_truth(
     taxonomy: Taxonomy,
     labels: dict[int, int],
     panoptic_json: Path,
@@ -149,7 +125,16 @@ def _truth(
     size: tuple[int, int],
     doctor: Doctor,
 ) -> dict[str, Any]:
-    """The Record's fields of truth; `labels` gives c + 1 for class c, 0 for none."""
+    """Read the annotations of an item and return them as the fields of a sample.
+
+    Args:
+        taxonomy: The classes.
+        labels: By label, c + 1 for class c and 0 for a label without a class.
+        panoptic_json: The file of the panoptic annotations.
+        item: The item.
+        size: The image's width and height.
+        doctor: Receives the findings that keep the sample in the set.
+    """
     maps = item.raw.maps
     fields: dict[str, Any] = {}
     if "labels" in maps:
@@ -159,6 +144,7 @@ def _truth(
         path, things = maps["instances"], sum(taxonomy.things)
         values = read_labels(path, size)
         classes = classes_of(values >> 8, labels, path.name)
+        # 0 is a valid id, that of the first instance of label 0: shift ids by 1 to keep 0 for void
         ids = np.where((classes > 0) & (classes <= things), values + np.uint32(1), np.uint32(0))
         segments, layer = segments_of(ids, lambda id: (labels[id - 1 >> 8] - 1, 0))
         fields["layers"] = layer[None]
@@ -168,10 +154,19 @@ def _truth(
         ]
     if "panoptic" in maps:
         ids = read_ids(maps["panoptic"], size)
-        listed = read_entries(panoptic_json, item.places or ())
-        fields["segments"] = [_segment(one, taxonomy) for one in _segments_info(listed)]
-        numbered, areas = number_segments(ids, [one.id for one in fields["segments"]])
-        for segment, area in zip(fields["segments"], areas, strict=True):
+        segments = _read_segments(panoptic_json, item.ranges or (), taxonomy)
+        numbered, areas = number_segments(ids, [segment.id for segment in segments])
+        for segment, area in zip(segments, areas, strict=True):
             check_area(f"segment {segment.id}", segment.area, area, doctor)
-        fields["segments_map"] = numbered
+        fields["segments"], fields["segments_map"] = segments, numbered
     return fields
+
+
+def _read_segments(path: Path, ranges: Sequence[int], taxonomy: Taxonomy) -> list[Segment]:
+    """Read the panoptic segments of an image from the byte ranges of its annotations."""
+    segments: list[Segment] = []
+    for annotation, byte in zip(read_ranges(path, ranges), ranges[::2], strict=True):
+        with reject_malformed(path, byte):
+            entries = annotation["segments_info"]
+            segments += [Segment(**entry_fields(entry, taxonomy)) for entry in entries]
+    return segments

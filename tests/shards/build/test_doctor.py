@@ -12,7 +12,7 @@ from shards.build.build import build
 from shards.doctor import FINDINGS, REJECTED, RULES, load_findings
 from shards.errors import DataError
 from shards.format.index import SampleIndex
-from shards.raw.json_entries import entries
+from shards.raw.json_entries import iterate_entries
 from tests.shards.build.test_build import tree
 from tests.shards.raw import edit, sky, write
 
@@ -204,7 +204,7 @@ def test_entries_are_those_of_the_standard_library(tmp_path, monkeypatch, window
     document = {"info": {"é": [1.5, None]}, "images": [{"id": 1, "n": "ü" * 30}, {"id": 2}]}
     for text in (json.dumps(document, ensure_ascii=False, indent=1), json.dumps(document)):
         path.write_text(text, encoding="utf-8")
-        found = list(entries(path, ["images"]))
+        found = list(iterate_entries(path, ["images"]))
         assert [one.value for one in found] == [document["info"], *document["images"]]
         for one in found:
             assert json.loads(path.read_bytes()[one.start : one.end]) == one.value
@@ -221,7 +221,7 @@ def test_reading_a_file_tells_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr("shards.raw.json_entries._WINDOW", 64)
     monkeypatch.setattr("shards.raw.json_entries.progress", told)
     (tmp_path / "it.json").write_text(json.dumps({"images": [{"id": n} for n in range(99)]}))
-    assert len(list(entries(tmp_path / "it.json", ["images"]))) == 99
+    assert len(list(iterate_entries(tmp_path / "it.json", ["images"]))) == 99
     assert max(moved) < 100
 
 

@@ -109,7 +109,7 @@ DAMAGED = {
     "files disagree on name": (change("instances", "images", file_name="z.png"), r"'z\.png'"),
     "files share no image": (
         lambda raw: edit(raw / json_of("instances"), lambda d: d.update(images=[])),
-        r"list no image together",
+        r"no image in common",
     ),
     "image id twice": (
         repeat("instances", "images"),

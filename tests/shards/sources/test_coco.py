@@ -191,7 +191,7 @@ def test_the_other_accepted_layout(tmp_path):
     said = []
     build("coco", raw, tmp_path / "out", report=said.append)
     assert [key for key, _ in samples(tmp_path / "out/val")] == ["a"]
-    assert any(line.startswith("train: no train2017/") for line in said)
+    assert any(line.startswith("train: there is no train2017/") for line in said)
 
 
 def test_keys_are_relative_stems_without_dots(tmp_path):

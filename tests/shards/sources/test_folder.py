@@ -96,7 +96,7 @@ def test_the_documented_classes_are_read(tmp_path):
     manifest = Manifest.load(tmp_path / "out/test")
     assert manifest.taxonomy.names == ("cell", "nucleus", "background")
     assert manifest.tasks == ("semantic",)
-    assert any("will not serve panoptic, for 1 of 1 images have no instances" in s for s in said)
+    assert any("does not serve panoptic because 1 of 1 images have no instances" in s for s in said)
     assert samples(tmp_path / "out/test")["a"]["semantic"].tolist() == [[3, 1, 2, 0, 2, 2]] * 4
 
 
@@ -109,10 +109,10 @@ def test_the_documented_classes_are_read(tmp_path):
         ("classes: [{id: 0, name: a, color: [1, 2]}]", r"\[1, 2\] of a"),
         ("classes: [{id: 0, name: a}, {id: 0, name: b}]", r"0 occurs twice"),
         ("classes: []", r"empty"),
-        ("classes: [{id: 0, name: a}]\nignored: [0]", r"0 is a class and ignored"),
+        ("classes: [{id: 0, name: a}]\nignored: [0]", r"0 is a class and also ignored"),
         ("klasses: []", r"klasses"),
         ("ignored: [1]", r"classes"),
-        ("classes: [", r"no YAML"),
+        ("classes: [", r"invalid YAML"),
         ("classes: 3", r"Invalid value"),
         ("", r"None"),
         ("classes: [{id: 0, name: '${oc.env:HOME}'}]", r"\$\{"),
