@@ -5,10 +5,12 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from shards.errors import DataError, LoaderError, UsageError
+from shards.errors import DataError, Failed, LoaderError, UsageError
 
 T = TypeVar("T")
-KINDS = {kind.__name__: kind for kind in (DataError, UsageError, LoaderError, ConnectionError)}
+KINDS = {
+    kind.__name__: kind for kind in (DataError, UsageError, Failed, LoaderError, ConnectionError)
+}
 
 
 def everywhere(decide: Callable[[], T]) -> T:

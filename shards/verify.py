@@ -15,7 +15,6 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from shards.build.upload import Target
 from shards.errors import DataError, UsageError
 from shards.files import is_url, sha256
 from shards.format import foreign
@@ -33,6 +32,7 @@ from shards.format.manifest import MANIFEST, File, Manifest, Shard
 from shards.format.schema import MAX_PIXELS, Sample, decode, encode, record_of
 from shards.parallel import Runner, processes, run
 from shards.raw.images import shown_size
+from shards.remote import RemoteFolder
 
 Row = dict[str, Any]
 
@@ -109,7 +109,7 @@ def verify(
 
 
 def _verify_sets(
-    targets: dict[Path, Target | None],
+    targets: dict[Path, RemoteFolder | None],
     sample: int | None,
     repair: bool,
     runner: Runner,
@@ -125,29 +125,29 @@ def _verify_sets(
         raise DataError(f"{len(problems)} problems; the first: {problems[0]}")
 
 
-def _fetched(url: str, here: Path) -> dict[Path, Target]:
+def _fetched(url: str, here: Path) -> dict[Path, RemoteFolder]:
     """Manifest and index of each shard set below a URL, in a folder in `here`, and its target."""
-    names = [name for name in Target(url).sizes() if name.rpartition("/")[2] == MANIFEST]
+    names = [name for name in RemoteFolder(url).files() if name.rpartition("/")[2] == MANIFEST]
     found = {}
     for name in sorted(names):
         split = name.removesuffix(MANIFEST).rstrip("/")
         if len(PurePosixPath(split).parts) < 2 and ".." not in split:  # it, or a split in it
-            folder, target = here / split, Target(f"{url}/{split}".rstrip("/"))
+            folder, target = here / split, RemoteFolder(f"{url}/{split}".rstrip("/"))
             folder.mkdir(exist_ok=True)
-            target.fetch(MANIFEST, folder)
-            target.fetch(SAMPLES, folder)
+            target.fetch(MANIFEST, folder / MANIFEST)
+            target.fetch(SAMPLES, folder / SAMPLES)
             found[folder] = target
     if not found:
         raise UsageError(f"{url} holds no finished shard set (no {MANIFEST})")
     return found
 
 
-def _check_fetched(check: Check, target: Target) -> list[Problem]:
+def _check_fetched(check: Check, target: RemoteFolder) -> list[Problem]:
     """`check_shard` of one that lies behind a server; nothing of it is left here."""
     files = check.tar, offsets_path(check.tar)
     try:
         for path in files:
-            target.fetch(path.name, path.parent)
+            target.fetch(path.name, path)
         return check_shard(check)
     finally:
         for path in files:
@@ -160,7 +160,7 @@ def _verify_set(
     repair: bool,
     runner: Runner,
     report: Callable[[str], None],
-    target: Target | None,
+    target: RemoteFolder | None,
 ) -> list[Problem]:
     manifest = Manifest.load(folder)
     index, problems = _load_index(folder, manifest)

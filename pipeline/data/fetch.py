@@ -8,23 +8,23 @@ from hashlib import sha256
 from pathlib import Path
 
 from pipeline.data.cache import CacheSettings, ShardCache
-from pipeline.data.remote import Remote
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed, UsageError
 from shards.files import whole_file
 from shards.format.index import SAMPLES
 from shards.format.manifest import MANIFEST, File, Manifest, Shard
+from shards.remote import RemoteFolder
 
 LOOK_AGAIN_S = 5  # for shards that could not be had: no answer, or another process was at it
 
 
-def fetch_set(remote: Remote, settings: CacheSettings) -> Path:
+def fetch_set(remote: RemoteFolder, settings: CacheSettings) -> Path:
     """A folder of this node with manifest and index of a set.
 
     It is named by the manifest's bytes, so a set that was built anew has another one. Raises
     UsageError if there is no set or no way to it, DataError if it is not as built.
     """
     try:
-        manifest = remote.whole(MANIFEST)
+        manifest = remote.read(MANIFEST)
         folder = Path(settings.folder).expanduser() / "sets" / sha256(manifest).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         with whole_file(folder / MANIFEST) as file:
@@ -37,6 +37,9 @@ def fetch_set(remote: Remote, settings: CacheSettings) -> Path:
         raise UsageError(
             f"{remote.url} is not a shard set ({error} is missing); upload all files of one split"
         ) from error
+    except Failed as error:
+        problem = error.problem
+        raise UsageError(problem.what, where=problem.where, fix=problem.fix) from error
     except OSError as error:
         raise UsageError(str(error)) from error
     except DataError as error:
@@ -52,7 +55,7 @@ class FetchedShards:
     samples are read, and judged, one by one.
     """
 
-    def __init__(self, remote: Remote, shards: Sequence[Shard], settings: CacheSettings):
+    def __init__(self, remote: RemoteFolder, shards: Sequence[Shard], settings: CacheSettings):
         self.remote, self.shards, self.cache = remote, shards, ShardCache(settings)
         self._wanted: Sequence[int] = ()
         self._refused: set[int] = set()
@@ -61,7 +64,7 @@ class FetchedShards:
 
     def read(self, shard: int, offset: int, length: int) -> Iterator[bytes]:
         """A part of a shard by every way there is, the cheapest first. Raises DataError if the
-        shard is missing, ConnectionError if the server does not give it, UsageError if it gives
+        shard is missing, Failed if the server does not give it, UsageError if it gives
         whole files only and the cache is too small for one."""
         entry = self.shards[shard]
         if not self.remote.ranges and shard not in self._refused:
@@ -72,7 +75,7 @@ class FetchedShards:
             self.cache.drop(entry)  # that was damaged
         name = entry.name
         try:
-            yield self.remote.read(name, offset, length)
+            yield self.remote.read_range(name, offset, length)
         except FileNotFoundError as error:
             raise DataError(f"{self.remote.url}/{name}: missing; upload the set again") from error
 
@@ -115,7 +118,7 @@ class FetchedShards:
         try:
             pieces = self.remote.pieces(entry.name, entry.bytes)
             return self.cache.fill(entry, pieces, keep, wait)
-        except OSError:
+        except (OSError, Failed):
             return False
         except DataError as error:
             self._refused.add(shard)

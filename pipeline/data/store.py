@@ -12,12 +12,12 @@ import xxhash
 
 from pipeline.data.cache import CacheSettings
 from pipeline.data.fetch import FetchedShards, fetch_set
-from pipeline.data.remote import Remote
 from shards.errors import DataError, UsageError
 from shards.files import is_url, sha256
 from shards.format.index import SAMPLES, SampleIndex, unpack
 from shards.format.manifest import Manifest, Shard
 from shards.format.schema import Sample, decode
+from shards.remote import RemoteFolder
 
 OPEN_SHARDS = 64
 
@@ -37,7 +37,7 @@ class Store:
         cache: CacheSettings | None = None,
     ):
         self.location, self.limit, self.cache = str(location), limit, cache or CacheSettings()
-        remote = Remote(self.location) if is_url(self.location) else None
+        remote = RemoteFolder(self.location) if is_url(self.location) else None
         self.folder = fetch_set(remote, self.cache) if remote else Path(location)
         if not (self.folder / "manifest.json").is_file():
             raise UsageError(
@@ -85,7 +85,7 @@ class Store:
 
     def read(self, sample: int) -> bytes:
         """The bytes of one sample, headers included. Raises DataError if they are not as built,
-        ConnectionError if a server does not give them."""
+        Failed if a server does not give them."""
         row = self.index
         place = int(row.shard[sample]), int(row.offset[sample]), int(row.length[sample])
         for blob in self._shards.read(*place):

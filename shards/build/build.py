@@ -13,7 +13,7 @@ from typing import Any
 from shards.build.output import LOCK, claim, claim_url, clear, clear_url, locked, staging
 from shards.build.plan import Plan, plan_splits, versions
 from shards.build.space import check_space
-from shards.build.upload import Target, send_shard
+from shards.build.upload import send_shard
 from shards.build.writer import write_shard
 from shards.doctor import (
     FINDINGS,
@@ -29,6 +29,7 @@ from shards.format.index import SAMPLES, offsets_path, save_rows
 from shards.format.manifest import MANIFEST, File, Manifest
 from shards.format.schema import TASKS
 from shards.parallel import Runner, cpus, processes, run
+from shards.remote import RemoteFolder
 from shards.sources import ade20k, cityscapes, coco, folder, vistas
 from shards.sources.coco_item import CocoFiles
 
@@ -98,13 +99,13 @@ def build(
         summaries = {}
         for plan in plans:
             name = plan.split.name
-            target = Target(f"{url}/{name}") if url else None
+            target = RemoteFolder(f"{url}/{name}") if url else None
             summaries[name] = _build_split(plan, target, runner or processes(jobs), report)
         return summaries
 
 
 def _build_split(
-    plan: Plan, target: Target | None, runner: Runner, report: Callable[[str], None]
+    plan: Plan, target: RemoteFolder | None, runner: Runner, report: Callable[[str], None]
 ) -> dict[str, Any]:
     name, folder = plan.split.name, plan.folder
     place = target.url if target else folder
@@ -125,7 +126,7 @@ def _build_split(
             clear_url(target, keep)
         (folder / MANIFEST).unlink(missing_ok=True)
         clear(folder, keep)
-        work = partial(send_shard, target=target) if target else write_shard
+        work = partial(send_shard, remote=target) if target else write_shard
         made = run(work, plan.jobs, runner, name, [len(job.items) for job in plan.jobs])
         findings = plan.findings + [finding for one in made for finding in one.findings]
         save_findings(folder, findings)
@@ -157,19 +158,20 @@ def _build_split(
     return _summary(manifest, findings)
 
 
-def _finished(plan: Plan, target: Target | None) -> Manifest | None:
+def _finished(plan: Plan, target: RemoteFolder | None) -> Manifest | None:
     """The manifest, if the finished build of this plan is there; with a `target` it, and what was
     found, are brought into the folder."""
     folder = plan.folder
     if target:
-        target.fetch(MANIFEST, folder)
-        target.fetch(FINDINGS, folder)
+        target.fetch(MANIFEST, folder / MANIFEST)
+        target.fetch(FINDINGS, folder / FINDINGS)
     try:
         manifest = Manifest.load(folder)
     except ValueError:
         return None
     if target:
-        written, sizes = target.changed(MANIFEST), target.sizes()
+        info, sizes = target.info(MANIFEST), target.files()
+        written = info.changed if info else 0
     else:
         written = (folder / MANIFEST).stat().st_mtime_ns
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.build.upload import Target
 from shards.build.writer import STATE
 from shards.errors import DataError, UsageError
 from shards.files import file_lock
 from shards.format.manifest import MANIFEST, Manifest
+from shards.remote import RemoteFolder
 
 WORK = "~/.cache/mask2former/build"
 LOCK = f"{STATE}/lock"
@@ -26,13 +26,14 @@ def staging(source: str, url: str, work: Path | None) -> Path:
 
 def claim_url(url: str, source: str) -> None:
     """Make sure that `url` is ours to write below. Raises UsageError if it holds anything else."""
-    there = Target(url).sizes()
+    remote = RemoteFolder(url)
+    there = remote.files()
     for entry in {name.partition("/")[0] for name in there}:
         ours = any(name.startswith((f"{entry}/{MANIFEST}", f"{entry}/{STATE}/")) for name in there)
         found = source
         if f"{entry}/{MANIFEST}" in there:
             with contextlib.suppress(ValueError, AttributeError):  # damaged: ours to mend
-                found = json.loads(Target(url).read(f"{entry}/{MANIFEST}")).get("source", source)
+                found = json.loads(remote.read(f"{entry}/{MANIFEST}")).get("source", source)
         _check_entry(url, entry, ours, source, found)
 
 
@@ -78,11 +79,11 @@ def clear(folder: Path, keep: set[str]) -> None:
             path.unlink()
 
 
-def clear_url(target: Target, keep: set[str]) -> None:
+def clear_url(remote: RemoteFolder, keep: set[str]) -> None:
     """Remove what a build with more shards has left there."""
-    for name in target.sizes():
+    for name in remote.files():
         if _is_stale(name.removeprefix(f"{STATE}/"), keep):
-            target.remove(name)
+            remote.remove(name)
 
 
 def _is_stale(name: str, keep: set[str]) -> bool:

@@ -108,7 +108,7 @@ def test_a_killed_worker_is_replaced_by_the_same_command(story):
 
 def test_only_one_driver_trains_a_run(story):
     assert story.second_driver.code == 2
-    assert "is being trained right now" in small.complaint(story.second_driver)
+    assert "is being trained by another command" in small.complaint(story.second_driver)
 
 
 def test_workers_do_not_outlive_their_driver(story):

@@ -1,23 +1,33 @@
-"""An HTTP server of a folder that misbehaves as it is told, and an S3 server that does not."""
+"""An HTTP server of a folder that misbehaves on request, and an S3 server that does not."""
 
 import re
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
+import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
+from shards.remote import RetryPolicy
+
+IMPATIENT = RetryPolicy(tries=5, first_pause_s=0.01, timeout_s=0.5)
+
 
 class Server(ThreadingHTTPServer):
-    """Serves `folder`. `faults` says for a file's name what goes wrong with it, and how often.
+    """An HTTP server of `folder`, with a page of links per folder, that accepts uploads by POST.
 
-    drop: the connection ends half-way. stall: nothing more comes half-way. short: half the bytes,
-    said to be all. refuse: status 503. whole: the whole file whatever part was asked for. hold:
-    what is longer than `patience` bytes waits for `released`.
+    Attributes:
+        faults: For the name of a file or folder, what goes wrong with it. drop: the connection
+            ends halfway. stall: nothing more is sent, or read, after half of the bytes. short: half
+            the bytes, as if they were all. refuse: status 503. whole: the whole file, whatever part
+            was requested. hold: a body of more than `patience` bytes waits for `released`.
+        times: For a name, the number of requests with the fault. Default: all.
+        asked: For a name, the number of requests.
     """
 
     daemon_threads = True
@@ -36,16 +46,13 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         path = self.server.folder / self.path.lstrip("/")
-        if not path.is_file():
+        if not path.exists():
             self.send_error(404)
             return
-        self.server.asked[path.name] += 1
-        fault = self.server.faults.get(path.name, "")
-        if self.server.asked[path.name] > self.server.times.get(path.name, float("inf")):
-            fault = ""
-        body, status = path.read_bytes(), 200
+        fault = self._fault(path.name)
+        body, status = path.read_bytes() if path.is_file() else _links(path), 200
         if (part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))) and (
             fault != "whole"
         ):
@@ -58,6 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         half = body[: len(body) // 2]
         self.send_response(status)
         self.send_header("Content-Length", str(len(half if fault == "short" else body)))
+        if path.is_dir():
+            self.send_header("Content-Type", "text/html")
         self.end_headers()
         if fault not in ("drop", "stall", "short"):
             self.wfile.write(body)
@@ -68,12 +77,43 @@ class Handler(BaseHTTPRequestHandler):
         if fault != "short":
             self.close_connection = True
 
-    def log_message(self, *_):
-        """Keep quiet."""
+    def do_POST(self) -> None:
+        path = self.server.folder / self.path.lstrip("/")
+        fault, blob = self._fault(path.name), b""
+        while size := int(self.rfile.readline(), 16):  # the chunked transfer encoding
+            blob += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        if fault == "stall":
+            self.server.released.wait(60)
+        if fault in ("drop", "stall"):
+            self.close_connection = True
+            return
+        if fault != "refuse":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(blob[: len(blob) // 2] if fault == "short" else blob)
+        self.send_response(503 if fault == "refuse" else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _fault(self, name: str) -> str:
+        """Count a request and return what goes wrong with it."""
+        self.server.asked[name] += 1
+        if self.server.asked[name] > self.server.times.get(name, float("inf")):
+            return ""
+        return self.server.faults.get(name, "")
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def _links(folder: Path) -> bytes:
+    names = (f"{path.name}/" if path.is_dir() else path.name for path in sorted(folder.iterdir()))
+    return "".join(f'<a href="{name}">{name}</a>' for name in names).encode()
 
 
 @contextmanager
-def serving(folder: Path):
+def serving(folder: Path) -> Iterator[Server]:
     """A running server of `folder`."""
     server = Server(folder)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -87,8 +127,8 @@ def serving(folder: Path):
 
 
 @contextmanager
-def s3(monkeypatch, bucket: str):
-    """A client of an S3 server that the environment points at, with one bucket."""
+def s3(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator:
+    """A client of an S3 server that the environment points to, with one bucket."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     moto = ThreadedMotoServer(port=0)

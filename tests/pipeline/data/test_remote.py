@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import remote
 from pipeline.data.cache import CacheSettings
-from pipeline.data.remote import Remote
 from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import DataSettings, train_sets, train_stream
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed, UsageError
 from shards.format.manifest import Manifest
 from tests.damage import flip
-from tests.pipeline.servers import s3, serving
+from tests.pipeline.servers import IMPATIENT, s3, serving
 
 
 @pytest.fixture
@@ -35,8 +33,7 @@ def cache(tmp_path) -> CacheSettings:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(remote, "ANSWER_S", 0.5)
+    monkeypatch.setattr("shards.remote.DEFAULT_POLICY", IMPATIENT)
 
 
 def tar(store: Store, number: int) -> str:
@@ -122,7 +119,7 @@ def test_what_goes_wrong_twice_is_tried_again(server, cache, train_set, fault):
     [
         ("drop", "ContentLengthError|payload is not completed"),
         ("stall", "no answer within 0.5 s"),
-        ("short", "bytes came where"),
+        ("short", "bytes arrived of"),
         ("refuse", "503"),
     ],
 )
@@ -131,7 +128,7 @@ def test_a_server_that_never_gives_a_shard_is_named(server, cache, train_set, fa
     server.faults[name] = fault
     store = Store(f"{server.url}/train", cache=cache)
     sample = in_shard(store, 1)[0]
-    with pytest.raises(ConnectionError, match=rf"{server.url}/train/{name}: .*({text}).*5 times"):
+    with pytest.raises(Failed, match=rf"{server.url}/train/{name}: .*({text}).*5 times"):
         store.read(sample)
     assert server.asked[name] == 5
     assert store.read(in_shard(store, 0)[0])
@@ -259,15 +256,6 @@ def test_a_cache_without_room_for_the_shards_in_use_is_told(server, tmp_path, tr
     with warnings.catch_warnings(action="error"):
         opened(total)
         train_sets(DataSettings(train=str(train_set.folder), cache=small.cache))
-
-
-def test_pieces_make_the_file(server, train_set, monkeypatch):
-    monkeypatch.setattr(remote, "PIECE_BYTES", 50_000)
-    source = Remote(f"{server.url}/train")
-    for entry in train_set.manifest.shards:
-        parts = list(source.pieces(entry.name, entry.bytes))
-        assert b"".join(parts) == (train_set.folder / entry.name).read_bytes()
-        assert len(parts) == -(-entry.bytes // 50_000)
 
 
 def test_names_in_a_manifest_stay_in_their_folder(spare_set):

@@ -16,11 +16,11 @@ from pipeline.data.cache import CacheSettings
 from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import DataSettings, train_stream
-from shards.build import upload
 from shards.build.build import build
 from shards.build.writer import TarWriter
 from shards.errors import DataError, Failed, UsageError
 from shards.parallel import processes
+from shards.remote import RetryPolicy
 from shards.verify import verify
 from tests.damage import flip
 from tests.jobs import small
@@ -29,6 +29,7 @@ from tests.shards.build.test_build import KILLED, tree
 from tests.shards.raw import SAMPLE, sky, write
 
 SHARDS = 4
+POLICY = RetryPolicy(tries=3, first_pause_s=0)
 WORK = "jobs=1, work=Path(sys.argv[4])"
 
 
@@ -55,7 +56,7 @@ def sent(monkeypatch):
         put(self, path, place, **options)
 
     monkeypatch.setattr(LocalFileSystem, "put_file", put_file)
-    monkeypatch.setattr(upload, "FIRST_PAUSE_S", 0)
+    monkeypatch.setattr("shards.remote.DEFAULT_POLICY", POLICY)
     return names
 
 
@@ -131,10 +132,11 @@ def test_a_set_built_to_s3_is_the_local_one_and_streams(tmp_path, tmp_path_facto
             assert (ours.maps == theirs.maps).all()
 
         command[command.index("s3://sets/coco/")] = "s3://nosuch/coco"
-        monkeypatch.setattr(upload, "FIRST_PAUSE_S", 0)
+        monkeypatch.setattr("shards.remote.DEFAULT_POLICY", POLICY)
         outcome = small.call(tmp_path, *command)
-        assert outcome.code == 1
-        assert "nosuch/coco/train/.build/lock: there is no such place" in small.complaint(outcome)
+        assert outcome.code == 2
+        text = "nosuch/coco/train/.build/lock: the server has no such bucket"
+        assert text in small.complaint(outcome)
 
 
 def test_the_manifest_is_sent_last_and_a_rerun_sends_nothing(raw, plain, tmp_path, sent):
@@ -162,10 +164,10 @@ def test_only_what_is_missing_or_differs_is_sent_again(raw, plain, tmp_path, sen
 
 
 def test_a_failed_upload_is_tried_again(raw, plain, tmp_path, monkeypatch, sent):
-    broken(monkeypatch, ["000001.tar", "samples.parquet", "manifest.json"], upload.TRIES - 1)
+    broken(monkeypatch, ["000001.tar", "samples.parquet", "manifest.json"], POLICY.tries - 1)
     run(raw, tmp_path)
     assert tree(tmp_path / "there") == plain
-    assert sent.count("000001.tar") == upload.TRIES
+    assert sent.count("000001.tar") == POLICY.tries
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -180,9 +182,9 @@ def test_a_server_that_gives_up_is_named_and_the_next_run_goes_on(
     raw, plain, tmp_path, monkeypatch, sent, made, name, tars, half
 ):
     with monkeypatch.context() as patch:
-        broken(patch, [name], upload.TRIES, half)
+        broken(patch, [name], POLICY.tries, half)
         reason = "bytes arrived of" if half else "gone"
-        with pytest.raises(Failed, match=rf"file://.*/val/.*{name}: .*{reason}.* 3 times over"):
+        with pytest.raises(Failed, match=rf"file://.*/val/.*{name}: .*{reason}.* 3 times in a row"):
             run(raw, tmp_path)
     with pytest.raises((UsageError, ValueError)):
         Store(tmp_path / "there/val")

@@ -1,0 +1,258 @@
+"""Files below a URL, through fsspec: one client, one retry policy, one time limit per request."""
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from shards.errors import Failed, UsageError
+from shards.files import whole_file
+
+PIECE_BYTES = 8 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how long a server is asked.
+
+    Attributes:
+        tries: Number of requests before the client gives up.
+        first_pause_s: Pause before the second request. It doubles from try to try, and a
+            random factor of 0.5 to 1.5 keeps many processes from returning at the same time.
+        timeout_s: Time limit of a request, per PIECE_BYTES that it moves.
+    """
+
+    tries: int = 5
+    first_pause_s: float = 0.5
+    timeout_s: float = 60
+
+    def pause(self, failures: int) -> None:
+        """Sleep before the next request, after this number of failed ones."""
+        time.sleep(self.first_pause_s * 2 ** (failures - 1) * random.uniform(0.5, 1.5))
+
+    def limit(self, size: int) -> float:
+        """Return the time limit of a request that moves `size` bytes."""
+        return self.timeout_s * max(1, -(-size // PIECE_BYTES))
+
+
+DEFAULT_POLICY = RetryPolicy()
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a server says about a file.
+
+    Attributes:
+        bytes: Its size; None if the server does not say.
+        changed: When it was written, in ns since the epoch; 0 if the server does not say.
+    """
+
+    bytes: int | None
+    changed: int
+
+
+class RemoteFolder:
+    """The files below a URL: http(s), s3, gs, or any other protocol of fsspec.
+
+    Credentials and endpoints come from fsspec (AWS_*, FSSPEC_*). A server that drops the
+    connection, stalls, or sends too few bytes is asked again as the policy says; after the last try
+    every method raises Failed. fsspec enforces the time limit for the protocols that it implements
+    asynchronously (http, s3, gs, abfs); the others (file, memory, sftp) keep their own limits.
+
+    Args:
+        url: The folder.
+        policy: Retries and time limit. Default: DEFAULT_POLICY.
+
+    Attributes:
+        ranges: Whether the server answers a request for a part of a file with that part. It
+            becomes False after the first answer with the whole file.
+
+    Raises:
+        UsageError: No installed library knows the protocol.
+    """
+
+    def __init__(self, url: str, policy: RetryPolicy | None = None):
+        self.url = url.rstrip("/")
+        self.policy = policy or DEFAULT_POLICY
+        self.ranges = True
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(str(error), where=url) from error
+        self._root = root.rstrip("/")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFolder, (self.url, self.policy)  # sockets cannot be pickled
+
+    def files(self) -> dict[str, int | None]:
+        """Return the name, relative to the URL, and the size of every file below it."""
+
+        def find() -> dict[str, int | None]:
+            found = self._call("find", self._root, detail=True)
+            return {path[len(self._root) + 1 :]: info["size"] for path, info in found.items()}
+
+        try:
+            return self._retry("", find)
+        except FileNotFoundError:
+            return {}
+
+    def info(self, name: str) -> FileInfo | None:
+        """Return the size and the time of a file, or None if it is missing."""
+        try:
+            info = self._retry(name, lambda: self._call("info", self._path(name)))
+        except FileNotFoundError:
+            return None
+        return FileInfo(info["size"], _changed(info))
+
+    def read(self, name: str) -> bytes:
+        """Return a small file, such as a manifest.
+
+        Raises:
+            FileNotFoundError: It is missing.
+        """
+        return self._retry(name, lambda: self._call("cat_file", self._path(name)))
+
+    def read_range(self, name: str, offset: int, length: int) -> bytes:
+        """Return `length` bytes of a file that start at `offset`.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+        """
+
+        def part() -> bytes:
+            end = offset + length
+            path, size = self._path(name), length if self.ranges else end
+            blob = self._call("cat_file", path, size=size, start=offset, end=end)
+            if len(blob) > length:
+                self.ranges = False
+                blob = blob[offset:end]
+            if len(blob) != length:
+                raise OSError(f"{len(blob)} bytes arrived of {length}")
+            return blob
+
+        return self._retry(name, part)
+
+    def pieces(self, name: str, length: int) -> Iterator[bytes]:
+        """Yield a file of `length` bytes in order, PIECE_BYTES at a time.
+
+        Raises:
+            FileNotFoundError: The file is missing.
+        """
+        offset = 0
+        while offset < length:
+            size = min(PIECE_BYTES, length - offset) if self.ranges else length - offset
+            yield self.read_range(name, offset, size)
+            offset += size
+
+    def fetch(self, name: str, path: Path) -> bool:
+        """Download a file to `path` in pieces, without holding all of it in memory.
+
+        Returns:
+            Whether the file exists. If it does not, `path` is removed.
+        """
+        path.unlink(missing_ok=True)
+        info = self.info(name)
+        try:
+            # Without a size, read at once: fsspec reports every HTTP error of `info` as a missing
+            # file, and only a read tells a refusal (Failed) from a missing file.
+            known = info is not None and info.bytes is not None
+            pieces = self.pieces(name, info.bytes) if known else iter([self.read(name)])
+            with whole_file(path) as file:
+                file.writelines(pieces)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def send(self, path: Path, name: str) -> None:
+        """Upload the file at `path` as `name`, and check the size that the server reports.
+
+        Raises:
+            UsageError: The bucket is missing, or the protocol cannot write.
+        """
+        size, target = path.stat().st_size, self._path(name)
+
+        def put() -> None:
+            if not self._fs.async_impl:  # an object store has no folders to create
+                self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self._call("put_file", str(path), target, size=size)
+            self._fs.invalidate_cache()
+            arrived = self._call("info", target)["size"]
+            if arrived != size:
+                raise OSError(f"{arrived} bytes arrived of {size}")
+
+        try:
+            self._retry(name, put)
+        except FileNotFoundError as error:
+            raise UsageError(
+                "the server has no such bucket or folder", where=self._where(name), fix="create it"
+            ) from error
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it exists.
+
+        Raises:
+            UsageError: The protocol cannot remove files.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self._retry(name, lambda: self._call("rm_file", self._path(name)))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _where(self, name: str) -> str:
+        return f"{self.url}/{name}".rstrip("/")
+
+    def _call(self, method: str, *args: Any, size: int = 0, **options: Any) -> Any:
+        """Call a method of the file system once, within the time limit for `size` bytes."""
+        if not self._fs.async_impl:
+            return getattr(self._fs, method)(*args, **options)
+        # The synchronous methods of fsspec accept no time limit; their coroutines do.
+        coroutine, limit = getattr(self._fs, f"_{method}"), self.policy.limit(size)
+        return fsspec.asyn.sync(self._fs.loop, coroutine, *args, timeout=limit, **options)
+
+    def _retry(self, name: str, request: Callable[[], T]) -> T:
+        """Return what a request returns, and repeat it as the policy says if it fails."""
+        last: Exception | None = None
+        for failures in range(self.policy.tries):
+            if failures:
+                self.policy.pause(failures)
+            self._fs.invalidate_cache()  # otherwise a listing hides later changes
+            try:
+                return request()
+            except FileNotFoundError as error:
+                raise FileNotFoundError(self._where(name)) from error
+            except NotImplementedError as error:
+                raise UsageError(
+                    "files cannot be written or removed by this protocol",
+                    where=self._where(name),
+                    fix="give a folder, or a URL of an object store such as s3://BUCKET/FOLDER",
+                ) from error
+            except Exception as error:  # every file system raises exceptions of its own
+                last = error
+        timeout = f"no answer within {self.policy.timeout_s:g} s"
+        reason = timeout if isinstance(last, TimeoutError) else repr(last)
+        raise Failed(
+            f"{reason}, {self.policy.tries} times in a row",
+            where=self._where(name),
+            fix="check that this machine can reach the server and has the rights to use it, and "
+            "run the same command to resume",
+        ) from last
+
+
+def _changed(info: dict[str, Any]) -> int:
+    """Return the time of the last change, in ns since the epoch, from an entry of fsspec."""
+    for key in ("LastModified", "mtime", "last_modified"):  # s3; file, sftp, gs; abfs
+        when = info.get(key)
+        if isinstance(when, datetime):
+            return int(when.timestamp() * 1e9)
+        if isinstance(when, int | float):
+            return int(when * 1e9)
+    return 0
