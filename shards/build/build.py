@@ -137,7 +137,7 @@ def _build_split(
             taxonomy=plan.split.taxonomy,
             tasks=plan.split.tasks,
             members=(plan.ext, "json", *plan.split.truths),
-            licence=plan.split.licence,
+            licence=plan.split.licenses,
             versions=versions(),
             inputs=plan.inputs,
             index=File.of(folder / SAMPLES),

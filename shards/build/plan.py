@@ -104,7 +104,7 @@ def _plan(
             )
         )
     found = [astuple(finding) for finding in findings]
-    inputs = digest([[job.inputs for job in jobs], split.tasks, split.licence, found])
+    inputs = digest([[job.inputs for job in jobs], split.tasks, split.licenses, found])
     return Plan(split, folder, next(iter(exts)), jobs, inputs, findings)
 
 

@@ -1,4 +1,4 @@
-"""ADE20K's layout (SceneParse150, the folder ADEChallengeData2016), for all three tasks.
+"""ADE20K's layout: SceneParse150, the folder ADEChallengeData2016. It serves all three tasks.
 
     images/{training,validation}/*.jpg
     annotations/{training,validation}/*.png            0 = no class, 1 to 150 = class
@@ -22,7 +22,7 @@ from shards.sources.label_maps import classes_of, labels_of, read_labels, segmen
 from shards.sources.layout import Layout, table
 from shards.sources.map_item import Description, MapItem, read_split
 
-_LICENCE = {
+_LICENSE = {
     "name": "ADE20K: non-commercial research and education",
     "url": "https://ade20k.csail.mit.edu/terms/",
 }
@@ -48,7 +48,7 @@ def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     ]
     taxonomy = Taxonomy.of("ade20k", categories)
     return Description(
-        taxonomy=taxonomy, licence=_LICENCE, read_truth=partial(_read_truth, taxonomy, tasks)
+        taxonomy=taxonomy, license=_LICENSE, read_truth=partial(_read_truth, taxonomy, tasks)
     )
 
 

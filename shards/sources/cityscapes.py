@@ -21,7 +21,7 @@ from shards.sources.label_maps import classes_of, labels_of, read_labels, segmen
 from shards.sources.layout import Layout, table
 from shards.sources.map_item import Description, MapItem, read_split
 
-_LICENCE = {
+_LICENSE = {
     "name": "Cityscapes: non-commercial research",
     "url": "https://www.cityscapes-dataset.com/license/",
 }
@@ -46,7 +46,7 @@ def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     labels = labels_of(taxonomy, [row["id"] for row in rows])
     return Description(
         taxonomy=taxonomy,
-        licence=_LICENCE,
+        license=_LICENSE,
         read_truth=partial(_read_truth, labels, sum(taxonomy.things)),
         image_id=lambda name: PurePosixPath(name).name,
     )

@@ -89,7 +89,7 @@ def read(
         taxonomy=indices[0].taxonomy(),
         tasks=tuple(task for task in TASKS if task in served & set(tasks or TASKS)),
         truths=tuple(_KINDS[index.kind][1] for index in indices),
-        licence=tuple(indices[0].licences),
+        licenses=tuple(indices[0].licenses),
         items=items,
         findings=tuple(dict.fromkeys(one for index in indices for one in index.findings())),
     )

@@ -23,7 +23,7 @@ class Photo(NamedTuple):
     file_name: str
     width: int
     height: int
-    licence: Any
+    license_id: Any
     origin: str | None
 
 
@@ -42,7 +42,7 @@ class CocoIndex:
         repeated_annotations: (image id, annotation id) of every annotation whose id occurred
             earlier in the file.
         categories: The entries of `categories`.
-        licences: The entries of `licenses`.
+        licenses: The entries of `licenses`.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class CocoIndex:
     repeated_photos: dict[Any, list[Photo]] = field(default_factory=dict)
     repeated_annotations: list[tuple[Any, Any]] = field(default_factory=list)
     categories: list[dict[str, Any]] = field(default_factory=list)
-    licences: list[dict[str, Any]] = field(default_factory=list)
+    licenses: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, kind: str) -> "CocoIndex":
@@ -95,7 +95,7 @@ class CocoIndex:
             case "categories":
                 self.categories.append(value)
             case "licenses":
-                self.licences = value or []
+                self.licenses = value or []
 
     def _add_photo(self, image_id: Any, value: dict[str, Any]) -> None:
         size = value["width"], value["height"]
@@ -152,6 +152,6 @@ class CocoIndex:
 
     def rights(self, photo: Photo) -> dict[str, str]:
         """Return the license and the origin of a photo, as far as the file names them."""
-        licence = next((entry for entry in self.licences if entry["id"] == photo.licence), {})
-        rights = {"licence": licence.get("url"), "attribution": photo.origin}
+        license = next((entry for entry in self.licenses if entry["id"] == photo.license_id), {})
+        rights = {"licence": license.get("url"), "attribution": photo.origin}
         return {name: value for name, value in rights.items() if value}

@@ -67,7 +67,7 @@ def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     labels = labels_of(taxonomy, ignored)
     return Description(
         taxonomy=taxonomy,
-        licence=licence,
+        license=licence,
         read_truth=partial(_read_truth, labels, sum(taxonomy.things), "semantic" in tasks),
         depends=lambda name: ignored,
     )

@@ -100,7 +100,7 @@ class Description:
 
     Attributes:
         taxonomy: The classes.
-        licence: The license of the data set.
+        license: The license of the data set.
         read_truth: How to read the annotations of an item, see `MapItem.read_truth`.
         image_id: Returns the publisher's id of the image with a NAME.
         depends: Returns `MapItem.depends` of the image with a NAME.
@@ -108,7 +108,7 @@ class Description:
     """
 
     taxonomy: Taxonomy
-    licence: Mapping[str, str]
+    license: Mapping[str, str]
     read_truth: ReadTruth
     image_id: Callable[[str], str] = str
     depends: Callable[[str], Any] = lambda name: None
@@ -140,14 +140,14 @@ def read_split(
     served, files = layout.find_files(root, split, tasks, report)
     about = describe(root, split, served)
     members = {layout.members[task] for task in served}
-    rights = rights_of(about.licence)
+    rights = rights_of(about.license)
     return Split(
         name=split,
         source=layout.source,
         taxonomy=about.taxonomy,
         tasks=served,
         truths=tuple(member for member in (SEGMENTS, INSTANCES, SEMANTIC) if member in members),
-        licence=(dict(about.licence),),
+        licenses=(dict(about.license),),
         items=[
             MapItem(
                 source=layout.source,

@@ -55,7 +55,7 @@ class Split:
         taxonomy: The classes.
         tasks: The tasks that the split has annotations for.
         truths: The map members of a sample.
-        licence: The licenses of the data set.
+        licenses: The licenses of the data set.
         items: The samples, except for images that a finding of `findings` rejects.
         findings: The findings that are not about a single item.
     """
@@ -65,6 +65,6 @@ class Split:
     taxonomy: Taxonomy
     tasks: tuple[str, ...]
     truths: tuple[str, ...]
-    licence: tuple[dict[str, Any], ...]
+    licenses: tuple[dict[str, Any], ...]
     items: Sequence[Item]
     findings: tuple[Finding, ...] = ()

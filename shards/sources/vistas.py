@@ -33,7 +33,7 @@ from shards.sources.label_maps import classes_of, read_labels, segments_of
 from shards.sources.layout import Layout
 from shards.sources.map_item import Description, MapItem, read_split
 
-_LICENCE = {
+_LICENSE = {
     "name": "Mapillary Vistas research edition",
     "url": "https://www.mapillary.com/dataset/vistas",
 }
@@ -61,7 +61,7 @@ def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     ranges, digests = _index_annotations(path) if "panoptic" in tasks else ({}, {})
     return Description(
         taxonomy=taxonomy,
-        licence=_LICENCE,
+        license=_LICENSE,
         read_truth=partial(_read_truth, taxonomy, labels, path),
         depends=digests.get,
         ranges=ranges.get,

@@ -1,4 +1,4 @@
-"""Raw COCO sets for the tests: the CC BY sample, and tiny ones of known content."""
+"""Raw COCO sets for the tests: the CC BY sample, and tiny sets with known content."""
 
 import io
 import json
@@ -19,20 +19,25 @@ CATEGORIES = [  # out of order on purpose: things by id, then stuff by id
 
 @dataclass
 class RawImage:
-    """One image: `ids` `[H, W]` are panoptic ids and `categories` theirs, None for no annotation.
+    """One image and its annotations.
 
-    `masks` holds (category, bool mask, iscrowd) in the order of the instance annotations.
+    Attributes:
+        name: The file name.
+        size: The width and height in pixels.
+        ids: The panoptic ids, `[H, W]`; None for an image without a panoptic annotation.
+        categories: The category of every panoptic id.
+        masks: (category, mask `bool [H, W]`, iscrowd) of every instance annotation.
     """
 
     name: str
-    size: tuple[int, int] = (32, 24)  # width, height
+    size: tuple[int, int] = (32, 24)
     ids: np.ndarray | None = None
     categories: dict[int, int] = field(default_factory=dict)
     masks: list[tuple[int, np.ndarray, int]] = field(default_factory=list)
 
 
 def sky(name: str, size: tuple[int, int] = (32, 24)) -> RawImage:
-    """An image all of stuff, without instances."""
+    """Return an image that is all sky, a stuff class, and has no instances."""
     return RawImage(name, size, np.full(size[::-1], 70000), {70000: 90})
 
 
@@ -43,7 +48,7 @@ def write(
     panoptic: bool = True,
     instances: bool = True,
 ) -> Path:
-    """Write `images` in COCO's raw layout under `root`."""
+    """Write `images` in COCO's layout under `root`, and return `root`."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     listed = []
     for number, image in enumerate(images, 1):
@@ -59,7 +64,7 @@ def write(
         annotations = [_panoptic(root, split, n, i) for n, i in enumerate(images, 1)]
         document = {
             **common,
-            "annotations": [one for one in annotations if one],
+            "annotations": [annotation for annotation in annotations if annotation],
             "categories": CATEGORIES,
         }
         (root / f"annotations/panoptic_{split}2017").mkdir(exist_ok=True)
@@ -74,6 +79,7 @@ def write(
 
 
 def _panoptic(root: Path, split: str, number: int, image: RawImage) -> dict[str, Any] | None:
+    """Write the panoptic PNG of an image, and return its annotation; None if it has none."""
     if image.ids is None:
         return None
     name = Path(image.name).with_suffix(".png")
@@ -112,14 +118,14 @@ def _instance(
 
 
 def edit(path: Path, change: Any) -> None:
-    """Apply `change` to the JSON document at `path`."""
+    """Apply `change` to the JSON document in a file."""
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
 
 
 def panoptic_ids(png: bytes | Path) -> np.ndarray:
-    """The publisher's ids `[H, W]` of a panoptic PNG, by PIL."""
+    """Decode the publisher's ids of a panoptic PNG with PIL, `int64 [H, W]`."""
     picture = Image.open(io.BytesIO(png) if isinstance(png, bytes) else png).convert("RGB")
     red, green, blue = np.moveaxis(np.asarray(picture, np.int64), -1, 0)
     return red + 256 * green + 65536 * blue

@@ -1,4 +1,4 @@
-"""Raw Cityscapes sets of generated content."""
+"""Generate Cityscapes sets for the tests."""
 
 from pathlib import Path
 
@@ -7,24 +7,25 @@ import numpy as np
 from tests.shards.raw_maps import blocks, picture, save
 
 SOURCE = "cityscapes"
-PREFIX = "ulm/"  # of an image's name in its split
+PREFIX = "ulm/"  # the folder of an image within its split
 STUFF = (7, 11, 23)  # road, building, sky
 VOID = (0, 4, 14, 29)  # unlabeled, static, guard rail, caravan
 THINGS = (24, 26, 33)  # person, car, bicycle
 
 
 def image(root: Path, split: str, name: str) -> Path:
+    """Return the path of an image."""
     return root / "leftImg8bit" / split / "ulm" / f"{name}_leftImg8bit.png"
 
 
 def maps(root: Path, split: str, name: str) -> list[Path]:
-    """The map of labels, then that of instances."""
+    """Return the paths of the label map and of the instance map."""
     folder = root / "gtFine" / split / "ulm"
     return [folder / f"{name}_gtFine_{kind}.png" for kind in ("labelIds", "instanceIds")]
 
 
 def write(root: Path, split: str, name: str, seed: int) -> None:
-    """One sample, with groups of things and instances of a class that is not scored."""
+    """Write a sample with groups of things, and instances of a class that is not scored."""
     random = np.random.default_rng(seed)
     picture(image(root, split, name), random)
     labels = blocks(random, (*STUFF, *VOID, *THINGS))

@@ -1,4 +1,4 @@
-"""Data in the layout of one's own folders, of generated content."""
+"""Generate sets in the layout of the folder source for the tests."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from tests.shards.raw_maps import blocks, picture, save
 
 SOURCE = "folder"
-PREFIX = "plate.1/"  # of an image's name in its split
+PREFIX = "plate.1/"  # the folder of an image within its split
 CLASSES = """\
 name: cells
 licence: {name: CC BY 4.0, url: "https://creativecommons.org/licenses/by/4.0/", attribution: Us}
@@ -21,16 +21,17 @@ classes:
 
 
 def image(root: Path, split: str, name: str) -> Path:
+    """Return the path of an image."""
     return root / "images" / split / "plate.1" / f"{name}.png"
 
 
 def maps(root: Path, split: str, name: str) -> list[Path]:
-    """The map of labels, then that of instances."""
+    """Return the paths of the label map and of the instance map."""
     return [root / kind / split / "plate.1" / f"{name}.png" for kind in ("labels", "instances")]
 
 
 def write(root: Path, split: str, name: str, seed: int) -> None:
-    """One sample, with ignored pixels and things in no instance."""
+    """Write a sample with ignored pixels, and things outside every instance."""
     random = np.random.default_rng(seed)
     picture(image(root, split, name), random)
     (root / "classes.yaml").write_text(CLASSES)

@@ -1,4 +1,4 @@
-"""What the generators of raw data sets with label maps share, and how their shards are compared."""
+"""Helpers for generated data sets with label maps, and for comparing the shards made of them."""
 
 import json
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ SIZE = 48, 36  # width, height
 
 
 def blocks(random: np.random.Generator, values: Iterable[int], cell: int = 6) -> np.ndarray:
-    """A map `[H, W]` of square cells, each of one of the values, every value in at least one."""
+    """Return a map `[H, W]` of square cells in which each of the values has at least one cell."""
     width, height = SIZE
     rows, columns = height // cell, width // cell
     values = np.array(list(values))
@@ -28,13 +28,16 @@ def blocks(random: np.random.Generator, values: Iterable[int], cell: int = 6) ->
 
 
 def picture(path: Path, random: np.random.Generator) -> None:
-    """A photograph of noise."""
+    """Write an image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(random.integers(0, 256, (*SIZE[::-1], 3), np.uint8)).save(path)
 
 
 def save(path: Path, values: np.ndarray, palette: bool = False) -> None:
-    """A map as PNG: u8 (with a palette if asked), u16, or u8 RGB."""
+    """Write a map `uint8 [H, W]`, `uint16 [H, W]`, or `uint8 [H, W, 3]` as PNG.
+
+    `palette` adds a palette to a `uint8 [H, W]`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(values)
     if palette:
@@ -43,7 +46,7 @@ def save(path: Path, values: np.ndarray, palette: bool = False) -> None:
 
 
 def write(layout: ModuleType, root: Path, train: int = 3, val: int = 2) -> Path:
-    """A raw data set in the layout of a generator module, different pictures throughout."""
+    """Write a data set with the generator module `layout`; all images differ."""
     for split, count, first in (("train", train, 0), ("val", val, 100)):
         for number in range(count):
             layout.write(root, split, f"{split}{number}", first + number)
@@ -51,14 +54,14 @@ def write(layout: ModuleType, root: Path, train: int = 3, val: int = 2) -> Path:
 
 
 def made(layout: ModuleType, root: Path, out: Path, **options: Any) -> list[str]:
-    """Build, and return what was reported."""
-    said: list[str] = []
-    build(layout.SOURCE, root, out, report=said.append, jobs=1, **options)
-    return said
+    """Build shards, and return the reported lines."""
+    lines: list[str] = []
+    build(layout.SOURCE, root, out, report=lines.append, jobs=1, **options)
+    return lines
 
 
 def samples(folder: Path) -> dict[str, Any]:
-    """Decoded samples by image id."""
+    """Return the decoded samples of a shard set by image id."""
     manifest, index = Manifest.load(folder), SampleIndex.load(folder)
     found = {}
     for i in range(len(index)):
@@ -70,23 +73,23 @@ def samples(folder: Path) -> dict[str, Any]:
 
 
 def findings(folder: Path) -> list[tuple[str, int]]:
-    """(file, code) of the findings, sorted."""
+    """Return (file, code) of every finding of a shard set, sorted."""
     lines = (folder / "findings.jsonl").read_text().splitlines()
     return sorted((row["file"], row["code"]) for row in map(json.loads, lines))
 
 
 def pixels(path: Path) -> np.ndarray:
-    """A raw map as integers, by PIL."""
+    """Decode a raw map with PIL, `int64 [H, W]`."""
     return np.asarray(Image.open(path)).astype(int)
 
 
-Expected = dict[int, tuple[int, int, np.ndarray]]  # by id: publisher's category, crowd, mask
+Expected = dict[int, tuple[int, int, np.ndarray]]  # by id: the publisher's category, crowd, mask
 
 
 def assert_segments(
     entries: list[dict[str, Any]], masks: list[np.ndarray], folder: Path, expected: Expected
 ) -> None:
-    """The entries and their masks are exactly those expected, with areas and boxes of the masks."""
+    """Assert that the entries and masks are those expected, with the masks' areas and boxes."""
     categories = Manifest.load(folder).taxonomy.categories
     assert sorted(entry["id"] for entry in entries) == sorted(expected)
     for entry, mask in zip(entries, masks, strict=True):
@@ -100,13 +103,13 @@ def assert_segments(
 
 
 def segment_masks(sample: dict[str, Any]) -> list[np.ndarray]:
-    """The masks of the panoptic segments; no other value is in the map."""
+    """Return the mask of every panoptic segment; assert that the map has no other value."""
     count = len(sample["json"]["segments"])
     assert sample["segments"].max(initial=0) <= count
     return [sample["segments"] == n for n in range(1, count + 1)]
 
 
 def semantic_labels(sample: dict[str, Any], folder: Path) -> np.ndarray:
-    """The semantic map with the publisher's category ids, -1 where it is ignored."""
+    """Return the semantic map with the publisher's category ids, and -1 for ignored pixels."""
     ids = np.array([-1, *(c.id for c in Manifest.load(folder).taxonomy.categories)])
     return ids[sample["semantic"]]

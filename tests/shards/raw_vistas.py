@@ -1,4 +1,4 @@
-"""Raw Mapillary Vistas sets (version 1.2) of generated content."""
+"""Generate Mapillary Vistas sets (version 1.2) for the tests."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.shards.raw import edit
 from tests.shards.raw_maps import blocks, picture, save
 
 SOURCE = "vistas"
-PREFIX = ""  # of an image's name in its split
+PREFIX = ""  # the folder of an image within its split
 _FOLDERS = {"train": "training", "val": "validation"}
 LABELS = [  # readable name, instances, evaluate; the last one means unlabeled
     *(("Bird", True, True), ("Curb", False, True), ("Person", True, True), ("Sky", False, True)),
@@ -18,21 +18,23 @@ LABELS = [  # readable name, instances, evaluate; the last one means unlabeled
 
 
 def image(root: Path, split: str, name: str) -> Path:
+    """Return the path of an image."""
     return root / _FOLDERS[split] / "images" / f"{name}.jpg"
 
 
 def maps(root: Path, split: str, name: str) -> list[Path]:
-    """The maps of labels, of instances and the panoptic one."""
+    """Return the paths of the label map, the instance map, and the panoptic map."""
     kinds = "labels", "instances", "panoptic"
     return [root / _FOLDERS[split] / kind / f"{name}.png" for kind in kinds]
 
 
 def panoptic_json(root: Path, split: str) -> Path:
+    """Return the path of the panoptic annotations of a split."""
     return root / _FOLDERS[split] / "panoptic/panoptic_2018.json"
 
 
 def write(root: Path, split: str, name: str, seed: int) -> None:
-    """One sample. Of persons, instance 3 is a crowd in the panoptic truth."""
+    """Write a sample in which instance 3 of the persons is a crowd in the panoptic annotation."""
     random = np.random.default_rng(seed)
     picture(image(root, split, name), random)
     rows = [
@@ -53,6 +55,7 @@ def write(root: Path, split: str, name: str, seed: int) -> None:
 
 
 def _annotate(path: Path, name: str, ids: np.ndarray) -> None:
+    """Add an image and its panoptic annotation to the JSON file."""
     new = {"images": [], "annotations": [], "categories": []}
     document = json.loads(path.read_text()) if path.exists() else new
     segments = []
@@ -75,7 +78,7 @@ def _annotate(path: Path, name: str, ids: np.ndarray) -> None:
 
 
 def forget(root: Path, split: str, name: str) -> None:
-    """Leave a sample without any segment in the panoptic JSON."""
+    """Remove all segments of a sample from the panoptic JSON."""
 
     def empty(document):
         for annotation in document["annotations"]:

@@ -1,1 +1,1 @@
-"""Tests of shards/sources/."""
+"""Tests of shards/sources: every source against independent readings of its raw files."""

@@ -1,4 +1,4 @@
-"""ADE20K: shards of generated sets against masks composed step by step from the raw maps."""
+"""ADE20K: compare the shards of generated sets with masks composed from the raw maps."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.shards.raw_maps import (
     write,
 )
 
-STUFF_LABELS = [  # mask2former.md 3.2, counted from 0
+STUFF_LABELS = [  # the 50 stuff classes of the panoptic task, counted from 0
     *(*range(7), 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61),
     *(63, 68, 77, 79, 84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131),
     *(140, 141, 145),
@@ -36,7 +36,10 @@ def out(raw, tmp_path_factory):
 
 
 def composed(raw, split, name):
-    """By id: category, crowd, mask, painted as the reference does: stuff, then instances on top."""
+    """Return category, crowd, and mask by id.
+
+    They are painted as the reference preparation does: the stuff, then the instances on top.
+    """
     semantic, instance = map(pixels, raw_ade20k.maps(raw, split, name))
     canvas = np.zeros(semantic.shape, int)
     category = {}

@@ -1,4 +1,4 @@
-"""Cityscapes: shards of generated sets against the publisher's rules applied to the raw maps."""
+"""Cityscapes: compare the shards of generated sets with the publisher's rules for the raw maps."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.shards.raw_maps import (
     write,
 )
 
-# label id by train id
+# the label of every train id
 CLASSES = [*(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23), *(24, 25, 26, 27, 28, 31, 32, 33)]
 THINGS = CLASSES[11:]
 
@@ -33,7 +33,7 @@ def out(raw, tmp_path_factory):
 
 
 def published(raw, split, name):
-    """By id: category, crowd, mask, as the publisher's script makes panoptic truth."""
+    """Return category, crowd, and mask by id, by the rules of the publisher's panoptic script."""
     ids = pixels(raw_cityscapes.maps(raw, split, name)[1])
     expected = {}
     for id in np.unique(ids).tolist():

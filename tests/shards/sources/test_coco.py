@@ -1,4 +1,7 @@
-"""Shards of the CC BY sample and of tiny sets, against pycocotools, PIL and stock webdataset."""
+"""COCO: compare the shards of a CC BY sample and of tiny sets with other libraries.
+
+The libraries are pycocotools, PIL, and webdataset.
+"""
 
 import io
 import json
@@ -17,7 +20,7 @@ from tests.shards.raw import SAMPLE, RawImage, edit, panoptic_ids, sky, write
 
 
 def samples(folder):
-    """(key, decoded sample) in the order of the index."""
+    """Yield (key, decoded sample) in the order of the index."""
     manifest, index = Manifest.load(folder), SampleIndex.load(folder)
     for i, key in enumerate(index.key):
         blob = (folder / manifest.shards[index.shard[i]].name).read_bytes()
@@ -25,10 +28,10 @@ def samples(folder):
         yield key, decode(members(blob[start : start + int(index.length[i])]))
 
 
-def tiny(root, images, said=None, splits=("val",), raw=None, **options):
-    """Build `images` and return the decoded samples by key."""
+def tiny(root, images, lines=None, splits=("val",), raw=None, **options):
+    """Build `images`, and return the decoded samples by key; `lines` collects the report."""
     write(root / "raw", images, **(raw or {}))
-    report = (said if said is not None else []).append
+    report = (lines if lines is not None else []).append
     build("coco", root / "raw", root / "out", splits=list(splits), report=report, **options)
     return dict(samples(root / "out" / "val"))
 
@@ -63,7 +66,7 @@ def test_panoptic_maps_are_the_publishers_segment_by_segment(built, split):
     out, _ = built
     annotations = SAMPLE / "annotations"
     published = json.loads((annotations / f"panoptic_{split}2017.json").read_text())
-    by_image = {str(one["image_id"]): one for one in published["annotations"]}
+    by_image = {str(entry["image_id"]): entry for entry in published["annotations"]}
     categories = Manifest.load(out / split).taxonomy.categories
     for _, sample in samples(out / split):
         annotation = by_image.pop(sample["json"]["image_id"])
@@ -137,13 +140,13 @@ def test_more_than_255_segments_make_a_16_bit_map(tmp_path):
 
 
 def test_images_without_annotations_are_kept_as_negatives(tmp_path):
-    said = []
-    sample = tiny(tmp_path, [sky("a.png"), RawImage("b.png")], said)["b"]
+    lines = []
+    sample = tiny(tmp_path, [sky("a.png"), RawImage("b.png")], lines)["b"]
     assert sample["json"]["segments"] == sample["json"]["instances"] == []
     assert not sample["segments"].any()
     assert sample["layers"].shape == (1, 24, 32)
     assert not sample["layers"].any()
-    assert any("1 images have no panoptic annotation" in line for line in said)
+    assert any("1 images have no panoptic annotation" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +156,14 @@ def test_images_without_annotations_are_kept_as_negatives(tmp_path):
         ({"instances": False}, {"panoptic", "semantic"}, "instances_val2017.json"),
     ],
 )
-def test_one_truth_missing_is_said_and_not_served(tmp_path, raw, served, missing):
-    said = []
-    sample = tiny(tmp_path, [sky("a.png")], said, raw=raw)["a"]
+def test_a_missing_annotation_file_is_reported_and_its_task_is_not_served(
+    tmp_path, raw, served, missing
+):
+    lines = []
+    sample = tiny(tmp_path, [sky("a.png")], lines, raw=raw)["a"]
     manifest = Manifest.load(tmp_path / "out/val")
     assert set(manifest.tasks) == served
-    assert any(missing in line for line in said)
+    assert any(missing in line for line in lines)
     absent = "segments" if "panoptic" in raw else "layers"
     assert sample[absent] is None
     assert len(manifest.members) == 3
@@ -172,14 +177,14 @@ def test_tasks_restrict_the_truth_and_the_categories(tmp_path):
     assert manifest.taxonomy.names == ("cat", "dog")
 
 
-def test_an_image_that_one_file_does_not_list_is_left_out_and_said(tmp_path):
+def test_an_image_that_one_file_does_not_list_is_left_out_and_reported(tmp_path):
     write(tmp_path / "raw", [sky("a.png"), sky("b.png")])
     path = tmp_path / "raw/annotations/instances_val2017.json"
     edit(path, lambda document: document["images"].pop())
-    said = []
-    build("coco", tmp_path / "raw", tmp_path / "out", report=said.append)
+    lines = []
+    build("coco", tmp_path / "raw", tmp_path / "out", report=lines.append)
     assert [key for key, _ in samples(tmp_path / "out/val")] == ["a"]
-    assert any("1 images of panoptic_val2017.json are left out" in line for line in said)
+    assert any("1 images of panoptic_val2017.json are left out" in line for line in lines)
 
 
 def test_the_other_accepted_layout(tmp_path):
@@ -188,10 +193,10 @@ def test_the_other_accepted_layout(tmp_path):
     (raw / "images").mkdir()
     (raw / "val2017").rename(raw / "images/val2017")
     (raw / "annotations/panoptic_val2017").rename(raw / "panoptic_val2017")
-    said = []
-    build("coco", raw, tmp_path / "out", report=said.append)
+    lines = []
+    build("coco", raw, tmp_path / "out", report=lines.append)
     assert [key for key, _ in samples(tmp_path / "out/val")] == ["a"]
-    assert any(line.startswith("train: there is no train2017/") for line in said)
+    assert any(line.startswith("train: there is no train2017/") for line in lines)
 
 
 def test_keys_are_relative_stems_without_dots(tmp_path):

@@ -1,4 +1,4 @@
-"""One's own files in COCO's formats, by the command: equal to COCO's layout, or a clear error."""
+"""`build coco` with files named one by one: the same shards as COCO's layout, or a clear error."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ PANOPTIC = ["--panoptic", "pan.json", "--maps", "maps", "--images", "photos"]
 
 @pytest.fixture
 def files(tmp_path):
-    """A folder with photos, mine.json, pan.json and maps, and the same set in COCO's layout."""
+    """Return a folder with the named files, and in raw/ the same set in COCO's layout."""
     cat, negative = sky("a.png"), sky("more/b.png")
     cat.masks.append((3, np.eye(24, 32, dtype=bool), 0))
     raw = write(tmp_path / "raw", [cat, negative])
@@ -40,7 +40,7 @@ def build(folder, *options):
         (INSTANCES + PANOPTIC, "panoptic,instance,semantic"),
     ],
 )
-def test_ones_own_files_give_the_shards_of_the_same_set_in_cocos_layout(files, given, tasks):
+def test_named_files_give_the_shards_of_the_same_set_in_cocos_layout(files, given, tasks):
     assert build(files, *given, "--split", "mine").code == 0
     options = ["--root", "raw", "--tasks", tasks]
     assert small.call(files, "build", "coco", "--out", "same", *options).code == 0

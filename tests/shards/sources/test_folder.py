@@ -1,4 +1,4 @@
-"""One's own folders: shards of generated sets against masks composed from the raw maps."""
+"""The folder source: compare the shards of generated sets with masks composed from raw maps."""
 
 import re
 from pathlib import Path
@@ -92,11 +92,13 @@ def test_the_documented_classes_are_read(tmp_path):
     save(picture, np.zeros((4, 6, 3), np.uint8))
     save(tmp_path / "raw/labels/test/a.png", np.array([[0, 1, 2, 255, 2, 2]] * 4, np.uint8))
     (tmp_path / "raw/classes.yaml").write_text(classes)
-    said = made(raw_folder, tmp_path / "raw", tmp_path / "out")
+    lines = made(raw_folder, tmp_path / "raw", tmp_path / "out")
     manifest = Manifest.load(tmp_path / "out/test")
     assert manifest.taxonomy.names == ("cell", "nucleus", "background")
     assert manifest.tasks == ("semantic",)
-    assert any("does not serve panoptic because 1 of 1 images have no instances" in s for s in said)
+    assert any(
+        "does not serve panoptic because 1 of 1 images have no instances" in line for line in lines
+    )
     assert samples(tmp_path / "out/test")["a"]["semantic"].tolist() == [[3, 1, 2, 0, 2, 2]] * 4
 
 
@@ -132,7 +134,7 @@ def test_without_a_list_of_classes_the_document_is_named(tmp_path):
         made(raw_folder, tmp_path / "raw", tmp_path / "out")
 
 
-def test_a_change_of_the_classes_makes_the_shards_anew(tmp_path):
+def test_a_change_of_the_classes_makes_the_shards_again(tmp_path):
     write(raw_folder, tmp_path / "raw")
     made(raw_folder, tmp_path / "raw", tmp_path / "out")
     assert all("already" in line for line in made(raw_folder, tmp_path / "raw", tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Every source with label maps: planted defects give their findings, missing truth is said."""
+"""Every source with label maps: defects give their findings, missing maps are reported."""
 
 import shutil
 
@@ -20,7 +20,7 @@ every_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: lay
 
 
 def rewrite(path, change):
-    """Save the picture at `path` as `change` gives it back."""
+    """Replace the picture in a file by what `change` returns for it."""
     with Image.open(path) as picture:
         picture.load()
     change(picture).save(path, picture.format)
@@ -49,13 +49,13 @@ def shift_labels(image, maps):
     save(maps[0], values.astype(np.uint16 if values.max() > 255 else np.uint8))
 
 
-def strange_label(image, maps):
+def unknown_label(image, maps):
     values = pixels(maps[0])
     values[0, 0] = 254
     save(maps[0], values.astype(np.uint16 if values.max() > 255 else np.uint8))
 
 
-DEFECTS = {  # one sample of the train split each: what is done to it, the finding
+DEFECTS = {  # for one sample each: how to damage it, and the expected finding
     "no image": (lambda image, maps: image.write_bytes(b"no image"), 1),
     "image cut": (lambda image, maps: truncate(image), 2),
     "turned": (with_orientation, 4),
@@ -69,13 +69,13 @@ DEFECTS = {  # one sample of the train split each: what is done to it, the findi
     "map small": (lambda image, maps: rewrite(maps[0], lambda p: p.resize((9, 9))), 9),
     "last map small": (lambda image, maps: rewrite(maps[-1], lambda p: p.resize((9, 9))), 9),
     "off by one": (shift_labels, 14),
-    "strange": (strange_label, 14),
+    "unknown": (unknown_label, 14),
 }
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: layout.SOURCE)
 def defective(request, tmp_path_factory):
-    """A layout, its set with every defect, what was expected and the shards."""
+    """Build a set with every defect; return the layout, the folder, and the expected findings."""
     layout = request.param
     root = tmp_path_factory.mktemp(layout.SOURCE)
     write(layout, root / "raw")
@@ -97,15 +97,15 @@ def test_each_defect_gives_its_finding_and_no_other(defective):
     assert len(samples(root / "out/train")) == 3 + sum(code in (4, 5, 6) for _, code in expected)
 
 
-def test_labels_that_are_off_by_one_are_said_to_be(defective):
+def test_labels_that_are_off_by_one_are_reported_as_such(defective):
     layout, root, _ = defective
     lines = (root / "out/train/findings.jsonl").read_text().splitlines()
     (line,) = [
         line for line in lines if "off-by-one" in line and '"code":14' in line.replace(" ", "")
     ]
     assert ("add 1" if layout is raw_ade20k else "subtract 1") in line
-    (line,) = [line for line in lines if "strange" in line]
-    assert "254" in line
+    (line,) = [line for line in lines if "254" in line]
+    assert "unknown.png" in line or "unknown_" in line
     assert "off by one" not in line
 
 
@@ -149,12 +149,12 @@ def test_the_stream_has_targets_of_every_task(layout, tmp_path):
 def test_a_task_is_served_only_if_no_image_lacks_its_truth(layout, tmp_path):
     write(layout, tmp_path / "raw")
     layout.maps(tmp_path / "raw", "train", "train1")[1].unlink()
-    said = made(layout, tmp_path / "raw", tmp_path / "out")
+    lines = made(layout, tmp_path / "raw", tmp_path / "out")
     served = Manifest.load(tmp_path / "out/train").tasks
     assert "semantic" in served
     assert "instance" not in served
     name = f"{layout.PREFIX}train1"
-    assert any("not serve instance" in line and line.endswith(f": {name}") for line in said)
+    assert any("not serve instance" in line and line.endswith(f": {name}") for line in lines)
     assert findings(tmp_path / "out/train") == []
     assert len(samples(tmp_path / "out/train")) == 3
     assert Manifest.load(tmp_path / "out/val").tasks == TASKS
@@ -208,7 +208,7 @@ def test_images_without_truth_are_negatives_unless_dropped(layout, tmp_path):
 
 
 @every_layout
-def test_what_is_not_there_is_named(layout, tmp_path):
+def test_a_missing_folder_is_named(layout, tmp_path):
     with pytest.raises(UsageError, match=r"images|leftImg8bit"):
         made(layout, tmp_path, tmp_path / "out")
     write(layout, tmp_path / "raw")
@@ -220,11 +220,11 @@ def test_what_is_not_there_is_named(layout, tmp_path):
         made(layout, tmp_path / "raw", tmp_path / "out", splits=["val"])
 
 
-def test_files_of_other_kinds_among_the_images_are_said(tmp_path):
+def test_files_of_other_kinds_among_the_images_are_reported(tmp_path):
     write(raw_ade20k, tmp_path / "raw")
     (tmp_path / "raw/images/training/index.db").write_bytes(b"")
-    said = made(raw_ade20k, tmp_path / "raw", tmp_path / "out")
-    assert any("index.db" in line for line in said)
+    lines = made(raw_ade20k, tmp_path / "raw", tmp_path / "out")
+    assert any("index.db" in line for line in lines)
     assert findings(tmp_path / "out/train") == []
 
 

@@ -1,4 +1,4 @@
-"""Mapillary Vistas: shards of generated sets, every task against its own raw truth."""
+"""Mapillary Vistas: compare the shards of generated sets with the annotations of every task."""
 
 import json
 
@@ -36,7 +36,7 @@ def out(raw, tmp_path_factory):
 @pytest.mark.parametrize(("split", "count"), [("train", 3), ("val", 2)])
 def test_segments_are_those_of_the_panoptic_json(raw, out, split, count):
     document = json.loads(raw_vistas.panoptic_json(raw, split).read_text())
-    published = {one["image_id"]: one["segments_info"] for one in document["annotations"]}
+    published = {entry["image_id"]: entry["segments_info"] for entry in document["annotations"]}
     read = samples(out / split)
     assert read.keys() == published.keys()
     assert len(read) == count
@@ -59,7 +59,7 @@ def test_instances_are_the_values_of_their_map(raw, out):
             for value in np.unique(values).tolist()
             if raw_vistas.LABELS[value // 256][1]
         }
-        assert 0 in expected  # the first bird
+        assert 0 in expected  # the first bird: label 0, instance 0
         entries = sample["json"]["instances"]
         masks = [sample["layers"][entry["layer"]] == entry["value"] for entry in entries]
         assert_segments(entries, masks, out / "train", expected)
@@ -89,7 +89,7 @@ def test_what_map_and_json_do_not_share_is_found(tmp_path):
         segments = [annotation["segments_info"] for annotation in document["annotations"]]
         segments[0].pop()
         segments[1].append(segments[1][0] | {"id": 99})
-        segments[2][0]["category_id"] = 5  # unlabeled, so no class
+        segments[2][0]["category_id"] = 5  # the label "unlabeled", which is not a class
         del segments[3][0]["area"]
         segments[4][0]["area"] *= 2
         del document["annotations"][5]["segments_info"]
@@ -135,5 +135,5 @@ def test_a_further_image_changes_only_its_shard(tmp_path):
     made(raw_vistas, raw, tmp_path / "out", shards=8)
     after = [shard.sha256 for shard in Manifest.load(tmp_path / "out/train").shards]
     kept = [path.stat().st_ino for path in sorted(tmp_path.glob("out/train/*.tar"))]
-    assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
-    assert sum(one != other for one, other in zip(inodes, kept, strict=True)) == 1
+    assert sum(old != new for old, new in zip(before, after, strict=True)) == 1
+    assert sum(old != new for old, new in zip(inodes, kept, strict=True)) == 1
