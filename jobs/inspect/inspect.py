@@ -1,6 +1,7 @@
 """`inspect`: what is in a shard set, as tables, as a page, or one sample as a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,99 +19,168 @@ from shards.inspect import Overview, ShardSet, find, layers, load, overview, pic
 from shards.parallel import processes
 from shards.verify import shard_sets
 
-CLASSES = 25  # in a terminal; the page has all
-GALLERY, SIDE = 12, 480  # samples of a set on the page, and their long side
+TABLE_CLASSES = 25  # rows in a terminal; the page lists all classes
+GALLERY_SAMPLES, GALLERY_SIDE = 12, 480  # samples per set on the page, and their long side in px
 
 
 def inspect(
     out: Path, key: str | None, html: Path | None, picture: Path | None, jobs: int | None
-) -> None:
-    """Say what the sets in `out` hold and write the page `html`, or draw the sample `key`."""
-    if picture if key is None else html:
-        raise UsageError("--out is for one sample, give its KEY; --html is for sets, without KEY")
+) -> list[dict[str, Any]]:
+    """Print what shard sets hold and optionally write a page, or draw one sample.
+
+    Args:
+        out: The output folder of a build, or the folder of one split.
+        key: The sample to draw; None to describe the sets.
+        html: The page to write; not with `key`.
+        picture: The PNG to write with `key`. Defaults to KEY.png in the current folder.
+        jobs: Number of processes; None for one per CPU.
+
+    Returns:
+        One summary per set, empty if a sample is drawn.
+
+    Raises:
+        UsageError: The arguments contradict each other, or a file cannot be written.
+        DataError: A set is damaged.
+    """
+    if key is None and picture:
+        raise UsageError("is only for drawing one sample", where="--out", fix="add its KEY")
+    if key is not None and html:
+        raise UsageError("is only for whole sets", where="--html", fix="leave out the KEY")
     for file in (html, picture):
         if file and not file.absolute().parent.is_dir():
-            raise UsageError(f"{file}: there is no folder {file.absolute().parent}; make it first")
+            missing = f"the folder {file.absolute().parent} does not exist"
+            raise UsageError(missing, where=file, fix="create it first")
     sets = shard_sets(out)
     if key is not None:
-        opened, place = find(sets, key)
-        picture = picture or Path(f"{Path(key).name}.png")
-        with whole_file(picture) as file:
-            Image.fromarray(drawn(opened, place)).save(file, "PNG")
-        print(f"{picture}: {key} of {opened.folder} with its truth")
-        return
+        _write_picture(sets, key, picture or Path(f"{Path(key).name}.png"))
+        return []
     overviews = [overview(folder, processes(jobs)) for folder in sets]
     console = Console()
-    for one in overviews:
-        print(headline(one))
-        console.print(*tables(one), sep="\n")
+    for described in overviews:
+        print(headline(described))
+        console.print(*tables(described), sep="\n")
     if html:
-        galleries = [
-            [(one.index.key[place], drawn(one, place, gallery=True))
-             for place in pick(one, GALLERY)]
-            for one in overviews
-        ]  # fmt: skip
-        with whole_file(html) as file:
-            file.write(page(list(zip(overviews, galleries, strict=True))).encode())
-        print(f"{html}: open it in a browser")
+        _write_page(overviews, html)
+    return [summary(described) for described in overviews]
 
 
-def drawn(opened: ShardSet, place: int, gallery: bool = False) -> np.ndarray:
-    """A sample u8 `[H, W, 3]`: its image beside every truth, or in a gallery a small one below the
-    first."""
-    image, sample = load(opened, place)
-    taxonomy, truths = opened.manifest.taxonomy, layers(sample)
-    if gallery:
-        ids, entries = next(iter(truths.values()))
-        factor = min(SIDE / max(ids.shape), 1)
-        size = [max(round(side * factor), 1) for side in ids.shape[::-1]]
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
-        return overlay(image, ids, entries, taxonomy)
-    pictures = {name: overlay(image, *truth, taxonomy) for name, truth in truths.items()}
-    nothing = overlay(image, np.zeros(image.shape[:2], int), [], taxonomy)
-    return side_by_side(["image", *pictures], [nothing, *pictures.values()])
+def draw_sample(opened: ShardSet, position: int) -> np.ndarray:
+    """Return a sample's image beside each of its truths, uint8 RGB `[H, W, 3]`."""
+    image, sample = load(opened, position)
+    taxonomy = opened.manifest.taxonomy
+    pictures = {
+        name: overlay(image, ids, entries, taxonomy)
+        for name, (ids, entries) in layers(sample).items()
+    }
+    plain = overlay(image, np.zeros(image.shape[:2], int), [], taxonomy)
+    return side_by_side(["image", *pictures], [plain, *pictures.values()])
 
 
-def headline(one: Overview) -> str:
-    """The set in a line."""
-    mib = sum(shard.bytes for shard in one.manifest.shards) / 2**20
+def draw_thumbnail(opened: ShardSet, position: int) -> np.ndarray:
+    """Return a small picture of a sample under its first truth, uint8 RGB `[H, W, 3]`."""
+    image, sample = load(opened, position)
+    ids, entries = next(iter(layers(sample).values()))
+    factor = min(GALLERY_SIDE / max(ids.shape), 1)
+    size = [max(round(side * factor), 1) for side in ids.shape[::-1]]
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
+    return overlay(image, ids, entries, opened.manifest.taxonomy)
+
+
+def headline(described: Overview) -> str:
+    """Return one line about a set."""
+    manifest = described.manifest
+    mib = sum(shard.bytes for shard in manifest.shards) / 2**20
     return (
-        f"{one.folder}: {one.manifest.samples:,} images in {len(one.manifest.shards)} shards, "
-        f"{mib:,.1f} MiB; serves {', '.join(one.manifest.tasks)}; "
-        "{:,} small, {:,} medium, {:,} large objects".format(*one.by_size)
+        f"{described.folder}: {manifest.samples:,} images in {len(manifest.shards)} shards, "
+        f"{mib:,.1f} MiB; serves {', '.join(manifest.tasks)}; "
+        "{:,} small, {:,} medium, {:,} large objects".format(*described.by_size)
     )
 
 
-def tables(one: Overview) -> tuple[Table, Table]:
-    """Sizes and numbers, then the most frequent classes."""
-    manifest, counted = one.manifest, one.tally
-    numbers = (Column(name, justify="right") for name in ("least", "median", "most"))
-    facts = Table("", *numbers, box=SIMPLE)
+def tables(described: Overview) -> tuple[Table, Table]:
+    """Return a table of sizes and numbers and a table of the most frequent classes."""
+    return _facts(described), _classes(described)
+
+
+def summary(described: Overview) -> dict[str, Any]:
+    """Return what a set holds as JSON types, with a row per class."""
+    manifest, tally = described.manifest, described.tally
+    return {
+        "folder": str(described.folder),
+        "fingerprint": manifest.fingerprint,
+        "tasks": list(manifest.tasks),
+        "images": manifest.samples,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "objects": dict(zip(("small", "medium", "large"), described.by_size, strict=True)),
+        "classes": [
+            {
+                "name": category.name,
+                "isthing": bool(category.isthing),
+                "images": int(tally.images[k]),
+                "segments": int(tally.segments[k]),
+                "instances": int(tally.instances[k]),
+                "pixel_share": float(described.shares[k]),
+            }
+            for k, category in enumerate(manifest.taxonomy.categories)
+        ],
+    }
+
+
+def _write_picture(sets: list[Path], key: str, path: Path) -> None:
+    opened, position = find(sets, key)
+    with whole_file(path) as file:
+        Image.fromarray(draw_sample(opened, position)).save(file, "PNG")
+    print(f"{path}: sample {key} of {opened.folder} with its truth")
+
+
+def _write_page(overviews: list[Overview], path: Path) -> None:
+    galleries = [
+        [
+            (described.index.key[position], draw_thumbnail(described, position))
+            for position in pick(described, GALLERY_SAMPLES)
+        ]
+        for described in overviews
+    ]
+    with whole_file(path) as file:
+        file.write(page(list(zip(overviews, galleries, strict=True))).encode())
+    print(f"{path}: open this page in a browser")
+
+
+def _facts(described: Overview) -> Table:
+    columns = (Column(name, justify="right") for name in ("min", "median", "max"))
+    table = Table("", *columns, box=SIMPLE)
     for name, values in (
-        ("image width, px", one.sizes[:, 0]),
-        ("image height, px", one.sizes[:, 1]),
-        ("objects an image", counted.objects),
-        ("object area, px", counted.areas),
+        ("image width, px", described.sizes[:, 0]),
+        ("image height, px", described.sizes[:, 1]),
+        ("objects per image", described.tally.objects),
+        ("object area, px", described.tally.areas),
     ):
         if len(values):
-            facts.add_row(name, *(f"{f(values):,.0f}" for f in (np.min, np.median, np.max)))
-    classes = Table(
-        *("class", "kind"),
-        *(Column(name, justify="right") for name in ("images", "segments", "instances", "pixels")),
-        box=SIMPLE,
-    )
-    order = np.argsort(-counted.images, kind="stable")
-    for k in order[:CLASSES]:
-        category = manifest.taxonomy.categories[k]
-        numbers = counted.images[k], counted.segments[k], counted.instances[k]
-        classes.add_row(
+            table.add_row(name, *(f"{f(values):,.0f}" for f in (np.min, np.median, np.max)))
+    return table
+
+
+def _classes(described: Overview) -> Table:
+    tally = described.tally
+    columns = [
+        Column(name, justify="right") for name in ("images", "segments", "instances", "pixels")
+    ]
+    table = Table("class", "kind", *columns, box=SIMPLE)
+    order = np.argsort(-tally.images, kind="stable")
+    for k in order[:TABLE_CLASSES]:
+        category = described.manifest.taxonomy.categories[k]
+        counts = tally.images[k], tally.segments[k], tally.instances[k]
+        table.add_row(
             Text(category.name),
             "thing" if category.isthing else "stuff",
-            *(f"{number:,}" for number in numbers),
-            f"{one.shares[k]:.2%}",
+            *(f"{count:,}" for count in counts),
+            f"{described.shares[k]:.2%}",
         )
-    never = int((counted.images == 0).sum())
-    more = f"{len(order) - CLASSES} more classes on the page (--html); " * (len(order) > CLASSES)
-    classes.caption = f"{more}{never} of {len(order)} classes never occur"
-    return facts, classes
+    absent = f"{int((tally.images == 0).sum())} of {len(order)} classes do not occur"
+    omitted = len(order) - TABLE_CLASSES
+    table.caption = (
+        f"{omitted} more classes on the page (--html); {absent}" if omitted > 0 else absent
+    )
+    return table

@@ -1,4 +1,4 @@
-"""What `inspect` says of a set, against counts of our own, and its page in a real browser."""
+"""`inspect` against independent counts, and its page in a real browser."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.inspect.inspect import SIDE, drawn
+from jobs.inspect.inspect import GALLERY_SIDE, draw_thumbnail
 from jobs.inspect.page import page
 from shards.build.build import build
 from shards.errors import DataError
@@ -27,11 +27,12 @@ CHROMIUM = shutil.which("chromium")
 
 @pytest.fixture(scope="module")
 def counted(photographs):
+    """The overview of the photographs of the train split."""
     return overview(photographs / "train", processes(1))
 
 
 def test_counts_are_those_of_the_publishers_files(counted):
-    names, said = counted.manifest.taxonomy.names, counted.tally
+    names, tally = counted.manifest.taxonomy.names, counted.tally
     images, numbers, pixels = {}, {}, Counter()
     for kind in ("panoptic", "instances"):
         document = json.loads((SAMPLE / f"annotations/{kind}_train2017.json").read_text())
@@ -43,19 +44,20 @@ def test_counts_are_those_of_the_publishers_files(counted):
                 images.setdefault(category, set()).add(annotation["image_id"])
                 numbers[kind][category] += 1
                 pixels[category] += entry["area"] if kind == "panoptic" else 0
-    single = [one for one in document["annotations"] if not one["iscrowd"]]
-    objects = Counter(one["image_id"] for one in single)
+    instances = [entry for entry in document["annotations"] if not entry["iscrowd"]]
+    per_image = Counter(entry["image_id"] for entry in instances)
     for k, name in enumerate(names):
-        assert said.images[k] == len(images.get(name, ()))
-        assert said.segments[k] == numbers["panoptic"][name]
-        assert said.instances[k] == numbers["instances"][name]
+        assert tally.images[k] == len(images.get(name, ()))
+        assert tally.segments[k] == numbers["panoptic"][name]
+        assert tally.instances[k] == numbers["instances"][name]
         assert np.isclose(counted.shares[k], pixels[name] / pixels.total(), rtol=1e-12)
-    assert sorted(said.areas) == sorted(one["area"] for one in single)
-    per_image = [objects[image["id"]] for image in document["images"]]
-    assert sorted(said.objects) == sorted(per_image)
-    small_ones = sum(one["area"] < 1024 for one in single)
-    large_ones = sum(one["area"] >= 9216 for one in single)
-    assert counted.by_size == (small_ones, len(single) - small_ones - large_ones, large_ones)
+    assert sorted(tally.areas) == sorted(entry["area"] for entry in instances)
+    expected = [per_image[image["id"]] for image in document["images"]]
+    assert sorted(tally.objects) == sorted(expected)
+    small_count = sum(entry["area"] < 1024 for entry in instances)
+    large_count = sum(entry["area"] >= 9216 for entry in instances)
+    medium_count = len(instances) - small_count - large_count
+    assert counted.by_size == (small_count, medium_count, large_count)
     sizes = sorted((image["width"], image["height"]) for image in document["images"])
     assert sorted(map(tuple, counted.sizes.tolist())) == sizes
 
@@ -63,14 +65,14 @@ def test_counts_are_those_of_the_publishers_files(counted):
 def test_semantic_sets_are_counted_by_their_pixels(tmp_path):
     raw = raw_maps.write(raw_folder, tmp_path / "raw")
     raw_maps.made(raw_folder, raw, tmp_path / "out", tasks=["semantic"])
-    said = overview(tmp_path / "out/train", processes(1))
+    counted = overview(tmp_path / "out/train", processes(1))
     maps = [raw_maps.pixels(path) for path in (raw / "labels/train").rglob("*.png")]
-    for k, category in enumerate(said.manifest.taxonomy.categories):
+    for k, category in enumerate(counted.manifest.taxonomy.categories):
         of_class = [int((labels == category.id).sum()) for labels in maps]
-        assert said.tally.pixels[k] == sum(of_class)
-        assert said.tally.images[k] == np.count_nonzero(of_class)
-    assert not len(said.tally.areas)
-    assert "Object size" not in page([(said, [])])
+        assert counted.tally.pixels[k] == sum(of_class)
+        assert counted.tally.images[k] == np.count_nonzero(of_class)
+    assert not len(counted.tally.areas)
+    assert "Object size" not in page([(counted, [])])
 
 
 def test_smaller_instances_are_drawn_on_larger_ones(tmp_path):
@@ -98,9 +100,9 @@ def test_one_sample_is_drawn_beside_its_truth(photographs, tmp_path):
     ("words", "code", "text"),
     [
         (["000000000286"], 2, "no sample '000000000286' in .*near it are 00000000"),
-        (["--out", "a.png"], 2, "give its KEY"),
-        (["000000000285", "--html", "a.html"], 2, "--html is for sets"),
-        (["--html", "nowhere/a.html"], 2, "make it first"),
+        (["--out", "a.png"], 2, "--out: is only for drawing one sample; add its KEY"),
+        (["000000000285", "--html", "a.html"], 2, "--html: is only for whole sets"),
+        (["--html", "nowhere/a.html"], 2, r"nowhere/a\.html: .* does not exist; create it first"),
     ],
 )
 def test_mistakes_are_one_line(photographs, tmp_path, words, code, text):
@@ -121,7 +123,7 @@ def test_damage_is_named(photographs, tmp_path):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A set whose names are markup."""
+    """Shard sets whose names contain markup."""
     folder = tmp_path_factory.mktemp("hostile")
     ids = np.where(np.arange(24 * 32).reshape(24, 32) % 32 < 9, 300, 70000)
     raw = write(folder / "raw", [RawImage(f"{HOSTILE}.jpg", (32, 24), ids, {70000: 90, 300: 3})])
@@ -133,7 +135,7 @@ def hostile(tmp_path_factory):
 
 
 class Tags(HTMLParser):
-    """What elements, attributes and text a document has."""
+    """The elements, attributes, and texts of a document."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -149,7 +151,7 @@ class Tags(HTMLParser):
 
 
 def shown(path) -> tuple[Tags, list[str]]:
-    """The document as chromium has it in the end, and what its console says."""
+    """Return the document as chromium renders it, and the messages of its console."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     command = [CHROMIUM, *flags, "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -177,14 +179,27 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_it(hostile, photographs, t
             assert "person" in document.texts
             assert "Object size" in document.texts
     file.write_text(file.read_text().replace("</body>", "<script>1</script></body>"))
-    assert "Content Security Policy" in shown(file)[1][0]  # so the console is heard, and the rule
+    assert "Content Security Policy" in shown(file)[1][0]  # a script is blocked and logged
 
 
-def test_the_gallery_is_by_chance_and_always_the_same(counted):
+def test_the_gallery_is_random_and_always_the_same(counted):
     assert pick(counted, 4) == pick(counted, 4)
     assert len(set(pick(counted, 4))) == 4
     assert pick(counted, 99) == list(range(10))
 
 
 def test_gallery_pictures_are_small(photographs):
-    assert max(drawn(ShardSet.load(photographs / "train"), 0, gallery=True).shape) == SIDE
+    picture = draw_thumbnail(ShardSet.load(photographs / "train"), 0)
+    assert max(picture.shape) == GALLERY_SIDE
+
+
+def test_json_goes_to_stdout_and_text_to_stderr(photographs, tmp_path):
+    outcome = small.call(tmp_path, "inspect", str(photographs), "--json", "--jobs", "1")
+    assert outcome.code == 0, outcome.err
+    train, val = json.loads(outcome.out)
+    assert (train["images"], val["images"]) == (10, 5)
+    assert {row["name"]: row["images"] for row in train["classes"]}["person"] == 3
+    assert "10 images in" in outcome.err
+    missing = small.call(tmp_path, "inspect", str(photographs / "train"), "nothing", "--json")
+    assert missing.code == 2
+    assert "no sample 'nothing'" in json.loads(missing.out)["error"]["what"]
