@@ -1,1 +1,3 @@
-"""What runs on a cluster: the commands behind launch.sh."""
+"""The commands behind launch.sh."""
+
+__version__ = "0.1.0"  # the version in pyproject.toml

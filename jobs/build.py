@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jobs.on_ray import tasks as ray_tasks
 from shards.build.build import build as build_shards
@@ -33,7 +34,7 @@ def build(
     split: str | None = None,
     work: Path | None = None,
     on: str = "auto",
-) -> None:
+) -> dict[str, dict[str, Any]]:
     """Build the shard sets and say what they serve. `images` to `split` stand for `root`."""
     files = {"images": images, "instances": instances, "panoptic": panoptic, "maps": maps}
     given = [f"--{name}" for name, value in {**files, "split": split}.items() if value]
@@ -50,7 +51,7 @@ def build(
         root = root and root.absolute()
         out = out if is_url(out) else Path(out).absolute()
     with _runner(address, jobs, [root, *files.values(), out]) as runner:
-        build_shards(
+        return build_shards(
             source,
             root or CocoFiles(**files),
             out,

@@ -1,42 +1,58 @@
-"""`bench NAME`: what we claim, measured; rows for people and for machines."""
+"""`bench NAME`: measured claims, as a table and as JSON to keep in benchmarks/.
 
-import json
+A benchmark is a module here whose `rows()` measures ours and, if there is one, a peer: another
+implementation of the same work with the same inputs. What counts is their ratio, because the
+absolute figures depend on the machine.
+"""
+
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
+from jobs.bench import machine, report
 from shards.errors import UsageError
 
-NAMES = tuple(module.name for module in iter_modules(__path__))
+Row = dict[str, Any]
+
+NAMES = ("attention", "build", "overfit", "segment", "step", "stream", "stream_decode")
+REPORT = "report"
+RESULTS = Path("benchmarks")  # of kept results, in the current folder
 
 
-def bench(name: str, out: Path | None = None) -> list[dict]:
-    """Run one benchmark; print its rows and write them to `out`.
+def bench(name: str) -> dict[str, Any]:
+    """Run one benchmark and print its rows, or print the report about the kept results.
 
-    Raises UsageError for an unknown name and for a file that has no folder to be in.
+    Args:
+        name: One of NAMES, or REPORT.
+
+    Returns:
+        What to keep in benchmarks/: the benchmark's name, the date, the machine, the versions of
+        the libraries, and the rows. For the report, the names of the rows that miss their target.
+
+    Raises:
+        UsageError: The name is unknown, or there are no results to report.
     """
+    if name == REPORT:
+        text, missed = report.render(RESULTS)
+        print(text)
+        return {"missed": missed}
     if name not in NAMES:
-        raise UsageError(f"no benchmark {name!r}; known: {', '.join(NAMES)}")
-    if out and not out.absolute().parent.is_dir():
-        raise UsageError(f"--json {out}: there is no folder {out.absolute().parent}; make it first")
+        raise UsageError(f"no benchmark {name!r}", fix=f"known: {', '.join((*NAMES, REPORT))}")
     rows = import_module(f"jobs.bench.{name}").rows()
-    table = Table(Column("name", no_wrap=True), "ours", "peer", "ratio", "aim", box=SIMPLE)
-    for row in rows:
-        ours, peer = _words(row["ours"], row["unit"]), _words(row["peer"], row["peer_name"])
-        table.add_row(row["name"], ours, peer, _words(row["ratio"]), row["target"])
+    table = Table(Column("name", no_wrap=True), "ours", "peer", "ratio", "target", box=SIMPLE)
+    for measured in rows:
+        table.add_row(measured["name"], *report.cells(measured))
     Console().print(table)
-    if out:
-        out.write_text(json.dumps(rows, indent=1) + "\n")
-    return rows
+    return {"benchmark": name, **machine.facts(), "rows": rows}
 
 
 def row(
@@ -48,33 +64,48 @@ def row(
     target: str | None = None,
     peer: float | None = None,
     peer_name: str | None = None,
-) -> dict:
-    """One measurement; None is what was not reached, or has no peer. `ratio` is ours to peer's."""
-    return {
+) -> Row:
+    """Return one measurement.
+
+    Args:
+        name: Dotted name, the benchmark first: `step.time.r50_512`.
+        unit: Unit of `ours` and `peer`.
+        ours: The measured value; None if it was not reached.
+        better: "lower" or "higher".
+        target: What `ours` must fulfill: `<= 15` compares the value, `<= 0.6x` the ratio,
+            `<= 0.2 s more` the difference to the peer, and `0.7x to 1.3x` bounds the ratio.
+        peer: The value of the peer, measured beside ours.
+        peer_name: Who or what the peer is.
+
+    Returns:
+        The arguments, rounded, with `ratio`, which is ours divided by the peer's.
+
+    Raises:
+        ValueError: The target has another form.
+    """
+    measured = {
         "name": name,
         "unit": unit,
-        "ours": ours and _short(ours),
-        "peer": peer and _short(peer),
+        "ours": None if ours is None else _rounded(ours),
+        "peer": None if peer is None else _rounded(peer),
         "peer_name": peer_name,
-        "ratio": _short(ours / peer) if ours is not None and peer else None,
+        "ratio": _rounded(ours / peer) if ours is not None and peer else None,
         "better": better,
         "target": target,
     }
+    report.is_met(measured)  # checks the target's form
+    return measured
 
 
-def _words(*parts: object) -> str:
-    return "" if parts[0] is None else " ".join(map(str, parts))
+def alternate(works: Mapping[str, Callable[[], object]], times: int = 5) -> dict[str, float]:
+    """Time several functions in turns and return the median seconds of each.
 
+    The functions take turns (a, b, a, b, ...), so that a slow spell of the machine hits all of them
+    alike and leaves their ratio. A first turn warms up caches and compilers and is not counted.
 
-def _short(value: float) -> float:
-    """To two decimals, and to three digits where that is finer."""
-    return round(value, 2) if abs(value) >= 1 else float(f"{value:.3g}")
-
-
-def alternate(works: dict[str, Callable[[], object]], times: int = 5) -> dict[str, float]:
-    """Seconds that each of `works` takes, median of `times` turns, after one that does not count.
-
-    They take turns, so that what else the machine does falls on all of them alike.
+    Args:
+        works: The functions by name.
+        times: Number of counted turns.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(times + 1):
@@ -87,7 +118,12 @@ def alternate(works: dict[str, Callable[[], object]], times: int = 5) -> dict[st
 
 
 def peak_mib(function: Callable[..., object], *args: object) -> float:
-    """Peak resident memory, MiB, of a new process that calls an importable function. Linux only."""
+    """Return the peak resident memory in MiB of a new process that calls a function (Linux only).
+
+    Args:
+        function: An importable function.
+        args: Its arguments.
+    """
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         pool.submit(function, *args).result()
@@ -95,6 +131,14 @@ def peak_mib(function: Callable[..., object], *args: object) -> float:
 
 
 def peak_mib_of(process: int | str = "self") -> float:
-    """Peak resident memory, MiB, of a process so far; getrusage would count its parent's pages."""
+    """Return the peak resident memory of a process so far, in MiB.
+
+    getrusage would include the pages that a forked process inherits from its parent.
+    """
     status = Path(f"/proc/{process}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def _rounded(value: float) -> float:
+    """Round to two decimals, or to three significant digits below 1."""
+    return round(float(value), 2) if abs(value) >= 1 else float(f"{value:.3g}")

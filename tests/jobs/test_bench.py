@@ -1,9 +1,12 @@
 """Benchmarks: their names, their rows, and the bound that the overfit run is measured against."""
 
+import datetime
+import importlib
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from jobs import bench
 from jobs.bench import build as builds
@@ -12,6 +15,7 @@ from jobs.config import load
 from pipeline.data.store import Store
 from shards.build.build import build
 from shards.errors import UsageError
+from tests.jobs import small
 
 
 @pytest.fixture(scope="module")
@@ -38,25 +42,28 @@ def test_recipe_is_what_the_benchmark_says(photographs):
 
 
 def test_unknown_name_lists_the_known():
-    with pytest.raises(UsageError, match=r"'overfitt'.*known: .*overfit"):
+    with pytest.raises(UsageError, match=r"'overfitt'; known: .*overfit"):
         bench.bench("overfitt")
 
 
-def test_rows_without_a_place_to_go_are_not_measured(tmp_path):
-    with pytest.raises(UsageError, match=r"--json .*nowhere/rows.json: .*make it first"):
-        bench.bench("overfit", tmp_path / "nowhere" / "rows.json")
+@pytest.mark.parametrize("name", bench.NAMES)
+def test_every_name_is_a_module_with_rows(name):
+    assert callable(importlib.import_module(f"jobs.bench.{name}").rows)
 
 
-def test_rows_are_written_as_they_are_printed(monkeypatch, tmp_path, capsys):
+def test_json_holds_the_rows_that_are_printed_and_the_machine(monkeypatch, tmp_path):
     row = bench.row("overfit.pq", "PQ", 91.237, better="higher", target=">= 90")
     monkeypatch.setattr("jobs.bench.overfit.rows", lambda: [row])
-    bench.bench("overfit", tmp_path / "rows.json")
-    written = json.loads((tmp_path / "rows.json").read_text())
-    assert written == [row]
+    outcome = small.call(tmp_path, "bench", "overfit", "--json")
+    result = json.loads(outcome.out)
+    assert (result["benchmark"], result["rows"]) == ("overfit", [row])
     names = "name unit ours peer peer_name ratio better target"
     assert set(row) == set(names.split())
     assert np.isclose(row["ours"], 91.24)
-    assert "91.24" in capsys.readouterr().out
+    assert "91.24" in outcome.err
+    assert set(result["machine"]) == {"cpu", "cores", "memory_gib", "gpu"}
+    assert result["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert result["date"] == datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def test_row_beside_a_peer_has_the_ratio():

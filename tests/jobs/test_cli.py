@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -64,6 +65,31 @@ def test_help_of_a_command_names_its_options(command, tmp_path):
     assert outcome.code == 0
     for option in OPTIONS[command]:
         assert option in outcome.out
+
+
+@pytest.mark.parametrize("command", [[], ["train"]])
+def test_h_is_short_for_help(command, tmp_path):
+    outcome = small.call(tmp_path, *command, "-h")
+    assert outcome.code == 0
+    assert outcome.out == small.call(tmp_path, *command, "--help").out
+
+
+def test_help_of_train_names_presets_settings_and_an_example(tmp_path):
+    text = small.call(tmp_path, "train", "--help").out
+    for part in ("coco_panoptic_r50", "batch.size=8", "./launch.sh settings", "./launch.sh train"):
+        assert part in text
+
+
+def test_help_explains_the_exit_codes(tmp_path):
+    text = " ".join(small.call(tmp_path, "--help").out.split())
+    assert "Exit codes: 0 done; 1 failed" in text
+    assert "2 wrong command line, path, or setting; 3 wrong or damaged data" in text
+
+
+def test_the_version_is_that_of_pyproject(tmp_path):
+    project = tomllib.loads((small.ROOT / "pyproject.toml").read_text())["project"]
+    outcome = small.call(tmp_path, "--version")
+    assert (outcome.code, outcome.out) == (0, f"{project['version']}\n")
 
 
 def test_help_comes_without_the_heavy_imports():
@@ -205,4 +231,22 @@ def test_predict_refuses(work, tmp_path):
 
 
 def test_unknown_benchmarks(tmp_path):
-    fails(tmp_path, ["bench", "overfti"], 2, r"no benchmark 'overfti'.*known: .*overfit")
+    fails(tmp_path, ["bench", "overfti"], 2, r"no benchmark 'overfti'; known: .*overfit")
+    fails(tmp_path, ["bench", "report"], 2, r"benchmarks: no results .*; keep one: .* --json > ")
+
+
+def test_build_and_verify_print_json(tmp_path):
+    built = small.call(tmp_path, "build", "coco", "--root", str(SAMPLE), "--out", "out", "--json")
+    summaries = json.loads(built.out)
+    assert {name: summary["samples"] for name, summary in summaries.items()} == {
+        "train": 10,
+        "val": 5,
+    }
+    assert built.err
+    checked = json.loads(small.call(tmp_path, "verify", "out/val", "--json").out)
+    assert checked["sound"]
+    tar = tmp_path / "out/val/000000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1024])
+    damaged = small.call(tmp_path, "verify", "out/val", "--json")
+    assert damaged.code == 3
+    assert set(json.loads(damaged.out)["error"]) == {"what", "where", "fix"}

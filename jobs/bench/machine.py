@@ -1,0 +1,53 @@
+"""The machine, the date, and the library versions of a measurement."""
+
+import datetime
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jobs import __version__
+
+LIBRARIES = ("torch", "deepspeed", "ray", "transformers", "webdataset", "numpy", "triton")
+
+
+def facts() -> dict[str, Any]:
+    """Return what a reader needs to know about a figure, as JSON types."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "gpu": _gpu_model(),
+        },
+        "versions": {
+            "mask2former-at-scale": __version__,
+            "python": platform.python_version(),
+            **{name: found for name in LIBRARIES if (found := _version(name))},
+        },
+    }
+
+
+def _cpu_model() -> str:
+    """Return the model of the CPU, which an ARM kernel does not list in /proc/cpuinfo."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _gpu_model() -> str | None:
+    import torch  # here, because `bench report` needs no torch
+
+    if not torch.cuda.is_available():
+        return None
+    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,1 @@
+"""The commands of `./launch.sh`, with their arguments and help, by topic."""

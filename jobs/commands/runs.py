@@ -1,0 +1,115 @@
+"""Commands that train, score, and use networks."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.commands.options import Checkpoint, Json, Run
+from jobs.console import report
+
+PRESETS = Path(__file__).parents[1] / "presets"
+KNOWN = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the data, the shards, the run, and the pictures.")
+    ] = Path("demo"),
+) -> None:
+    """Run every step in small on this machine: data, shards, training, scores, pictures."""
+    from jobs.demo.demo import demo as job
+
+    job(out)
+
+
+def train(
+    preset: Annotated[str, typer.Argument(help=f"A preset ({KNOWN}), or the path of a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as batch.size=8."),
+    ] = None,
+) -> None:
+    """Train a preset, or resume a run of the same name where it stopped.
+
+    data.train and data.val are required; `name` is the run's folder under runs/. All settings and
+    their defaults: ./launch.sh settings
+
+    \b
+    Example:
+      ./launch.sh train tiny name=mine data.train=SHARDS/train data.val=SHARDS/val \\
+        trainer.steps=2000 optimizer.lr=1e-3
+    """
+    from jobs.train import train as job
+
+    job(preset, overrides or [])
+
+
+def evaluate(
+    run: Run,
+    checkpoint: Checkpoint = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Another shard set with the same classes.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run on its val set: PQ, AP, and mIoU from one pass."""
+    from jobs.evaluate import evaluate as job
+
+    report(lambda: job(run, checkpoint, data, images), as_json)
+
+
+def predict(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")],
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Segment images: panoptic overlays and JSON in COCO's formats."""
+    from jobs.predict import predict as job
+
+    job(run, images, out, checkpoint)
+
+
+def replay(
+    run: Run,
+    step: Annotated[int, typer.Option(min=1, help="Optimizer step, as in metrics.jsonl.")],
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's samples.")] = None,
+) -> None:
+    """Draw the exact inputs and targets of the network at a step."""
+    from jobs.replay import replay as job
+
+    job(run, step, rank)
+
+
+def export(
+    run: Run,
+    to: Annotated[str, typer.Option(help="transformers or detectron2.")],
+    out: Annotated[
+        Path | None, typer.Option(help="New folder. Default: RUN/exports/FORMAT-step-N.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+) -> None:
+    """Write the weights in the format of another library, with a model card."""
+    from jobs.export import export as job
+
+    job(run, to, out, checkpoint)
+
+
+def bench(
+    name: Annotated[
+        str, typer.Argument(help="A benchmark, such as step; report: tables of benchmarks/*.json.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Measure one claim, next to another implementation if there is one.
+
+    \b
+    Keep a result and render the tables of BENCHMARKS.md from all that are kept:
+      ./launch.sh bench step --json > benchmarks/step-MACHINE.json
+      ./launch.sh bench report
+    """
+    from jobs.bench import bench as job
+
+    report(lambda: job(name), as_json)

@@ -1,0 +1,65 @@
+"""What every command shares: how it ends, how an error looks, and `--json`."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from shards.errors import M2FError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def run(app: typer.Typer) -> int:
+    """Run the command that `sys.argv` names and return its exit code."""
+    try:
+        app(standalone_mode=False, prog_name="./launch.sh")
+    except M2FError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _complain("interrupted", INTERRUPTED)
+    except typer.TyperException as error:
+        # Its subclasses have `show`, which prints the usage line, but typer does not export them.
+        error.show()  # pyright: ignore[reportAttributeAccessIssue] typer exports the base only
+        return 2
+    return 0
+
+
+def report(job: Callable[[], Any], as_json: bool) -> None:
+    """Run a job and, with `--json`, print its result as JSON.
+
+    With `as_json`, stdout holds one JSON document and nothing more: the text that the job prints
+    goes to stderr, and a job that fails leaves `{"error": {"what", "where", "fix"}}`.
+
+    Args:
+        job: Returns JSON types.
+        as_json: Whether `--json` was given.
+
+    Raises:
+        M2FError: The job failed.
+    """
+    if not as_json:
+        job()
+        return
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            result = job()
+    except M2FError as error:
+        _print_json({"error": dataclasses.asdict(error.problem)})
+        raise
+    _print_json(result)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return code
