@@ -75,7 +75,7 @@ def stock(tars: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
 def batch(store: Store, position: int) -> None:
     """The first batch of a stream that starts at `position`."""
     share = BatchSplit(BATCH, BATCH)
-    next(iter(train_stream(SETTINGS, store, "panoptic", SEED, position, share)))
+    next(iter(train_stream(SETTINGS, [store], "panoptic", SEED, position, share)))
 
 
 def order(samples: int) -> Order:

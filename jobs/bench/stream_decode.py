@@ -139,7 +139,7 @@ def _label_bytes(batch: Batch) -> int:
 
 def _loader_memory(store: Store) -> float:
     """Peak resident memory of a loader process, MiB, with torch's shared pages."""
-    stream = train_stream(SETTINGS, store, "panoptic", SEED, 0, BatchSplit(MICRO, MICRO))
+    stream = train_stream(SETTINGS, [store], "panoptic", SEED, 0, BatchSplit(MICRO, MICRO))
     batches = loader(stream, 1)
     peak = 0
     for _ in islice(batches, BATCHES):

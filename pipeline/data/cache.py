@@ -1,4 +1,4 @@
-"""Whole shards of a URL on this node's disk, shared by all its processes."""
+"""A cache of whole shards on the disk of this node, shared by all its processes."""
 
 import contextlib
 import hashlib
@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from shards.errors import DataError
 from shards.files import file_lock, sync
@@ -25,11 +25,20 @@ class CacheSettings:
     gib: float = 100.0
 
 
-class ShardCache:
-    """Files named by the sha256 of their bytes, so a name says that its content was checked.
+class _CachedFile(NamedTuple):
+    """A file of the cache; files sort by the time of their last use."""
 
-    A file being fetched is `.part`, takes its whole room from the start and belongs to whoever
-    holds its lock: a process that is killed leaves a `.part` that the next one removes.
+    used_ns: int
+    bytes: int
+    path: Path
+
+
+class ShardCache:
+    """A folder of shards that are named by the sha256 of their bytes.
+
+    A file gets its name only after its hash was checked. During the download it is called
+    `.part`, is allocated in full so that it counts against the budget, and belongs to the process
+    that holds its lock. If that process is killed, the next one removes the `.part` file.
     """
 
     def __init__(self, settings: CacheSettings):
@@ -38,7 +47,7 @@ class ShardCache:
         (self.folder / "locks").mkdir(parents=True, exist_ok=True)
 
     def open(self, shard: Shard) -> BinaryIO | None:
-        """The shard if it is there; it counts as used now."""
+        """Open a shard and mark it as just used. Return None if it is not in the cache."""
         try:
             file = self._path(shard).open("rb")
         except FileNotFoundError:
@@ -46,21 +55,28 @@ class ShardCache:
         os.utime(file.fileno())
         return file
 
-    def has(self, shard: Shard) -> bool:
-        """Whether the shard is there."""
-        return self._path(shard).exists()
-
     def drop(self, shard: Shard) -> None:
-        """Forget a shard."""
+        """Remove a shard."""
         self._path(shard).unlink(missing_ok=True)
 
     def fill(
         self, shard: Shard, pieces: Iterable[bytes], keep: Collection[str], wait: bool = False
     ) -> bool:
-        """Take in a shard; False if there is no room, or (without `wait`) if another process is
-        at it. Shards with a sha256 in `keep` do not make room for it.
+        """Store a shard, and evict the least recently used ones if that is necessary.
 
-        Raises DataError if the bytes are not the shard's; what `pieces` raises is passed on.
+        Args:
+            shard: The shard.
+            pieces: Its bytes. They are not read if the shard is in the cache already.
+            keep: The sha256 of shards that must not be evicted.
+            wait: Whether to wait if another process is storing the same shard.
+
+        Returns:
+            Whether the shard is in the cache now. It is not if there is no space for it, or if
+            another process is storing it and `wait` is false.
+
+        Raises:
+            DataError: The bytes differ from the hash in the manifest.
+            Exception: Whatever `pieces` raises.
         """
         path = self._path(shard)
         with self._lock(shard.sha256, wait) as held:
@@ -83,45 +99,53 @@ class ShardCache:
                 size += len(piece)
         sync(part)
         if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
-            raise DataError(f"{shard.name}: its bytes are not those the manifest has the sha256 of")
+            raise DataError(
+                "the bytes differ from the sha256 in the manifest",
+                where=shard.name,
+                fix="upload the shard again",
+            )
         part.replace(self._path(shard))
         return True
 
-    def _reserve(self, part: Path, room: int, keep: Collection[str]) -> bool:
-        """Make room and take it, so that what others are fetching counts too."""
+    def _reserve(self, part: Path, size: int, keep: Collection[str]) -> bool:
+        """Evict shards until `size` bytes fit into the budget, and allocate `part` with that size.
+
+        The file is allocated before the download, so that the budget includes the downloads of all
+        processes. Return False if there is no space.
+        """
         with self._lock("budget", wait=True):
-            self._sweep(part)
-            files = [file for file in self._files() if file[2] != part]
-            free = self.budget - sum(size for _, size, _ in files)
-            spare = [f for f in files if f[2].suffix == ".tar" and f[2].stem not in keep]
-            if free + sum(size for _, size, _ in spare) < room:
+            self._remove_abandoned(except_for=part)
+            files = [file for file in self._files() if file.path != part]
+            free = self.budget - sum(file.bytes for file in files)
+            spare = [f for f in files if f.path.suffix == ".tar" and f.path.stem not in keep]
+            if free + sum(file.bytes for file in spare) < size:
                 return False
-            for _, size, path in sorted(spare):
-                if free < room:
-                    path.unlink(missing_ok=True)
-                    free += size
+            for old in sorted(spare):
+                if free < size:
+                    old.path.unlink(missing_ok=True)
+                    free += old.bytes
             with part.open("wb") as file:
                 try:
-                    os.posix_fallocate(file.fileno(), 0, room)
-                except OSError:  # the disk holds less than the budget
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError:  # the disk is smaller than the budget
                     return False
             return True
 
-    def _sweep(self, mine: Path) -> None:
-        """Remove what killed processes have left."""
+    def _remove_abandoned(self, except_for: Path) -> None:
+        """Remove the `.part` files of killed processes, whose locks are free."""
         for part in self.folder.glob("*.part"):
-            if part != mine:
-                with self._lock(part.stem, wait=False) as dead:
-                    if dead:
+            if part != except_for:
+                with self._lock(part.stem, wait=False) as is_abandoned:
+                    if is_abandoned:
                         part.unlink(missing_ok=True)
 
-    def _files(self) -> Iterator[tuple[int, int, Path]]:
-        """Time of last use, size and path of every shard, those being fetched too."""
+    def _files(self) -> Iterator[_CachedFile]:
+        """Yield every shard in the folder, including those that are being downloaded."""
         for entry in list(os.scandir(self.folder)):
             with contextlib.suppress(FileNotFoundError):
                 if entry.name.endswith((".tar", ".part")):
                     stat = entry.stat()
-                    yield stat.st_mtime_ns, stat.st_size, Path(entry.path)
+                    yield _CachedFile(stat.st_mtime_ns, stat.st_size, Path(entry.path))
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.tar"

@@ -1,4 +1,4 @@
-"""A shard set below a URL: its index at once, its shards ahead of their use."""
+"""Downloads of a shard set at a URL: the index at once, the shards ahead of their use."""
 
 import os
 import threading
@@ -9,20 +9,29 @@ from pathlib import Path
 
 from pipeline.data.cache import CacheSettings, ShardCache
 from shards.errors import DataError, Failed, UsageError
-from shards.files import whole_file
+from shards.files import disk_errors, whole_file
 from shards.format.index import SAMPLES
 from shards.format.manifest import MANIFEST, File, Manifest, Shard
 from shards.remote import RemoteFolder
 
-LOOK_AGAIN_S = 5  # for shards that could not be had: no answer, or another process was at it
+RETRY_S = 5  # after a failed download, or if another process is downloading the shard
 
 
 def fetch_set(remote: RemoteFolder, settings: CacheSettings) -> Path:
-    """A folder of this node with manifest and index of a set.
+    """Download the manifest and the index of a shard set, and return their folder on this node.
 
-    It is named by the manifest's bytes, so a set that was built anew has another one. Raises
-    UsageError if there is no set or no way to it, DataError if it is not as built.
+    The folder is named by the hash of the manifest, so a set that was rebuilt has another folder.
+
+    Raises:
+        UsageError: There is no shard set, or the server does not answer.
+        DataError: The manifest is damaged.
+        Failed: The disk is full.
     """
+    with disk_errors(Path(settings.folder)):
+        return _download_index(remote, settings)
+
+
+def _download_index(remote: RemoteFolder, settings: CacheSettings) -> Path:
     try:
         manifest = remote.read(MANIFEST)
         folder = Path(settings.folder).expanduser() / "sets" / sha256(manifest).hexdigest()
@@ -35,52 +44,62 @@ def fetch_set(remote: RemoteFolder, settings: CacheSettings) -> Path:
                 file.writelines(remote.pieces(SAMPLES, index.bytes))
     except FileNotFoundError as error:
         raise UsageError(
-            f"{remote.url} is not a shard set ({error} is missing); upload all files of one split"
+            f"not a shard set ({error} is missing)",
+            where=remote.url,
+            fix="upload all files of one split",
         ) from error
     except Failed as error:
         problem = error.problem
         raise UsageError(problem.what, where=problem.where, fix=problem.fix) from error
-    except OSError as error:
-        raise UsageError(str(error)) from error
     except DataError as error:
-        raise DataError(str(error).replace(str(folder), remote.url)) from error
+        raise error.at(f"{remote.url}/{MANIFEST}") from error
     return folder
 
 
 class FetchedShards:
-    """Shards below a URL: whole ones in the cache, parts straight from the server until then.
+    """Shards at a URL, read from the cache, or from the server until they are in the cache.
 
-    A thread fetches whole shards in the order of `prefetch`; the threads of a node's processes
-    share the work through the cache's locks. A shard whose bytes are not its own is not kept; its
-    samples are read, and judged, one by one.
+    A thread downloads whole shards in the order of `prefetch`. The threads of all processes of a
+    node share the work through the locks of the cache. If the hash of a whole shard is wrong, the
+    shard is not cached, and its samples are downloaded and verified one by one.
     """
 
     def __init__(self, remote: RemoteFolder, shards: Sequence[Shard], settings: CacheSettings):
         self.remote, self.shards, self.cache = remote, shards, ShardCache(settings)
         self._wanted: Sequence[int] = ()
-        self._refused: set[int] = set()
+        self._damaged: set[int] = set()
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def read(self, shard: int, offset: int, length: int) -> Iterator[bytes]:
-        """A part of a shard by every way there is, the cheapest first. Raises DataError if the
-        shard is missing, Failed if the server does not give it, UsageError if it gives
-        whole files only and the cache is too small for one."""
+        """Yield copies of a byte range until the caller has a valid one: cache first, then server.
+
+        A cached shard is removed if its copy is rejected, that is, if a second one is asked for.
+
+        Raises:
+            DataError: The shard is missing.
+            Failed: The server does not answer.
+            UsageError: The server ignores byte ranges, and the cache cannot hold one shard.
+        """
         entry = self.shards[shard]
-        if not self.remote.ranges and shard not in self._refused:
-            self._take_whole(shard)
+        if not self.remote.ranges and shard not in self._damaged:
+            self._cache_whole(shard)
         if file := self.cache.open(entry):
             with file:
                 yield os.pread(file.fileno(), length, offset)
-            self.cache.drop(entry)  # that was damaged
+            self.cache.drop(entry)  # it is damaged
         name = entry.name
         try:
             yield self.remote.read_range(name, offset, length)
         except FileNotFoundError as error:
-            raise DataError(f"{self.remote.url}/{name}: missing; upload the set again") from error
+            raise DataError(
+                "the shard is missing",
+                where=f"{self.remote.url}/{name}",
+                fix="upload the set again",
+            ) from error
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Fetch these, in this order, in the background; they do not make room for one another."""
+        """Download shards in the background, in this order. They do not evict one another."""
         if shards == self._wanted:
             return
         self._wanted = shards
@@ -92,28 +111,36 @@ class FetchedShards:
     def _fetch_ahead(self) -> None:
         while True:
             self._changed.clear()
-            there, wanted = True, self._wanted
+            complete, wanted = True, self._wanted
             keep = {self.shards[shard].sha256 for shard in wanted}
             for shard in wanted:
                 if self._changed.is_set():
                     break
-                if shard not in self._refused:
-                    there &= self._fill(shard, keep, wait=False)
-            self._changed.wait(None if there else LOOK_AGAIN_S)
+                if shard not in self._damaged:
+                    complete &= self._fill(shard, keep, wait=False)
+            self._changed.wait(None if complete else RETRY_S)
 
-    def _take_whole(self, shard: int) -> None:
-        """Have a shard in the cache whose server gives no parts, whatever else has to leave it."""
+    def _cache_whole(self, shard: int) -> None:
+        """Download a whole shard into the cache, and evict others if necessary.
+
+        Raises:
+            UsageError: The shard is larger than the cache.
+        """
         entry, budget = self.shards[shard], self.cache.budget
         if entry.bytes > budget:
             raise UsageError(
-                f"{self.remote.url} gives whole files only, and data.cache.gib={budget / 2**30:g} "
-                f"has no room for {entry.name} ({entry.bytes / 2**30:.3g} GiB); raise it"
+                f"the server ignores byte ranges, and data.cache.gib={budget / 2**30:g} is less "
+                f"than the {entry.bytes / 2**30:.3g} GiB of this shard",
+                where=f"{self.remote.url}/{entry.name}",
+                fix="raise data.cache.gib",
             )
         self._fill(shard, keep=(), wait=True)
 
     def _fill(self, shard: int, keep: Collection[str], wait: bool) -> bool:
-        """Whether the shard is in the cache now. What goes wrong here is told by `read`, if it
-        still does when a sample is needed."""
+        """Download a shard and return whether it is in the cache now.
+
+        Failures are not raised: `read` raises them if they persist when a sample is needed.
+        """
         entry = self.shards[shard]
         try:
             pieces = self.remote.pieces(entry.name, entry.bytes)
@@ -121,6 +148,7 @@ class FetchedShards:
         except (OSError, Failed):
             return False
         except DataError as error:
-            self._refused.add(shard)
-            warnings.warn(f"{self.remote.url}: {error}; reading it by sample", stacklevel=2)
+            self._damaged.add(shard)
+            what = error.at(f"{self.remote.url}/{entry.name}")
+            warnings.warn(f"{what} (its samples are downloaded one by one)", stacklevel=2)
             return False

@@ -1,4 +1,4 @@
-"""Shards to batches: a webdataset pipeline on a source that is addressed by position."""
+"""From shards to batches: a webdataset pipeline whose source is addressed by position."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from pipeline.data.store import Store
 from shards.errors import DataError, UsageError
 from shards.files import is_url
 
-SUBSTITUTES = 16  # tried before a damaged sample is a failure
+SUBSTITUTES = 16  # samples to try instead of a damaged one before giving up
 
 
 @dataclass
@@ -49,48 +49,72 @@ class DataSettings(AugmentSettings):
 
 
 def train_sets(settings: DataSettings) -> list[Store]:
-    """The shard sets of `data.train`. Raises UsageError where there is none, or other classes."""
+    """Open the shard sets of `data.train`, and warn if the cache is too small for them.
+
+    Raises:
+        UsageError: A path is not a shard set, or the sets have different classes.
+        DataError: A manifest or an index is damaged.
+    """
     sets = [settings.train] if isinstance(settings.train, str) else settings.train
     stores = [Store(location, settings.limit, settings.cache) for location in sets]
     for store in stores[1:]:
         if store.manifest.taxonomy != stores[0].manifest.taxonomy:
             raise UsageError(
-                f"{stores[0].location} and {store.location}: other classes; "
-                "only sets of one label space can be trained on together"
+                f"its classes differ from those of {stores[0].location}",
+                where=store.location,
+                fix="only shard sets with the same classes can be mixed",
             )
-    _warn_of_a_small_cache(stores, settings)
+    _warn_if_cache_is_small(stores, settings)
     return stores
 
 
-def _warn_of_a_small_cache(stores: Sequence[Store], settings: DataSettings) -> None:
-    """Say before it starts that a run will be slow: with room, no sample is fetched by itself."""
+def _warn_if_cache_is_small(stores: Sequence[Store], settings: DataSettings) -> None:
+    """Warn if the cache cannot hold the shards of two shuffle windows, which slows a run down."""
     needed = 0
     for store in (store for store in stores if is_url(store.location)):
         largest = sorted((shard.bytes for shard in store.manifest.shards), reverse=True)
-        needed += sum(largest[: 2 * settings.window])  # this window, and the next one ahead of it
+        needed += sum(largest[: 2 * settings.window])  # the current and the next window
     if needed > settings.cache.gib * 2**30:
         warnings.warn(
             f"data.cache.gib={settings.cache.gib:g}: the shards in use at one time take up to "
-            f"{needed / 2**30:.3g} GiB; samples of those without room are fetched one by one",
+            f"{needed / 2**30:.3g} GiB; samples of shards that do not fit are downloaded one by "
+            "one, which is slower",
             stacklevel=2,
         )
 
 
 def order_of(stores: Sequence[Store], settings: DataSettings, seed: int) -> Order:
-    """The order of a run on these shard sets."""
-    return Order(
-        [SetOrder(s.shard_sizes, seed, s.manifest.fingerprint, settings.window) for s in stores],
-        settings.weights,
-    )
+    """Return the order of a run on these shard sets.
+
+    Raises:
+        UsageError: `data.weights` does not fit the sets.
+    """
+    orders = [
+        SetOrder(store.shard_sizes, seed, store.manifest.fingerprint, settings.window)
+        for store in stores
+    ]
+    return Order(orders, settings.weights)
 
 
 class IndexedSource(IterableDataset):
-    """Decoded samples of this rank in order, from `position` on, for ever.
+    """The decoded samples of one rank in order, without end.
 
-    Loader process j of n takes micro-batches j, j+n, ...: torch's loader deals them out in turn.
-    A sample that is damaged, or that `decode` refuses, is replaced by another one, the same on
-    every division of the work; `damaged` says of what. Raises DataError when all of its
-    SUBSTITUTES are damaged too.
+    Loader process j of n yields the samples of micro-batches j, j + n, and so on. A sample that is
+    damaged, or that cannot be decoded, is replaced by a substitute that depends on the position
+    alone, so that every division of the work uses the same one. The field "damaged" of a sample
+    lists the samples that it replaces.
+
+    Args:
+        stores: The shard sets.
+        settings: How the shard sets are read.
+        seed: Seed of the run.
+        position: The position at which the first step begins.
+        split: The division of the global batch.
+        decode: Adds image and truth to a sample that has its `stored` form. Raises DataError if
+            the sample cannot be decoded.
+
+    Raises:
+        DataError: A sample and all of its SUBSTITUTES substitutes are damaged.
     """
 
     def __init__(
@@ -107,10 +131,10 @@ class IndexedSource(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        turn, turns = (worker.id, worker.num_workers) if worker else (0, 1)
+        process, count = (worker.id, worker.num_workers) if worker else (0, 1)
         order = order_of(self.stores, self.settings, self.seed)
         batches = micro_batch_positions(self.position, self.split)
-        for positions in batches_of_process(batches, turn, turns):
+        for positions in batches_of_process(batches, process, count):
             upcoming = order.upcoming_shards(positions[0])
             for number, store in enumerate(self.stores):
                 store.prefetch([shard for owner, shard in upcoming if owner == number])
@@ -118,35 +142,50 @@ class IndexedSource(IterableDataset):
                 yield self._sample(order, position)
 
     def _sample(self, order: Order, position: int) -> dict[str, Any]:
-        """The sample at a position, or its first substitute that is whole."""
-        place, damaged = order.at(position), []
+        """Return the sample at a position, or its first undamaged substitute."""
+        ref, damaged = order.at(position), []
+        errors: list[DataError] = []
         for attempt in range(1, SUBSTITUTES + 2):
-            store = self.stores[place.set]
-            key = store.index.key[place.sample]
-            sample = {"key": key, "position": position, "epoch": place.epoch}
+            store = self.stores[ref.set]
+            key = store.index.key[ref.sample]
+            sample = {"key": key, "position": position, "epoch": ref.epoch}
             try:
-                stored = store.load(place.sample)
+                stored = store.load(ref.sample)
                 return self.decode(sample | {"stored": stored}) | {
                     "damaged": [row | {"substitute": key} for row in damaged]
                 }
             except DataError as error:
-                shard = store.shard_of(place.sample)
+                errors.append(error)
+                shard = store.shard_of(ref.sample)
                 row = sample | {"set": store.location, "shard": shard, "reason": str(error)}
                 damaged.append(row)
-                place = order.substitute(position, attempt)
-        raise DataError(f"{damaged[0]['reason']}; so are {SUBSTITUTES} others in its place")
+                ref = order.substitute(position, attempt)
+        first = errors[0].problem
+        raise DataError(
+            f"{first.what}, and {SUBSTITUTES} substitutes are damaged, too",
+            where=first.where,
+            fix=first.fix,
+        ) from errors[0]
 
 
 def train_stream(
     settings: DataSettings,
-    stores: Store | Sequence[Store],
+    stores: Sequence[Store],
     task: str,
     seed: int,
     position: int,
     split: BatchSplit,
 ) -> wds.DataPipeline:
-    """The training pipeline of one rank from `position` on: an iterable of `Batch`."""
-    stores = [stores] if isinstance(stores, Store) else stores
+    """Return the training pipeline of one rank: an iterable of `Batch` without end.
+
+    Args:
+        settings: How the shard sets are read and augmented.
+        stores: The shard sets.
+        task: "panoptic", "instance", or "semantic".
+        seed: Seed of the run.
+        position: The position at which the first step begins.
+        split: The division of the global batch.
+    """
     num_things = sum(stores[0].manifest.taxonomy.things)
     decode = partial(decode_stage, task=task, num_things=num_things)
     return wds.DataPipeline(

@@ -105,8 +105,10 @@ class Manifest:
             document = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
-                f"{folder} is no finished shard set (no {MANIFEST}); give the folder of one split, "
-                "or make it with `./launch.sh build`"
+                f"not a shard set (no {MANIFEST})",
+                where=folder,
+                fix="give the folder of one split, or make one: ./launch.sh build coco --root RAW "
+                "--out SHARDS",
             ) from error
         except ValueError as error:
             raise DataError(f"{path}: damaged ({error}); build the set again") from error

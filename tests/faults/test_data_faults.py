@@ -43,7 +43,7 @@ def delivered(store: Store, world: int = 1, micro: int = 4) -> tuple[dict, list[
     found, damaged = {}, []
     for rank in range(world):
         share = BatchSplit(GLOBAL, micro, world, rank)
-        stream = train_stream(SETTINGS, store, "panoptic", SEED, 0, share)
+        stream = train_stream(SETTINGS, [store], "panoptic", SEED, 0, share)
         for batch in islice(stream, STEPS * GLOBAL // (micro * world)):
             damaged += batch.damaged
             for b, position in enumerate(batch.positions):
@@ -160,7 +160,7 @@ def test_a_truncated_shard(spare, clean, cut):
     tar = spare / clean.shard_of(sample)
     with tar.open("rb+") as file:
         file.truncate(size)
-    with pytest.raises(DataError, match=rf"{tar} has {size} bytes, not \d+; build"):
+    with pytest.raises(DataError, match=rf"{tar}: the shard has {size} bytes instead of"):
         Store(spare).check_shards()
     check_stream(spare, clean, bad, "its hash differs from the index")
 
@@ -168,7 +168,7 @@ def test_a_truncated_shard(spare, clean, cut):
 def test_a_missing_shard(spare, clean):
     name = clean.manifest.shards[1].name
     (spare / name).unlink()
-    with pytest.raises(DataError, match=rf"{spare / name} is missing; build the set again"):
+    with pytest.raises(DataError, match=rf"{spare / name}: the shard is missing; build"):
         Store(spare).check_shards()
     bad = set(np.flatnonzero(clean.index.shard == 1).tolist())
     check_stream(spare, clean, bad, "No such file")
@@ -207,14 +207,16 @@ def test_another_schema(spare):
 
 def test_an_index_of_another_build(spare, tmp_path, photographs):
     shutil.copy(photographs / "val" / "samples.parquet", spare)
-    with pytest.raises(DataError, match=r"samples\.parquet is damaged"):
+    with pytest.raises(DataError, match=r"samples\.parquet: the file is missing or"):
         Store(spare)
 
 
 def test_nothing_but_damage_is_a_data_error(spare, clean):
     for entry in clean.manifest.shards:
         (spare / entry.name).write_bytes(b"")
-    with pytest.raises(DataError, match=rf"is damaged .*so are {SUBSTITUTES} others in its place"):
+    with pytest.raises(
+        DataError, match=rf"is damaged: .* and {SUBSTITUTES} substitutes are damaged"
+    ):
         delivered(Store(spare))
 
 

@@ -134,4 +134,4 @@ def test_nothing_but_damage_stops_both_ranks(runs):
     for said in pair:
         assert said["all"].startswith("DataError: ")
         assert "is damaged" in said["all"]
-        assert "so are 16 others in its place" in said["all"]
+        assert "16 substitutes are damaged, too" in said["all"]

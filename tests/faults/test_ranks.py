@@ -114,4 +114,4 @@ def test_a_loader_process_that_dies_ends_the_training_of_both(pair):
 def test_a_set_that_one_node_lacks_ends_both_at_the_start(pair):
     (first, second), *_ = pair
     assert first["no set"] == second["no set"]
-    assert "not on this node is not a shard set" in first["no set"]
+    assert "not on this node: not a shard set" in first["no set"]

@@ -177,7 +177,7 @@ def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photogra
     """No engine, no micro-batches: the same net, the same eight crops, the same draws."""
     settings = smallest(photographs)
     store = Store(photographs / "train")
-    stream = train_stream(settings.data, store, settings.task, 3, 0, BatchSplit(GLOBAL, GLOBAL))
+    stream = train_stream(settings.data, [store], settings.task, 3, 0, BatchSplit(GLOBAL, GLOBAL))
     batch = next(iter(stream))
     torch.manual_seed(3)
     model = Mask2Former(settings.model, len(store.manifest.taxonomy))
@@ -313,7 +313,9 @@ def test_twenty_bad_gradients_in_a_row_stop_the_run(runs):
 
 def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
     def numbers(seed, position, share, purpose="match/0"):
-        stream = train_stream(smallest(photographs).data, train_set, "panoptic", 3, position, share)
+        stream = train_stream(
+            smallest(photographs).data, [train_set], "panoptic", 3, position, share
+        )
         batch = next(iter(stream))
         draw = draws(seed, batch)
         return {p: draw(b, purpose, (5, 2)) for b, p in enumerate(batch.positions)}

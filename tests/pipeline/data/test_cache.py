@@ -1,4 +1,4 @@
-"""The cache of whole shards: exact bytes, a kept budget, and nothing left by the killed."""
+"""The cache of whole shards: exact bytes, a budget that holds, nothing left of killed processes."""
 
 import errno
 import hashlib
@@ -26,26 +26,28 @@ def shard(number: int) -> Shard:
 
 
 def pieces(number: int):
-    """The bytes of a shard in parts of 300."""
+    """Yield the bytes of a shard in pieces of 300."""
     blob = content(number)
     yield from (blob[start : start + 300] for start in range(0, SIZE, 300))
 
 
 def cache_of(folder: Path, shards: float) -> ShardCache:
-    """A cache with room for that many shards."""
+    """Open a cache whose budget is that many shards."""
     return ShardCache(CacheSettings(str(folder), shards * SIZE / 2**30))
 
 
-def held(cache: ShardCache) -> set[int]:
-    return {number for number in range(64) if cache.has(shard(number))}
+def cached(cache: ShardCache) -> set[int]:
+    """Return the numbers of the shards in the cache, without marking them as used."""
+    numbers = {shard(number).sha256: number for number in range(64)}
+    return {numbers[path.stem] for path in cache.folder.glob("*.tar")}
 
 
 def fill(cache: ShardCache, number: int, keep=()) -> bool:
     return cache.fill(shard(number), pieces(number), {shard(k).sha256 for k in keep})
 
 
-def strangers(cache: ShardCache) -> list[str]:
-    """Names in the folder that are neither shards nor locks."""
+def other_files(cache: ShardCache) -> list[str]:
+    """Return the names in the folder that are neither shards nor locks."""
     return [p.name for p in cache.folder.iterdir() if p.suffix != ".tar" and p.name != "locks"]
 
 
@@ -57,16 +59,16 @@ def test_a_shard_comes_back_to_the_byte(tmp_path):
         assert file.read() == content(1)
     assert fill(cache, 1)
     cache.drop(shard(1))
-    assert held(cache) == set()
+    assert cached(cache) == set()
 
 
-def test_what_is_there_is_not_fetched_again(tmp_path):
+def test_a_cached_shard_is_not_fetched_again(tmp_path):
     cache = cache_of(tmp_path, 3)
     assert fill(cache, 1)
     assert cache.fill(shard(1), iter(lambda: pytest.fail("fetched twice"), None), ())
 
 
-def test_those_used_longest_ago_make_room(tmp_path):
+def test_the_least_recently_used_are_evicted(tmp_path):
     cache = cache_of(tmp_path, 3)
     for number in (1, 2, 3):
         assert fill(cache, number)
@@ -74,19 +76,19 @@ def test_those_used_longest_ago_make_room(tmp_path):
     cache.open(shard(1)).close()  # used last now
     time.sleep(0.01)
     assert fill(cache, 4)
-    assert held(cache) == {1, 3, 4}
+    assert cached(cache) == {1, 3, 4}
     assert fill(cache, 5, keep=(3,))
-    assert held(cache) == {3, 4, 5}
+    assert cached(cache) == {3, 4, 5}
 
 
-def test_a_full_cache_of_needed_shards_takes_no_more(tmp_path):
+def test_a_full_cache_of_needed_shards_accepts_no_more(tmp_path):
     cache = cache_of(tmp_path, 2)
     assert fill(cache, 1)
     assert fill(cache, 2)
     assert not fill(cache, 3, keep=(1, 2, 3))
-    assert held(cache) == {1, 2}
+    assert cached(cache) == {1, 2}
     assert not cache_of(tmp_path, 0.9).fill(shard(4), pieces(4), {shard(1).sha256})
-    assert strangers(cache) == []
+    assert other_files(cache) == []
 
 
 def test_a_full_disk_is_a_full_cache(tmp_path, monkeypatch):
@@ -96,15 +98,15 @@ def test_a_full_disk_is_a_full_cache(tmp_path, monkeypatch):
     cache = cache_of(tmp_path, 3)
     monkeypatch.setattr(os, "posix_fallocate", full)
     assert not fill(cache, 1)
-    assert (held(cache), strangers(cache)) == (set(), [])
+    assert (cached(cache), other_files(cache)) == (set(), [])
 
 
 @pytest.mark.parametrize("sent", [content(2), content(1)[:-1], content(1) + b"\1", b""])
-def test_other_bytes_than_the_manifests_are_not_taken(tmp_path, sent):
+def test_bytes_that_differ_from_the_manifest_are_refused(tmp_path, sent):
     cache = cache_of(tmp_path, 3)
-    with pytest.raises(DataError, match=r"000001\.tar: its bytes are not"):
+    with pytest.raises(DataError, match=r"000001\.tar: the bytes differ from the sha256"):
         cache.fill(shard(1), [sent], ())
-    assert (held(cache), strangers(cache)) == (set(), [])
+    assert (cached(cache), other_files(cache)) == (set(), [])
 
 
 def test_a_fetch_that_fails_leaves_nothing(tmp_path):
@@ -115,7 +117,7 @@ def test_a_fetch_that_fails_leaves_nothing(tmp_path):
     cache = cache_of(tmp_path, 3)
     with pytest.raises(ConnectionError):
         cache.fill(shard(1), broken(), ())
-    assert (held(cache), strangers(cache)) == (set(), [])
+    assert (cached(cache), other_files(cache)) == (set(), [])
 
 
 def fill_and_hang(folder: Path, started) -> None:
@@ -131,24 +133,24 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def test_kill_9_during_a_fill_leaves_no_trace(tmp_path):
-    """Nothing is taken for a shard, and neither its lock nor its room stays taken."""
+    """The partial file is not taken for a shard, and its lock and its space are free again."""
     started = SPAWN.Event()
     process = SPAWN.Process(target=fill_and_hang, args=(tmp_path, started))
     process.start()
     assert started.wait(60)
     cache = cache_of(tmp_path, 1)
-    assert len(strangers(cache)) == 1
-    assert not fill(cache, 1)  # another process is at it
-    assert not fill(cache, 2)  # and has taken the room
+    assert len(other_files(cache)) == 1
+    assert not fill(cache, 1)  # another process holds its lock
+    assert not fill(cache, 2)  # and has allocated the space
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    assert held(cache) == set()
+    assert cached(cache) == set()
     assert fill(cache, 2)
-    assert strangers(cache) == []
+    assert other_files(cache) == []
     assert fill(cache, 1)
     with cache.open(shard(1)) as file:
         assert file.read() == content(1)
-    assert held(cache) == {1}
+    assert cached(cache) == {1}
 
 
 def churn(folder: Path, seed: int, log: Path) -> None:
@@ -172,5 +174,5 @@ def test_processes_share_it_within_the_budget(tmp_path):
         worker.join(60)
     assert [log.exists() for log in logs] == [True] * 3
     cache = cache_of(folder, 3)
-    assert len(held(cache)) <= 3
-    assert strangers(cache) == []
+    assert len(cached(cache)) <= 3
+    assert other_files(cache) == []

@@ -21,7 +21,7 @@ START_S = 30  # allowed for the start of a process on a busy machine
 def run(store, stage: str | None, timeout_s: float = 120, count: int = 4, **more) -> list:
     """Return the first batches of a stream through two loader processes and a stage."""
     settings = DataSettings(crop=64, stages=[f"{HERE}:{stage}"] if stage else [])
-    stream = train_stream(settings, store, "panoptic", 5, 0, BatchSplit(8, 4))
+    stream = train_stream(settings, [store], "panoptic", 5, 0, BatchSplit(8, 4))
     return list(islice(loader(stream, 2, timeout_s=timeout_s, **more), count))
 
 

@@ -17,7 +17,7 @@ HERE = "tests.pipeline.stages_for_tests"
 def batches(store, *names, position=0, share=None, workers=0, count=3):
     settings = DataSettings(crop=64, augment="none", stages=[f"{HERE}:{name}" for name in names])
     share = share or BatchSplit(8, 4)
-    stream = train_stream(settings, store, "panoptic", 5, position, share)
+    stream = train_stream(settings, [store], "panoptic", 5, position, share)
     return list(islice(loader(stream, workers), count))
 
 

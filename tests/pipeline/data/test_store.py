@@ -79,7 +79,7 @@ def test_a_missing_shard_is_named(spare_set):
 def test_what_is_not_a_shard_set_is_a_usage_error(spare_set, change):
     folder = spare_set if change == "no manifest" else spare_set / "nowhere"
     (spare_set / "manifest.json").unlink()
-    with pytest.raises(UsageError, match=rf"{folder} .*build coco"):
+    with pytest.raises(UsageError, match=rf"{folder}: not a shard set .*build coco"):
         Store(folder)
 
 

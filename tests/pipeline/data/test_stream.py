@@ -29,7 +29,7 @@ JITTER = DataSettings(crop=CROP)
 
 def batches(store, count, settings=JITTER, task="panoptic", seed=5, position=0, share=None):
     share = share or BatchSplit(GLOBAL, 4)
-    return list(islice(train_stream(settings, store, task, seed, position, share), count))
+    return list(islice(train_stream(settings, [store], task, seed, position, share), count))
 
 
 def fingerprints(stream) -> dict[int, tuple]:
@@ -132,7 +132,7 @@ def test_worlds_take_over_from_one_another_to_the_bit(train_set):
         turns = size // (world * micro)
         for rank in range(world):
             share = BatchSplit(size, micro, world, rank)
-            stream = train_stream(JITTER, train_set, "panoptic", 5, position, share)
+            stream = train_stream(JITTER, [train_set], "panoptic", 5, position, share)
             part = list(islice(loader(stream, 1 + rank % 2), steps * turns))
             firsts = [
                 position + step * size + (turn * world + rank) * micro

@@ -123,7 +123,7 @@ def test_a_set_built_to_s3_is_the_local_one_and_streams(tmp_path, tmp_path_facto
         cache = CacheSettings(str(tmp_path / "cache"), gib=1)
         settings, share = DataSettings(crop=64, cache=cache), BatchSplit(4, 2)
         streams = (
-            train_stream(settings, Store(place, cache=cache), "panoptic", 5, 0, share)
+            train_stream(settings, [Store(place, cache=cache)], "panoptic", 5, 0, share)
             for place in ("s3://sets/coco/train", photographs / "train")
         )
         for ours, theirs in islice(zip(*streams, strict=True), 3):

@@ -107,7 +107,7 @@ def test_a_stream_of_them_is_the_stream_of_what_build_makes(raw, foreign, tmp_pa
 def crops(folder: Path, task: str) -> dict[str, list]:
     """An epoch of the stream, by name of the image; nothing in it is drawn by chance."""
     settings = DataSettings(crop=64, augment="none")
-    stream = train_stream(settings, Store(folder), task, 0, 0, BatchSplit(1, 1))
+    stream = train_stream(settings, [Store(folder)], task, 0, 0, BatchSplit(1, 1))
     return {
         Path(batch.keys[0]).name: [part.tolist() for part in batch[:5]]
         for batch in islice(stream, len(NAMES))
@@ -296,5 +296,5 @@ def test_a_disk_that_refuses_leaves_no_set(raw, tmp_path, monkeypatch, code, err
     monkeypatch.setattr("shards.build.index_tars.save_rows", refuse)
     with pytest.raises(error, match=f"{folder}: .* and run again"):
         indexed(folder)
-    with pytest.raises(UsageError, match="no finished shard set"):
+    with pytest.raises(UsageError, match="not a shard set"):
         Manifest.load(folder)

@@ -261,7 +261,7 @@ MANIFEST = Manifest(
 def test_a_manifest_comes_back(tmp_path):
     MANIFEST.save(tmp_path)
     assert Manifest.load(tmp_path) == MANIFEST
-    with pytest.raises(UsageError, match="no finished shard set"):
+    with pytest.raises(UsageError, match="not a shard set"):
         Manifest.load(tmp_path / "nowhere")
 
 
