@@ -84,3 +84,17 @@ def palette(index: int) -> tuple[int, int, int]:
     """A color for a category whose publisher gives none; neighbors in `index` differ in hue."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def rgb(values: Iterable[int]) -> tuple[int, int, int]:
+    """Return a color that a file gives as a tuple.
+
+    Raises:
+        DataError: The color is not three numbers from 0 to 255.
+    """
+    parts = tuple(values)
+    if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+        raise DataError(
+            f"the color {list(parts)} is not three numbers from 0 to 255", fix="correct it"
+        )
+    return parts

@@ -20,7 +20,7 @@ _EXTS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # How to decode an image that is only checked. Damage to a JPEG shows in its entropy-coded data,
 # which a decode to an eighth of the size in gray reads completely as well, for less time.
-CHECK_FLAGS = dict.fromkeys(("JPEG", "MPO"), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+CHECK_FLAGS: dict[str, int] = dict.fromkeys(("JPEG", "MPO"), cv2.IMREAD_REDUCED_GRAYSCALE_8)
 
 
 def read_image(
@@ -57,7 +57,7 @@ def check_image(
     """
     try:
         with Image.open(io.BytesIO(image)) as picture:
-            kind, mode, stored = picture.format, picture.mode, picture.size
+            kind, mode, stored = picture.format or "", picture.mode, picture.size
             orientation = _orientation(picture.info.get("exif", b""))
             shown = shown_size(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -68,14 +68,14 @@ def check_image(
             image, shown = _reset_orientation(image), stored
     if size is not None and size != shown:
         raise Reject(mismatch, f"the image is {_by(shown)}, its truth {_by(size)}")
-    flags = CHECK_FLAGS.get(kind or "", cv2.IMREAD_COLOR)
+    flags = CHECK_FLAGS.get(kind, cv2.IMREAD_COLOR)
     if cv2.imdecode(np.frombuffer(image, np.uint8), flags) is None:
         truncated = kind in _ENDS and not image.endswith(_ENDS[kind])
         raise Reject(2 if truncated else 1, f"the {kind} does not decode")
     deep = kind == "PNG" and image[24] == 16  # byte 24 of a PNG is the number of bits per channel
     if deep or mode not in ("RGB", "P"):
         doctor.note(5, f"its mode is {mode}{', 16 bit' * deep}")
-    if _EXTS.get(kind or "") != image_ext(name):
+    if _EXTS.get(kind) != image_ext(name):
         doctor.note(6, f"it is a {kind}")
     return image, *shown
 

@@ -3,7 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -14,6 +14,13 @@ from shards.format.schema import map_type
 
 _MAX_COORDINATE = 100_000  # in pixels; pycocotools needs memory in proportion to a polygon's length
 _MAX_DIGITS = 7  # characters of a compressed run length, 5 bits each: 35 bits
+
+
+class Rle(TypedDict):
+    """A mask `[H, W]` in COCO's compressed form; its run lengths go down the columns."""
+
+    size: list[int]  # height, width
+    counts: str | bytes
 
 
 def check_area(name: str, declared: float, pixels: int, doctor: Doctor) -> None:
@@ -74,7 +81,7 @@ def _empty_table(dtype: type[np.unsignedinteger]) -> np.ndarray:
     return np.zeros(1 << 24, dtype)
 
 
-def to_rle(name: str, segmentation: Any, width: int, height: int, doctor: Doctor) -> dict[str, Any]:
+def to_rle(name: str, segmentation: Any, width: int, height: int, doctor: Doctor) -> Rle:
     """Convert a COCO segmentation to one compressed RLE.
 
     Polygons that cannot be drawn are noted and left out.
@@ -93,8 +100,8 @@ def to_rle(name: str, segmentation: Any, width: int, height: int, doctor: Doctor
     if isinstance(segmentation, list):
         polygons = [p for p in segmentation if _can_draw(name, p, width, height, doctor)]
         if not polygons:
-            return coco_mask.frPyObjects({"size": size, "counts": [width * height]}, *size)
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
+            return _compress([width * height], height, width)
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     declared, counts = list(segmentation["size"]), segmentation["counts"]
     if declared != size:
         raise Reject(20, f"{name} has run lengths of size {declared}, not {size}")
@@ -103,7 +110,12 @@ def to_rle(name: str, segmentation: Any, width: int, height: int, doctor: Doctor
         raise Reject(20, f"{name} has run lengths of {runs.sum()} pixels, not {width * height}")
     if isinstance(counts, str):
         return {"size": size, "counts": counts.encode()}
-    return coco_mask.frPyObjects({"size": size, "counts": counts}, *size)
+    return _compress(counts, height, width)
+
+
+def _compress(counts: list[int], height: int, width: int) -> Rle:
+    plain: Any = {"size": [height, width], "counts": counts}  # the type stubs lack this form
+    return coco_mask.frPyObjects(plain, height, width)
 
 
 def _can_draw(name: str, points: list[float], width: int, height: int, doctor: Doctor) -> bool:
@@ -160,7 +172,7 @@ def _runs(all_counts: Sequence[bytes]) -> list[np.ndarray]:
 
 
 def pack(
-    rles: Sequence[dict[str, Any]], order: Sequence[int], height: int, width: int
+    rles: Sequence[Rle], order: Sequence[int], height: int, width: int
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Put masks that may overlap into few label maps.
 
@@ -185,7 +197,8 @@ def pack(
     layers = [np.zeros((width, height), dtype)]
     counts = [0]
     positions = [(0, 0)] * len(rles)
-    runs = _runs([rle["counts"] for rle in rles]) if rles else []
+    all_counts = [rle["counts"] for rle in rles]
+    runs = _runs([c.encode() if isinstance(c, str) else c for c in all_counts]) if rles else []
     for i in order:
         left, mask = _columns(runs[i], height, dtype)
         box = np.s_[left : left + len(mask)]

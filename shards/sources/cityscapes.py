@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from shards.doctor import Doctor
-from shards.format.taxonomy import Category, Taxonomy
+from shards.format.taxonomy import Category, Taxonomy, rgb
 from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.sources.layout import Layout, table
 from shards.sources.map_item import Description, MapItem, read_split
@@ -38,7 +38,7 @@ _LAYOUT = Layout(
 def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     rows = table("cityscapes")
     categories = [
-        Category(row["id"], row["name"], row["isthing"], tuple(row["color"]))
+        Category(row["id"], row["name"], row["isthing"], rgb(row["color"]))
         for row in rows
         if row["train_id"] != 255 and (row["isthing"] or tasks != ("instance",))
     ]

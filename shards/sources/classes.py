@@ -12,7 +12,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from shards.errors import DataError
-from shards.format.taxonomy import Category, Taxonomy, palette
+from shards.format.taxonomy import Category, Taxonomy, palette, rgb
 
 CLASSES = "classes.yaml"
 _SEE = "see docs/folder.md"
@@ -55,13 +55,10 @@ def load_classes(path: Path) -> tuple[Taxonomy, list[int], dict[str, str]]:
     for index, row in enumerate(description.classes):
         where = f"{path}: classes[{index}]"
         entry = _typed(where, _Class, row)
-        color = tuple(palette(index) if entry.color is None else entry.color)
-        if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-            raise DataError(
-                f"the color {entry.color} of {entry.name} is not three numbers from 0 to 255",
-                where=where,
-                fix="correct it",
-            )
+        try:
+            color = palette(index) if entry.color is None else rgb(entry.color)
+        except DataError as error:
+            raise error.at(where) from error
         categories.append(Category(entry.id, entry.name, entry.isthing, color))
     try:
         taxonomy = Taxonomy.of(description.name, categories)

@@ -11,7 +11,7 @@ import xxhash
 from shards.doctor import Finding
 from shards.errors import DataError
 from shards.format.schema import key_of
-from shards.format.taxonomy import Category, Taxonomy, palette
+from shards.format.taxonomy import Category, Taxonomy, palette, rgb
 from shards.raw.json_entries import Entry, damaged, iterate_entries
 
 _LISTS = ("images", "annotations", "categories")
@@ -133,22 +133,23 @@ class CocoIndex:
         categories = []
         for i, category in enumerate(self.categories):
             try:
-                red, green, blue = category.get("color") or palette(i)
+                color = rgb(category.get("color") or palette(i))
                 isthing = self.kind == "instances" or bool(category["isthing"])
-                categories.append(
-                    Category(category["id"], category["name"], isthing, (red, green, blue))
-                )
+                categories.append(Category(category["id"], category["name"], isthing, color))
             except KeyError as error:
                 raise DataError(
                     f"a category lacks {error}", where=self.path, fix="add it"
                 ) from error
-            except (AttributeError, TypeError, ValueError) as error:
+            except (AttributeError, TypeError, DataError) as error:
                 raise DataError(
                     f"the category {category!r} is malformed",
                     where=self.path,
                     fix="correct it, its color is three numbers from 0 to 255",
                 ) from error
-        return Taxonomy.of(f"coco_{self.kind}", categories)
+        try:
+            return Taxonomy.of(f"coco_{self.kind}", categories)
+        except DataError as error:
+            raise error.at(self.path) from error
 
     def rights(self, photo: Photo) -> dict[str, str]:
         """Return the license and the origin of a photo, as far as the file names them."""

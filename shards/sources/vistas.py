@@ -13,7 +13,6 @@ The classes are the labels that config.json marks for evaluation. The others are
 import json
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import xxhash
 from shards.doctor import Doctor
 from shards.errors import DataError
 from shards.format.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance, Segment
-from shards.format.taxonomy import Category, Taxonomy
+from shards.format.taxonomy import Category, Taxonomy, rgb
 from shards.raw.images import read_ids
 from shards.raw.json_entries import damaged, iterate_entries, read_ranges
 from shards.raw.masks import check_area, number_segments
@@ -50,7 +49,7 @@ _LAYOUT = Layout(
 def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     rows = _load_labels(root / "config.json")
     categories = [
-        Category(label + 1, row["readable"], row["instances"], tuple(row["color"]))
+        Category(label + 1, row["readable"], row["instances"], row["color"])
         for label, row in enumerate(rows)
         if row["evaluate"] and (row["instances"] or tasks != ("instance",))
     ]
@@ -91,7 +90,10 @@ def _load_labels(path: Path) -> list[dict[str, Any]]:
             raise DataError(
                 f"there are labels without {key}", where=path, fix="get the file of version 1.2"
             )
-    return rows
+    try:
+        return [row | {"color": rgb(row["color"])} for row in rows]
+    except DataError as error:
+        raise error.at(path) from error
 
 
 def _missing(path: Path) -> DataError:
@@ -149,8 +151,8 @@ def _read_truth(
         segments, layer = segments_of(ids, lambda id: (labels[id - 1 >> 8] - 1, 0))
         fields["layers"] = layer[None]
         fields["instances"] = [
-            Instance(**asdict(segment) | {"id": segment.id - 1}, layer=0, value=value)
-            for value, segment in enumerate(segments, start=1)
+            Instance(s.id - 1, s.category, s.iscrowd, s.area, s.bbox, layer=0, value=value)
+            for value, s in enumerate(segments, start=1)
         ]
     if "panoptic" in maps:
         ids = read_ids(maps["panoptic"], size)
