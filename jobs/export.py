@@ -1,4 +1,4 @@
-"""`export`: a run's weights as others load them, with a card that says what they are."""
+"""`export`: the weights of a run in the formats of other libraries, with a model card."""
 
 import os
 import pickle
@@ -26,23 +26,35 @@ OFFICIAL = "model.pkl"
 
 
 def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = None) -> Path:
-    """Write the weights of a run's checkpoint to a new folder; returns the folder.
+    """Write the weights of a checkpoint, with a model card, to a new folder.
 
-    `to` transformers: what `Mask2FormerForUniversalSegmentation.from_pretrained` loads, with its
-    image processor. `to` detectron2: a pickle of arrays by the official names. Both with a model
-    card. The folder is there whole or not at all.
+    The folder is written under a temporary name and renamed at the end, so that it is complete if
+    it exists.
 
-    Raises UsageError for an unknown format, a folder that exists, and a net that the others cannot
-    compute.
+    Args:
+        run: A name under runs/, or a path.
+        to: "transformers": a folder for `Mask2FormerForUniversalSegmentation.from_pretrained`, with
+            the image processor. "detectron2": a pickle of arrays under the official names.
+        out: The new folder. Defaults to exports/ in the run's folder.
+        checkpoint: "best", "last", or a step. Defaults to the best with a known score.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        UsageError: The format is unknown, the folder exists or cannot be written, or the other
+            library cannot compute this network.
     """
     if to not in WRITERS:
-        raise UsageError(f"--to {to}: known are {', '.join(WRITERS)}")
+        raise UsageError(f"unknown format {to!r}", where="--to", fix=f"known: {', '.join(WRITERS)}")
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
     model, taxonomy, step = load_model(config, folder, checkpoint, torch.device("cpu"))
     out = (out or folder / EXPORTS / f"{to}-step-{step:09d}").absolute()
     if out.exists():
-        raise UsageError(f"{out} exists; name another folder with --out, or remove it")
+        raise UsageError(
+            "exists already", where=out, fix="name another folder with --out, or remove it"
+        )
     partial = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -52,18 +64,19 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
             _sync(partial)
         partial.rename(out)
     except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror or error}") from error
-    except ValueError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(reason, where=f"--out {out}", fix="name another folder") from error
+    except ValueError as error:  # of model/: the other library has no such network
         raise UsageError(str(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _sync(out.parent)
+    sync(out.parent)
     print(f"step {step} for {to}: {out}")
     return out
 
 
 def _transformers(folder: Path, model: Mask2Former, config: Config, taxonomy: Taxonomy) -> None:
-    logging.set_verbosity_error()  # it warns of every backbone but Swin
+    logging.set_verbosity_error()  # it warns about every backbone except Swin
     logging.disable_progress_bar()
     save_transformers(folder, model, config.model, config.criterion, list(taxonomy.names))
     write_json(folder / "preprocessor_config.json", {
@@ -85,7 +98,8 @@ def _transformers(folder: Path, model: Mask2Former, config: Config, taxonomy: Ta
 
 def _detectron2(folder: Path, model: Mask2Former, config: Config, taxonomy: Taxonomy) -> None:
     tensors = to_detectron2(model, config.model, config.criterion)
-    with whole_file(folder / OFFICIAL) as file:  # "__author__" tells detectron2 whose names
+    with whole_file(folder / OFFICIAL) as file:
+        # detectron2 takes the names as they are only if the file has an "__author__".
         pickle.dump({"model": tensors, "__author__": "Mask2Former at scale"}, file, protocol=4)
 
 
@@ -96,7 +110,8 @@ WRITERS: dict[str, Callable[[Path, Mask2Former, Config, Taxonomy], Any]] = {
 
 
 def _sync(folder: Path) -> None:
-    """Have the folder and its files on the disk."""
-    for path in (*folder.iterdir(), folder):
-        if path.is_file() or path == folder:
+    """Flush a folder and its files to the disk."""
+    for path in folder.iterdir():
+        if path.is_file():
             sync(path)
+    sync(folder)

@@ -1,4 +1,4 @@
-"""`export`, loaded by its readers as the card says; `model.init_from` of what was written."""
+"""`export`, loaded by other libraries as the card says, and by `model.init_from`."""
 
 import contextlib
 import pickle
@@ -24,15 +24,15 @@ from shards.jsonl import rows
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 
-WIDE = ("model.dim=256", "model.norm=batch")
+EXPORTABLE = ("model.dim=256", "model.norm=batch")
 PHOTO = next((SAMPLE / "val2017").glob("*.jpg"))
 
 
 @pytest.fixture(scope="module")
 def work(photographs, tmp_path_factory):
-    """A folder with an untrained run of a width that others can load, scored, and both exports."""
+    """A folder with an untrained, scored run that other libraries can load, and both exports."""
     folder = tmp_path_factory.mktemp("export")
-    run = small.untrained(folder, photographs, *WIDE)
+    run = small.untrained(folder, photographs, *EXPORTABLE)
     write_json(run / "evaluations/step-000000000.json", {"step": 0, "PQ": 12.345, "AP": None})
     for words in (["transformers", "--out", "out/transformers"], ["detectron2"]):
         outcome = small.call(folder, "export", small.NAME, "--to", *words)
@@ -75,7 +75,7 @@ def test_the_code_of_the_card_runs(work, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     names = {}
     with contextlib.chdir(tmp_path):
-        exec(code, names)
+        exec(code, names)  # the names that the code defines
     assert names["model"].config.id2label[0] == "person"
     assert names["outputs"].class_queries_logits.shape == (1, 12, 134)
     assert names["result"]["segmentation"].shape == names["image"].size[::-1]
@@ -92,7 +92,7 @@ def test_a_run_starts_from_what_was_written(work, state, photographs, to):
         "detectron2": f"{exported(work, 'detectron2')}/model.pkl",
         "run": small.NAME,
     }[to]
-    _, preset, *overrides = small.words(photographs, *WIDE, f"model.init_from={path}")
+    _, preset, *overrides = small.words(photographs, *EXPORTABLE, f"model.init_from={path}")
     with contextlib.chdir(work):
         config = configs.load(preset, [*overrides, "name=second"])
         check(config)
@@ -115,8 +115,11 @@ def test_transformers_finds_every_tensor_and_the_pickle_is_detectron2s(work):
 def test_mistakes_are_exit_2(work, photographs, tmp_path):
     again = ["export", small.NAME, "--to", "transformers", "--out", "out/transformers"]
     for command, pattern in (
-        (again, "transformers exists; name another"),
-        (["export", small.NAME, "--to", "onnx"], "--to onnx: known are transformers, detectron2"),
+        (again, "out/transformers: exists already; name another folder with --out"),
+        (
+            ["export", small.NAME, "--to", "onnx"],
+            "--to: unknown format 'onnx'; known: transformers, detectron2",
+        ),
         (["export", "nobody", "--to", "transformers"], "no run 'nobody'"),
     ):
         outcome = small.call(work, *command)
@@ -129,9 +132,9 @@ def test_mistakes_are_exit_2(work, photographs, tmp_path):
     assert list((tmp_path / "runs" / small.NAME / "exports").iterdir()) == []
 
 
-def test_what_does_not_fit_is_refused_before_training_but_not_on_going_on(work, photographs):
+def test_weights_that_do_not_fit_are_refused_before_training_but_not_on_resume(work, photographs):
     def config(*changes):
-        _, preset, *overrides = small.words(photographs, *WIDE, *changes)
+        _, preset, *overrides = small.words(photographs, *EXPORTABLE, *changes)
         return configs.load(preset, overrides)
 
     path = exported(work, "detectron2") / "model.pkl"
@@ -139,19 +142,19 @@ def test_what_does_not_fit_is_refused_before_training_but_not_on_going_on(work, 
         UsageError, match=r"of another shape: .*query_feat.* \[12, 256\] where \[9,"
     ):
         check(config(f"model.init_from={path}", "model.queries=9"))
-    gone = config("model.init_from=gone.pkl")
+    missing = config("model.init_from=gone.pkl")
     with pytest.raises(UsageError, match=r"model\.init_from=.*gone\.pkl: .*No such file"):
-        check(gone)
-    check(gone, fresh=False)
-    elsewhere = config(f"model.init_from={path}", "model.weights=nowhere")
-    check(elsewhere)  # init_from takes the place of weights
+        check(missing)
+    check(missing, fresh=False)
+    without_weights = config(f"model.init_from={path}", "model.weights=nowhere")
+    check(without_weights)  # init_from is used instead of weights
 
 
 @pytest.mark.slow
 def test_training_says_what_it_starts_from(work, state, photographs):
     path = exported(work, "detectron2") / "model.pkl"
     changes = ("name=second", "trainer.steps=2", f"model.init_from={path}", "optimizer.lr=1e-9")
-    words = small.words(photographs, *WIDE, *changes)
+    words = small.words(photographs, *EXPORTABLE, *changes)
     outcome = small.finish(small.start(work, *words))
     assert outcome.code == 0, outcome.err
     assert f"model.init_from={path}, a detectron2 checkpoint: {len(state)} tensors" in outcome.out
