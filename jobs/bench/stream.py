@@ -1,6 +1,6 @@
-"""Raw samples beside stock webdataset, what their order costs, then `stream_decode`.
+"""The rate of raw samples beside stock webdataset, the cost of their order, and `stream_decode`.
 
-M2F_COCO names a COCO folder whose photographs are repeated; without it the CC BY sample is read.
+M2F_COCO names a COCO folder whose photographs are repeated; without it, the CC BY sample is used.
 """
 
 import tempfile
@@ -23,14 +23,14 @@ from shards.format.manifest import File, Shard
 
 SAMPLES, SHARDS = 1500, 16
 SEED, BATCH = 1, 16
-FAR = 10_000_000  # a position to go on from
-SHARD_SAMPLES = 800  # of COCO in 128 MiB
+FAR = 10_000_000  # a position to resume from
+SHARD_SAMPLES = 800  # COCO samples in a shard of 128 MiB
 SIZES = {"120k": 120_000, "20m": 20_000_000}
 SETTINGS = DataSettings()
 
 
 def rows() -> list[dict]:
-    """Raw rates from the page cache, one process each; seconds to draw and to resume an order."""
+    """Measure raw rates from the page cache, and the time to draw and to resume an order."""
     with tempfile.TemporaryDirectory() as folder:
         store = repeated(Path(folder))
         tars = [str(store.folder / shard.name) for shard in store.manifest.shards]
@@ -59,7 +59,7 @@ def rows() -> list[dict]:
 
 
 def ours(store: Store) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and members of an epoch's samples, shuffled and verified."""
+    """Yield key and members of the samples of an epoch, shuffled and verified."""
     order = order_of([store], SETTINGS, SEED)
     for position in range(len(store)):
         sample = order.at(position).sample
@@ -67,19 +67,19 @@ def ours(store: Store) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def stock(tars: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The same by webdataset's own means; it verifies nothing."""
+    """Yield the same by stock webdataset, which does not verify samples."""
     for sample in wds.WebDataset(tars, shardshuffle=len(tars), seed=SEED).shuffle(1000):
         yield sample["__key__"], {k: v for k, v in sample.items() if not k.startswith("__")}
 
 
 def batch(store: Store, position: int) -> None:
-    """The first batch of a stream that starts at `position`."""
-    share = BatchSplit(BATCH, BATCH)
-    next(iter(train_stream(SETTINGS, [store], "panoptic", SEED, position, share)))
+    """Prepare the first batch of a stream that starts at `position`."""
+    split = BatchSplit(BATCH, BATCH)
+    next(iter(train_stream(SETTINGS, [store], "panoptic", SEED, position, split)))
 
 
 def order(samples: int) -> Order:
-    """The order of a set of that many samples."""
+    """Return the order of a set of `samples` samples."""
     return Order([SetOrder((SHARD_SAMPLES,) * (samples // SHARD_SAMPLES), SEED, "bench")])
 
 
@@ -90,7 +90,7 @@ def draw_batch(order: Order, position: int) -> None:
 
 
 def repeated(folder: Path) -> Store:
-    """The photographs many times over, as one shard set."""
+    """Build one shard set that contains the photographs many times."""
     raw = stream_decode.coco()
     build("coco", raw, folder / "once", splits=["train"], shards=1, report=lambda _: None)
     once = Store(folder / "once" / "train")

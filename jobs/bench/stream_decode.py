@@ -1,8 +1,8 @@
-"""Decode, LSJ-1024 and targets on one core, beside a mapper that takes the reference's steps.
+"""Decoding, LSJ-1024 and targets on one core, beside a mapper with the steps of Detectron2's.
 
-The mapper is ours, written to the published data path: Pillow decodes, flips, resizes and crops
-the image and the RGB panoptic PNG, then every segment becomes a bool tensor of its own. Both sides
-draw the same numbers. M2F_COCO names a COCO folder; without it the CC BY sample is read.
+The mapper is written here after the published data path: Pillow decodes, flips, resizes and crops
+the image and the RGB panoptic PNG, and every segment becomes a separate bool tensor. Both sides
+draw the same random numbers. M2F_COCO names a COCO folder; without it, the CC BY sample is used.
 """
 
 import json
@@ -33,12 +33,12 @@ SETTINGS = DataSettings()
 MICRO = 2
 SEED = 0
 IMAGES = 70
-BATCHES = 20  # through a loader process
-PUBLISHED_MS = 27  # of such a mapper for a COCO image, one core
+BATCHES = 20  # from a loader process, to measure its memory
+PUBLISHED_MS = 27  # published time of such a mapper per COCO image on one core
 
 
 def rows() -> list[dict]:
-    """Images a second and core, bytes of labels, and the memory of a loader process."""
+    """Measure images per second and core, bytes of labels, and the memory of a loader process."""
     raw = coco()
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(0)
@@ -62,7 +62,7 @@ def rows() -> list[dict]:
         row("stream.lsj_rate", "images/s/core", len(store) / seconds["ours"], better="higher",
             target=">= 2.5x", peer=len(store) / seconds["mapper"], peer_name=name),
         row("stream.label_bytes", "MB/image", np.mean(labels) / 1e6, better="lower",
-            target="<= 0.15x", peer=np.mean(masks) / 1e6, peer_name="a bool mask an object"),
+            target="<= 0.15x", peer=np.mean(masks) / 1e6, peer_name="one bool mask per object"),
         row("stream.mapper_time", "ms/image", mapper_ms, better="lower", target="0.7x to 1.3x",
             peer=PUBLISHED_MS, peer_name="published cost"),
         row("stream.loader_memory", "MiB", memory, better="lower"),
@@ -70,12 +70,12 @@ def rows() -> list[dict]:
 
 
 def coco() -> Path:
-    """The raw photographs to measure on."""
+    """Return the folder of the photographs to measure on."""
     return Path(os.environ.get("M2F_COCO", SAMPLE))
 
 
 def ours(store: Store, number: int) -> dict:
-    """One sample from the bytes in the shard to what is collated."""
+    """Process one sample from its bytes in the shard up to collation."""
     sample = {"key": store.index.key[number], "position": number, "epoch": 0}
     decoded = decode_stage(
         sample | {"stored": store.load(number)}, "panoptic", sum(store.manifest.taxonomy.things)
@@ -84,7 +84,7 @@ def ours(store: Store, number: int) -> dict:
 
 
 class Mapper:
-    """The reference's panoptic LSJ mapper, step by step, from raw files."""
+    """A panoptic LSJ mapper from raw files, with the steps of Detectron2's."""
 
     def __init__(self, raw: Path):
         self.raw = raw
@@ -95,7 +95,12 @@ class Mapper:
         }
 
     def __call__(self, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Image u8 [3,1024,1024], masks bool [n,1024,1024] and the publisher's classes [n]."""
+        """Map one image.
+
+        Returns:
+            The image uint8 [3, 1024, 1024], the masks bool [N, 1024, 1024], and the publisher's
+            category ids int64 [N].
+        """
         random = keyed_generator(SEED, 0, key, "augment")
         flip, s, u = random.random(), random.uniform(*SETTINGS.scale), random.random()
         crop = SETTINGS.crop
@@ -138,12 +143,11 @@ def _label_bytes(batch: Batch) -> int:
 
 
 def _loader_memory(store: Store) -> float:
-    """Peak resident memory of a loader process, MiB, with torch's shared pages."""
+    """Return the peak resident memory of a loader process in MiB, with torch's shared pages."""
     stream = train_stream(SETTINGS, [store], "panoptic", SEED, 0, BatchSplit(MICRO, MICRO))
     batches = loader(stream, 1)
-    peak = 0
+    peak = 0.0
     for _ in islice(batches, BATCHES):
         for process in multiprocessing.active_children():
             peak = max(peak, peak_mib_of(process.pid))
-    batches.close()
     return peak

@@ -1,1 +1,1 @@
-"""Geometry and color of one training sample: image and integer maps together."""
+"""Augmentation of the geometry and color of one sample, image and integer maps together."""

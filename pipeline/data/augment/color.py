@@ -1,19 +1,31 @@
-"""The color jitter of SSD (arXiv 1512.02325), as the reference applies it."""
+"""The color jitter of SSD (arXiv 1512.02325), as Detectron2's Mask2Former applies it.
+
+Every operation maps each level of a channel to another one, so it is a table of 256 entries that
+`cv2.LUT` applies to the whole image.
+"""
 
 import cv2
 import numpy as np
 
-BRIGHTNESS = 32
-CONTRAST = SATURATION = (0.5, 1.5)
-HUE = 18  # of OpenCV's 180
+BRIGHTNESS = 32  # largest change, in levels
+CONTRAST = SATURATION = (0.5, 1.5)  # range of the factor
+HUE = 18  # largest change, of OpenCV's 180
 
 _LEVELS = np.arange(256)
 
 
 def jitter_color(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """u8 [H,W,3] RGB -> the same. Each of four operations has p = 0.5; each clips and truncates.
+    """Apply each of four operations with probability 0.5; each clips and truncates its result.
 
-    Brightness; then contrast, saturation, hue, or with p = 0.5 saturation, hue, contrast.
+    Brightness comes first. Contrast, saturation and hue follow in this order, or with probability
+    0.5 in the order saturation, hue, contrast.
+
+    Args:
+        image: uint8 [H, W, 3], RGB.
+        random: The generator to draw from.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
     """
     if random.random() < 0.5:
         image = cv2.LUT(image, _table(1, random.uniform(-BRIGHTNESS, BRIGHTNESS)))
@@ -39,6 +51,7 @@ def _hue(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """Apply a table to one channel of the image in HSV."""
     tables = np.stack([_LEVELS.astype(np.uint8)] * 3, -1)
     tables[:, channel] = table
     hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables[None])
@@ -46,6 +59,6 @@ def _in_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
 
 
 def _table(factor: float, offset: float = 0) -> np.ndarray:
-    """Every level times `factor` plus `offset`, in float32 as the reference's."""
+    """Return level * factor + offset for all 256 levels, computed in float32 as Detectron2 does."""
     values = _LEVELS.astype(np.float32) * np.float32(factor) + np.float32(offset)
     return values.clip(0, 255).astype(np.uint8)

@@ -1,4 +1,7 @@
-"""The reference's two training data paths, in its order and with its draws; and one without any."""
+"""The recipes of augmentation: the two of Detectron2's Mask2Former, and one without randomness.
+
+Order and draws of the operations are those of the reference.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,9 +13,9 @@ from pipeline.data.augment.color import jitter_color
 from pipeline.data.augment.resize import Window, image_window, maps_window
 from pipeline.data.batch import Truth
 
-PAD_VALUE = 128  # of the image, before normalization; maps are padded with 0 = no segment
-BASE_SCALES = range(5, 21)  # tenths of `base` that `shortest_edge` chooses from
-LONGEST = 4  # times `base`
+PAD_VALUE = 128  # level of image padding before normalization; maps are padded with 0 (none)
+BASE_SCALES = range(5, 21)  # sizes that `shortest_edge` chooses from, in tenths of `base`
+LONGEST = 4  # largest size of the longer side, in units of `base`
 CROP_TRIES = 10
 
 
@@ -42,11 +45,11 @@ class AugmentSettings:
 
     @property
     def crop_size(self) -> tuple[int, int]:
-        """Height and width of every sample."""
+        """The height and width of every sample."""
         return self.crop, self.crop_width or self.crop
 
     def keeps_empty(self, task: str) -> bool:
-        """Whether a segment without a pixel stays, with its class."""
+        """Return whether segments without a pixel are kept."""
         if self.keep_empty is not None:
             return self.keep_empty
         return task == "panoptic" or (task == "instance" and self.augment != "lsj")
@@ -55,21 +58,28 @@ class AugmentSettings:
 def augment(
     image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """One draw of `settings.augment` for the image u8 [h,w,3] and the maps of its truth.
+    """Augment one sample by the recipe `settings.augment`, and pad it to the size of the crop.
 
-    Returns the image u8 [3,H,W], the maps [layers,H,W] and the (height, width) not padded.
+    Args:
+        image: uint8 [h, w, 3].
+        truth: The truth, with maps [L, h, w].
+        settings: The recipe and its parameters.
+        random: The generator to draw from; "none" does not use it.
+
+    Returns:
+        The image uint8 [3, H, W], the maps [L, H, W], and the (height, width) without padding.
     """
     image, maps = RECIPES[settings.augment](image, truth, settings, random)
-    size = image.shape[:2]
+    size = _size(image)
     return _padded_image(image, settings.crop_size), _padded(maps, settings.crop_size), size
 
 
 def large_scale_jitter(
     image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flip with p = 0.5, resize to fit the crop times s ~ U(scale), crop.
+    """Flip with probability 0.5, resize to fit the crop times s ~ U(scale), and crop.
 
-    One random number places the crop on both axes, as in the reference.
+    One random number determines the offset of the crop on both axes, as in the reference.
     """
     flip, s, u = random.random(), random.uniform(*settings.scale), random.random()
     maps = truth.maps
@@ -79,15 +89,17 @@ def large_scale_jitter(
     rows, columns = _at_most((height, width), settings.crop_size)
     top, left = round((height - rows) * u), round((width - columns) * u)
     window = Window(height, width, top, left, rows, columns)
-    return _shown(image, maps, window, settings.resize)
+    return _cut(image, maps, window, settings.resize)
 
 
 def shortest_edge(
     image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resize the shorter side to a choice of sizes, crop anywhere, jitter colors, flip.
+    """Resize the shorter side to a random size, crop at random, jitter the colors, and flip.
 
-    Sizes are tenths of `base`, rounded down, if the longer side stays within 4 times `base`.
+    The sizes are tenths of `base`, rounded down; a smaller one is used if the longer side would
+    otherwise exceed 4 times `base`. The crop is drawn up to CROP_TRIES times until no class
+    exceeds `category_max_area`.
     """
     short = int(0.1 * BASE_SCALES[random.integers(len(BASE_SCALES))] * settings.base)
     sides = np.array(image.shape[:2])
@@ -110,25 +122,30 @@ def shortest_edge(
 def fit(
     image: np.ndarray, truth: Truth, settings: AugmentSettings, random: object
 ) -> tuple[np.ndarray, np.ndarray]:
-    """No randomness: the whole picture, as large as the crop holds. For overfitting tests."""
+    """Resize the whole image to fit the crop, without randomness, as for overfitting tests."""
     height, width = _fitted(image, settings.crop_size, 1)
-    return _shown(image, truth.maps, Window(height, width, 0, 0, height, width), settings.resize)
+    return _cut(image, truth.maps, Window(height, width, 0, 0, height, width), settings.resize)
 
 
 RECIPES = {"lsj": large_scale_jitter, "shortest_edge": shortest_edge, "none": fit}
 
 
-def _shown(
+def _cut(
     image: np.ndarray, maps: np.ndarray, window: Window, backend: str
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Return a window of the resized image and maps."""
     return image_window(image, window, backend), maps_window(maps, window, backend)
 
 
 def _fitted(image: np.ndarray, crop: tuple[int, int], scale: float) -> tuple[int, int]:
-    """Height and width of the picture in a box of `scale` times the crop, rounded half to even."""
-    sides = image.shape[:2]
-    factor = min(side * scale / source for side, source in zip(crop, sides, strict=True))
-    return tuple(max(1, round(source * factor)) for source in sides)
+    """Return the (height, width) that fits `scale` times the crop, rounded half to even."""
+    height, width = _size(image)
+    factor = min(crop[0] * scale / height, crop[1] * scale / width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _size(image: np.ndarray) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
 
 
 def _at_most(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
@@ -136,7 +153,7 @@ def _at_most(size: tuple[int, int], crop: tuple[int, int]) -> tuple[int, int]:
 
 
 def _is_varied(truth: Truth, max_area: float) -> bool:
-    """Whether no class has `max_area` or more of all labeled pixels (1: always)."""
+    """Return whether every class has less than `max_area` of the labeled pixels; 1 allows all."""
     if max_area >= 1:
         return True
     areas: Counter[int] = Counter()
@@ -147,7 +164,7 @@ def _is_varied(truth: Truth, max_area: float) -> bool:
 
 
 def _padded_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """u8 [h,w,3] -> [3,*size], gray past the bottom and the right."""
+    """Pad uint8 [h, w, 3] with gray at the bottom and right: uint8 [3, *size]."""
     out = np.full((3, *size), PAD_VALUE, np.uint8)
     rows, columns = image.shape[:2]
     cv2.split(image, [plane[:rows, :columns] for plane in out])
@@ -155,7 +172,7 @@ def _padded_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _padded(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[layers,h,w] -> [layers,*size], 0 past the bottom and the right."""
+    """Pad maps [L, h, w] with 0 at the bottom and right: [L, *size]."""
     if maps.shape[1:] == size:
         return np.ascontiguousarray(maps)
     out = np.zeros((len(maps), *size), maps.dtype)

@@ -1,6 +1,7 @@
-"""A window of a resized picture and of its integer maps, made without resizing the rest.
+"""A window of a resized image and of its integer maps, computed without the rest of the image.
 
-Pixel centers: pixel x of a side of n pixels that becomes m lies at (x + 1/2) m/n - 1/2.
+Coordinates refer to pixel centers: if a side of n pixels is resized to m pixels, the center of
+pixel x moves to (x + 1/2) m/n - 1/2.
 """
 
 import math
@@ -11,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 BACKENDS = ("cv2", "pil")
-PHASE = 1 / 64  # of a source pixel: how far off a window of the picture may lie
-REACH = 160  # output pixels before a window that may be made in vain to find such a phase
+PHASE = 1 / 64  # largest shift of a window, in source pixels
+REACH = 160  # output pixels before a window that are searched for an aligned start
 
 
 class Window(NamedTuple):
-    """`rows` x `columns` pixels at (top, left) of the picture resized to `height` x `width`."""
+    """`rows` x `columns` pixels at (top, left) of an image resized to `height` x `width`."""
 
     height: int
     width: int
@@ -27,22 +28,28 @@ class Window(NamedTuple):
 
     @property
     def part(self) -> tuple[slice, slice]:
-        """The window as an index into the resized picture."""
+        """The window as an index into the resized image."""
         bottom, right = self.top + self.rows, self.left + self.columns
         return slice(self.top, bottom), slice(self.left, right)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """u8 [h,w,3] -> u8 [height,width,3], antialiased when it shrinks."""
+    """Resize uint8 [h, w, 3] to uint8 [height, width, 3], with antialiasing if it shrinks."""
     return cv2.resize(image, (width, height), interpolation=_interpolation(image, height, width))
 
 
 def image_window(image: np.ndarray, window: Window, backend: str = "cv2") -> np.ndarray:
-    """u8 [h,w,3] -> u8 [rows,columns,3].
+    """Return a window of the resized image.
 
-    `cv2` averages areas where it shrinks and interpolates where it grows; the window is that of
-    `resize` but for a shift of at most 1/64 of a source pixel. `pil` is Pillow's bilinear filter,
-    to the bit what the reference's data path makes.
+    Args:
+        image: uint8 [h, w, 3].
+        window: The window.
+        backend: "cv2" averages areas to shrink and interpolates to enlarge; the result is that
+            of `resize`, shifted by at most PHASE. "pil" is Pillow's bilinear filter, which
+            Detectron2 uses, to the bit.
+
+    Returns:
+        uint8 [rows, columns, 3].
     """
     height, width = window.height, window.width
     if backend == "pil":
@@ -57,25 +64,36 @@ def image_window(image: np.ndarray, window: Window, backend: str = "cv2") -> np.
         )
     )
     fy, fx = height / image.shape[0], width / image.shape[1]
-    near = cv2.resize(image[y.source, x.source], None, fx=fx, fy=fy, interpolation=interpolation)
-    return near[y.skip : y.skip + window.rows, x.skip : x.skip + window.columns]
+    part = cv2.resize(image[y.source, x.source], None, fx=fx, fy=fy, interpolation=interpolation)
+    return part[y.skip : y.skip + window.rows, x.skip : x.skip + window.columns]
 
 
 def maps_window(maps: np.ndarray, window: Window, backend: str = "cv2") -> np.ndarray:
-    """Integer [layers,h,w] -> [layers,rows,columns], nearest by pixel centers.
+    """Return a window of the resized maps: the value of the nearest source pixel.
 
-    A center between two pixels takes the latter; `pil` decides as Pillow does.
+    Args:
+        maps: Integers [L, h, w].
+        window: The window.
+        backend: Resolves ties, when a center lies halfway between two source pixels. "cv2" takes
+            the latter one; "pil" decides as Pillow does.
+
+    Returns:
+        Integers [L, rows, columns].
     """
     if backend == "pil":
         return np.stack([_pil_nearest(layer, window) for layer in maps])
     y = _nearest(maps.shape[1], window.height, window.top, window.rows)
     x = _nearest(maps.shape[2], window.width, window.left, window.columns)
-    # the source's few rows first: what is left is copying whole rows
+    # Columns first, on the few source rows of the window; then whole rows are copied.
     return maps[:, y[0] : y[-1] + 1].take(x, axis=2).take(y - y[0], axis=1)
 
 
 def _pil_nearest(layer: np.ndarray, window: Window) -> np.ndarray:
-    """[h,w] -> [rows,columns] by the rule that Pillow has for 8 and 32 bit, not that for 16."""
+    """Return a window [rows, columns] of a map [h, w], resized by Pillow.
+
+    A map of 16 bits is widened to 32 bits, because Pillow resolves ties of 8 and 32 bits alike and
+    ties of 16 bits otherwise.
+    """
     wide = layer if layer.dtype == np.uint8 else layer.astype(np.int32)
     size = window.width, window.height
     whole = Image.fromarray(wide).resize(size, Image.Resampling.NEAREST)
@@ -83,28 +101,44 @@ def _pil_nearest(layer: np.ndarray, window: Window) -> np.ndarray:
 
 
 class _Aligned(NamedTuple):
-    source: slice  # of the side's pixels
-    skip: int  # pixels made before the window begins
+    """One axis of a part of the source to resize.
+
+    Attributes:
+        source: The source pixels.
+        skip: Number of output pixels of that part before the window.
+    """
+
+    source: slice
+    skip: int
 
 
 def _aligned(source: int, target: int, first: int, count: int) -> _Aligned:
-    """The source pixels that pixels [first, first + count) of a side are made from.
+    """Choose the source pixels from which output pixels [first, first + count) are computed.
 
-    They begin where an output pixel begins on a source pixel, to `PHASE`: there, the part resized
-    by itself is the part of the whole. The border is such a place, if there is none nearer.
+    Args:
+        source: Length of the side before resizing.
+        target: Length of the side after resizing.
+        first: First output pixel of the window.
+        count: Number of output pixels of the window.
     """
+    # Output pixel s begins at s * step in the source. If that is a whole number, the part of the
+    # source from there on, resized by itself, equals the same part of the whole resized image,
+    # because both grids begin at one point. So the nearest start before the window is taken whose
+    # offset from a whole number is at most PHASE, and the output before the window is cut off.
+    # If REACH output pixels hold no such start, the border of the image is one. Resizing the whole
+    # image takes 1.6 times as long if its area is more than twice that of the window.
     step = source / target
-    last = first - math.ceil(1 / step)  # so that interpolation has its neighbor
+    last = first - math.ceil(1 / step)  # one source pixel earlier, which interpolation needs
     starts = np.arange(last, max(0, last - REACH), -1)
-    off = np.abs(starts * step - np.rint(starts * step))
-    found = starts[off <= min(PHASE, step / 4)]
+    offsets = np.abs(starts * step - np.rint(starts * step))
+    found = starts[offsets <= min(PHASE, step / 4)]
     start = int(found[0]) if len(found) else 0
     end = math.ceil((first + count) * step) + 1
     return _Aligned(slice(round(start * step), min(end, source)), first - start)
 
 
 def _nearest(source: int, target: int, first: int, count: int) -> np.ndarray:
-    """The source pixel nearest to each of the pixels [first, first + count) of a side."""
+    """Return the source pixel nearest to each of the output pixels [first, first + count)."""
     return (2 * np.arange(first, first + count) + 1) * source // (2 * target)
 
 
