@@ -53,7 +53,7 @@ def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
     """
     _check_values(config)
     train, val = _check_data(config)
-    _check_model(config, len(val.manifest.taxonomy.categories), fresh)
+    _check_model(config, len(val.manifest.taxonomy), fresh)
     return train, val
 
 

@@ -12,6 +12,7 @@ from rich.progress import track
 
 from jobs import config as configs
 from pipeline.data.stages import read_image
+from pipeline.pictures.regions import predicted_regions
 from pipeline.pictures.render import overlay
 from pipeline.pictures.sheet import write_png
 from pipeline.run.folder import load_model
@@ -48,7 +49,7 @@ def predict(run: str, paths: list[Path], out: Path, checkpoint: str | None = Non
     for path in track(images, description=f"predicting with step {step}", transient=True):
         image = _read(path)
         result = infer(model, image, config.evaluation, taxonomy.things, device)
-        picture = overlay(image, result.panoptic, result.segments, taxonomy)
+        picture = overlay(image, *predicted_regions(result), taxonomy)
         write_png(out / f"{path.stem}.png", picture)
         write_png(out / "panoptic" / f"{path.stem}.png", _id_colors(result.panoptic))
         height, width = image.shape[:2]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Draw = Callable[[int, str, tuple[int, ...]], Tensor]
@@ -16,3 +17,7 @@ class Targets(NamedTuple):
     categories: Tensor  # i64 [B, N], -1 = padding
     layer: Tensor  # i64 [B, N]
     value: Tensor  # i64 [B, N]
+
+    def to(self, device: torch.device) -> "Targets":
+        """Return the targets on `device`. Copies overlap with compute if the source is pinned."""
+        return Targets(*(part.to(device, non_blocking=True) for part in self))

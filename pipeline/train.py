@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.criterion import Criterion, Normalizers, normalizers
 from model.mask2former import Mask2Former, normalize
-from model.targets import Draw, Targets
+from model.targets import Draw
 from model.weights.load import load
 from pipeline.data.batch import BYTES_PER_PIXEL, Batch
 from pipeline.data.keyed import keyed_seed, keyed_uniform
@@ -96,7 +96,7 @@ class Worker:
         )
         self.found = self._announce()
         torch.manual_seed(settings.seed)
-        model = Mask2Former(settings.model, len(self.taxonomy.categories))
+        model = Mask2Former(settings.model, len(self.taxonomy))
         if self.found is None and settings.model.init_from != "none":
             self._initialize(model)
         self.engine = Engine(
@@ -160,8 +160,7 @@ class Worker:
         for batch in micro_batches:
             draw = draws(self.settings.seed, batch)
             predictions = self.engine(normalize(batch.images), draw)
-            targets = Targets(batch.maps, batch.categories, batch.layer, batch.value)
-            losses = self.criterion(predictions, targets, draw, whole)
+            losses = self.criterion(predictions, batch.targets, draw, whole)
             self.engine.backward(sum(losses.values()))
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + loss.detach()
@@ -186,7 +185,8 @@ class Worker:
         queries, criterion = self.settings.model.queries, self.settings.criterion
         news = torch.zeros(len(Normalizers._fields) + 2, dtype=torch.float64, device=self.device)
         for batch in batches:
-            news[:-2] += torch.stack(tuple(normalizers(batch.categories, queries, criterion)))
+            own = normalizers(batch.targets.categories, queries, criterion)
+            news[:-2] += torch.stack(tuple(own))
             news[-2] += len(batch.damaged)
         news[-1] = failure is not None
         dist.all_reduce(news)

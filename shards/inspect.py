@@ -1,23 +1,21 @@
 """What is in a finished shard set: counts, classes, sizes, areas, and single samples to look at."""
 
 import difflib
-import json
 import mmap
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 
 from shards.errors import DataError, UsageError
 from shards.format import foreign
+from shards.format.codec import decode, decode_json, decode_map
 from shards.format.index import SampleIndex, member, members
 from shards.format.manifest import Manifest
-from shards.format.schema import SEMANTIC, Sample, decode, png_size
+from shards.format.schema import SEMANTIC, Sample, Segment
 from shards.parallel import Runner, run
 from shards.verify import decode_image
 
@@ -117,62 +115,64 @@ def overview(folder: Path, runner: Runner) -> Overview:
 
 
 def tally(part: Part) -> Tally:
-    """Count a shard's samples: of each its JSON is read, and its semantic map if that is all."""
-    counted, things = [], part.manifest.taxonomy.things
+    """Count the samples of a shard.
+
+    Only their JSON is read, and the semantic maps of a set that has no other truth.
+
+    Raises:
+        DataError: The shard is damaged.
+    """
+    counted, manifest = [], part.manifest
     try:
         with (
             part.tar.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob,
         ):
-            blob.madvise(mmap.MADV_RANDOM)  # images are stepped over
+            blob.madvise(mmap.MADV_RANDOM)  # the reads skip the images
             for start, length in zip(part.offsets, part.lengths, strict=True):
-                place = start, start + length
-                if part.manifest.foreign:
-                    sample = foreign.load(blob[slice(*place)], part.manifest)
-                    counted.append(_count(sample["json"], partial(sample.get, "semantic"), things))
+                if manifest.foreign:
+                    sample = foreign.load(blob[start : start + length], manifest)
                 else:
-                    document = json.loads(member(blob, *place, "json"))
-                    semantic = partial(_semantic, blob, place, document)
-                    counted.append(_count(document, semantic, things))
+                    sample = _without_image(blob, start, start + length)
+                counted.append(_count(sample, manifest.taxonomy.things))
         return Tally.of(counted)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
         raise DataError(f"{part.tar}: unreadable ({error}); see what verify says of it") from error
 
 
-def _semantic(blob: mmap.mmap, place: tuple[int, int], document: dict[str, Any]) -> np.ndarray:
-    png = member(blob, *place, SEMANTIC)
-    if png_size(png) != (document["width"], document["height"]):
-        raise DataError("a semantic map is not of its image's size")
-    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+def _without_image(blob: mmap.mmap, start: int, end: int) -> Sample:
+    """Return the sample in bytes `start` to `end` of a shard, with no more than `_count` needs."""
+    sample = decode_json(f"byte {start}", member(blob, start, end, "json"))
+    if sample.segments is not None or sample.instances is not None:
+        return sample
+    semantic = decode_map(member(blob, start, end, SEMANTIC), SEMANTIC)
+    if semantic.shape != (sample.height, sample.width):
+        raise DataError("a semantic map has another size than its image")
+    return replace(sample, semantic=semantic)
 
 
-def _count(
-    document: dict[str, Any], semantic: Callable[[], np.ndarray], things: tuple[bool, ...]
-) -> Tally:
-    """The tally of one sample. `semantic` gives its semantic map, if the document lists nothing."""
+def _count(sample: Sample, things: Sequence[bool]) -> Tally:
+    """Return the tally of one sample."""
     classes = len(things)
-    segments, instances = document.get("segments", []), document.get("instances", [])
-    of_class = {
-        name: np.bincount(
-            np.array([entry["category"] for entry in entries], int), minlength=classes
-        )
-        for name, entries in (("segments", segments), ("instances", instances))
-    }
-    if document.keys().isdisjoint(of_class):
-        pixels = np.bincount(semantic().ravel(), minlength=classes + 1)[1:].astype(float)
+
+    def entries_by_class(entries: Sequence[Segment] | None) -> np.ndarray:
+        categories = np.array([entry.category for entry in entries or ()], int)
+        return np.bincount(categories, minlength=classes)
+
+    segments, instances = entries_by_class(sample.segments), entries_by_class(sample.instances)
+    main = sample.segments if sample.segments is not None else sample.instances
+    if main is None:
+        pixels = np.bincount(sample.classes().ravel(), minlength=classes + 1)[1:].astype(float)
     else:
-        main = segments if "segments" in document else instances
         pixels = np.zeros(classes)
         for entry in main:
-            pixels[entry["category"]] += entry["area"]
-    objects = instances if "instances" in document else segments
-    areas = [
-        entry["area"] for entry in objects if things[entry["category"]] and not entry["iscrowd"]
-    ]
-    present = (pixels > 0) | (of_class["segments"] > 0) | (of_class["instances"] > 0)
+            pixels[entry.category] += entry.area
+    objects = sample.instances_or_things(things)
+    areas = [entry.area for entry in objects if things[entry.category] and not entry.iscrowd]
     return Tally(
-        images=present.astype(int),
-        **of_class,
+        images=((pixels > 0) | (segments > 0) | (instances > 0)).astype(int),
+        segments=segments,
+        instances=instances,
         pixels=pixels,
         areas=np.array(areas, float),
         objects=np.array([len(areas)]),
@@ -209,27 +209,7 @@ def load(opened: ShardSet, place: int) -> tuple[np.ndarray, Sample]:
         if opened.manifest.foreign:
             sample = foreign.load(blob, opened.manifest)
         else:
-            sample = decode(members(blob))
+            sample = decode(index.key[place], members(blob))
         return decode_image(sample), sample
     except (DataError, OSError) as error:
         raise DataError(f"{tar}: sample {index.key[place]}: {error}") from error
-
-
-def layers(sample: Sample) -> dict[str, tuple[np.ndarray, list[dict[str, Any]]]]:
-    """Each truth of a sample as something to draw: a map `[H, W]` of ids, 0 = none, and entries
-    with `id` and `category`. Of instances that overlap the smaller are on top."""
-    document, found = sample["json"], {}
-    if sample["segments"] is not None:
-        numbered = [entry | {"id": n} for n, entry in enumerate(document["segments"], start=1)]
-        found["panoptic"] = sample["segments"], numbered
-    if sample["layers"] is not None:
-        ids = np.zeros(sample["layers"].shape[1:], np.int32)
-        numbered = [entry | {"id": n} for n, entry in enumerate(document["instances"], start=1)]
-        for entry in sorted(numbered, key=lambda entry: -entry["area"]):
-            ids[sample["layers"][entry["layer"]] == entry["value"]] = entry["id"]
-        found["instances"] = ids, numbered
-    if sample["semantic"] is not None:
-        present = np.flatnonzero(np.bincount(sample["semantic"].ravel())).tolist()
-        entries = [{"id": value, "category": value - 1} for value in present if value]
-        found["semantic"] = sample["semantic"], entries
-    return found

@@ -18,6 +18,7 @@ from PIL import Image
 from shards.errors import DataError, UsageError
 from shards.files import is_url, sha256
 from shards.format import foreign
+from shards.format.codec import check_round_trip, decode
 from shards.format.index import (
     SAMPLES,
     SampleIndex,
@@ -29,7 +30,7 @@ from shards.format.index import (
     scan,
 )
 from shards.format.manifest import MANIFEST, File, Manifest, Shard
-from shards.format.schema import MAX_PIXELS, Sample, decode, encode, record_of
+from shards.format.schema import MAX_PIXELS, Sample
 from shards.parallel import Runner, processes, run
 from shards.raw.images import shown_size
 from shards.remote import RemoteFolder
@@ -291,22 +292,18 @@ def check_sample(key: str, found: dict[str, bytes], names: tuple[str, ...], clas
     """
     if found.keys() != set(names):
         raise DataError(f"has the members {sorted(found)}, the set has {sorted(names)}")
-    sample, record = decode(found), record_of(key, found)
+    sample = decode(key, found)
     decode_image(sample)
     _check_truth(sample, classes)
-    again = decode(encode(record))
-    for name, value in sample.items():
-        same = np.array_equal if isinstance(value, np.ndarray) else lambda a, b: a == b
-        if not same(value, again[name]):
-            raise DataError(f"its {name} does not survive encoding and decoding")
+    check_round_trip(sample, found)
 
 
 def decode_image(sample: Sample) -> np.ndarray:
     """The image of a sample, u8 RGB `[H, W, 3]`, upright. Raises DataError where its header is
     damaged, differs from the JSON or declares too many pixels, or where it does not decode."""
-    declared = sample["json"]["width"], sample["json"]["height"]
+    declared = sample.width, sample.height
     try:
-        with Image.open(io.BytesIO(sample["image"])) as picture:
+        with Image.open(io.BytesIO(sample.image)) as picture:
             size = shown_size(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"the image has no sound header ({error})") from error
@@ -315,32 +312,34 @@ def decode_image(sample: Sample) -> np.ndarray:
             f"the image declares {size[0]}x{size[1]} pixels, its truth "
             f"{declared[0]}x{declared[1]}; at most {MAX_PIXELS} are read"
         )
-    image = cv2.imdecode(np.frombuffer(sample["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(np.frombuffer(sample.image, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise DataError("the image does not decode")
     return image
 
 
 def _check_truth(sample: Sample, classes: int) -> None:
-    document = sample["json"]
-    segments, instances = document.get("segments", []), document.get("instances", [])
-    for name, truth in (("segments", "segments"), ("instances", "layers")):
-        if (name in document) != (sample[truth] is not None):
+    segments, instances = sample.segments or [], sample.instances or []
+    for name, entries, truth in (
+        ("segments", sample.segments, sample.segments_map),
+        ("instances", sample.instances, sample.layers),
+    ):
+        if (entries is None) != (truth is None):
             raise DataError(f"{name} are in the json or in {name}.png, but not in both")
     for entry in (*segments, *instances):
-        if not 0 <= entry["category"] < classes:
-            raise DataError(f"entry {entry['id']} has category {entry['category']} of {classes}")
-    if sample["segments"] is not None and sample["segments"].max(initial=0) > len(segments):
+        if not 0 <= entry.category < classes:
+            raise DataError(f"entry {entry.id} has category {entry.category} of {classes}")
+    if sample.segments_map is not None and sample.segments_map.max(initial=0) > len(segments):
         raise DataError(f"segments.png has more values than the {len(segments)} entries")
-    if sample["semantic"] is not None and sample["semantic"].max(initial=0) > classes:
+    if sample.semantic is not None and sample.semantic.max(initial=0) > classes:
         raise DataError(f"semantic.png has values past the {classes} classes")
-    if sample["layers"] is None:
+    if sample.layers is None:
         return
-    places = [(entry["layer"], entry["value"]) for entry in instances]
+    places = [(entry.layer, entry.value) for entry in instances]
     twice = [place for place, count in Counter(places).items() if count > 1 and place[1]]
     drawn = {
         (layer, int(value))
-        for layer, values in enumerate(sample["layers"])
+        for layer, values in enumerate(sample.layers)
         for value in np.flatnonzero(np.bincount(values.ravel()))
         if value
     }

@@ -19,7 +19,6 @@ from pipeline.data.store import Store
 from pipeline.run.track import EVENTS
 from pipeline.score.evaluate import load_sample
 from pipeline.score.panoptic import PanopticQuality
-from shards.format.schema import Sample
 from shards.jsonl import rows as read_rows
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -63,17 +62,16 @@ def stride_bound(store: Store, crop: int) -> float:
     quality = PanopticQuality(store.manifest.taxonomy.things)
     for number in range(len(store)):
         _, sample = load_sample(store, number)
-        truth = [s | {"id": n} for n, s in enumerate(sample["json"]["segments"], start=1)]
-        kept = [segment for segment in truth if not segment["iscrowd"]]
-        ids = _through_stride(sample, [segment["id"] for segment in kept], crop)
-        found = [segment for segment in kept if (ids == segment["id"]).any()]
-        quality.update(ids, found, sample["segments"], truth)
+        truth = dict(sample.panoptic())
+        classes = {n: segment.category for n, segment in truth.items() if not segment.iscrowd}
+        ids = _through_stride(sample.segments_map, list(classes), crop)
+        found = {n: category for n, category in classes.items() if (ids == n).any()}
+        quality.update(ids, found, sample.segments_map, truth)
     return quality.result()["PQ"]
 
 
-def _through_stride(sample: Sample, values: list[int], crop: int) -> np.ndarray:
+def _through_stride(segments: np.ndarray, values: list[int], crop: int) -> np.ndarray:
     """The map [H, W] as a net would give it whose stride-4 probabilities are the exact areas."""
-    segments = sample["segments"]
     image = np.zeros((*segments.shape, 3), np.uint8)
     fit = AugmentSettings(crop=crop, augment="none")
     _, maps, (rows, columns) = augment(image, Truth(segments[None], [], [], []), fit, None)

@@ -90,7 +90,7 @@ def case(device: torch.device) -> tuple[Tensor, Targets]:
     values = torch.arange(1, MASKS + 1).expand(batch, MASKS)
     targets = Targets(maps, categories, torch.zeros_like(values), values)
     images = torch.randn(batch, 3, size, size, device=device)
-    return images, Targets(*(x.to(device) for x in targets))
+    return images, targets.to(device)
 
 
 def build(

@@ -78,7 +78,7 @@ def ours(store: Store, number: int) -> dict:
     """Process one sample from its bytes in the shard up to collation."""
     sample = {"key": store.index.key[number], "position": number, "epoch": 0}
     decoded = decode_stage(
-        sample | {"stored": store.load(number)}, "panoptic", sum(store.manifest.taxonomy.things)
+        sample | {"stored": store.load(number)}, "panoptic", store.manifest.taxonomy.things
     )
     return augment_stage(decoded, SETTINGS, "panoptic", SEED)
 
@@ -139,7 +139,7 @@ def _fixed_size(array: np.ndarray, fill: int) -> np.ndarray:
 
 
 def _label_bytes(batch: Batch) -> int:
-    return sum(part.nbytes for part in (batch.maps, batch.categories, batch.layer, batch.value))
+    return sum(part.nbytes for part in batch.targets)
 
 
 def _loader_memory(store: Store) -> float:

@@ -12,10 +12,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from jobs.inspect.page import page
+from pipeline.pictures.regions import true_regions
 from pipeline.pictures.render import overlay, side_by_side
 from shards.errors import UsageError
 from shards.files import whole_file
-from shards.inspect import Overview, ShardSet, find, layers, load, overview, pick
+from shards.inspect import Overview, ShardSet, find, load, overview, pick
 from shards.parallel import processes
 from shards.verify import shard_sets
 
@@ -69,8 +70,8 @@ def draw_sample(opened: ShardSet, position: int) -> np.ndarray:
     image, sample = load(opened, position)
     taxonomy = opened.manifest.taxonomy
     pictures = {
-        name: overlay(image, ids, entries, taxonomy)
-        for name, (ids, entries) in layers(sample).items()
+        name: overlay(image, ids, regions, taxonomy)
+        for name, (ids, regions) in true_regions(sample).items()
     }
     plain = overlay(image, np.zeros(image.shape[:2], int), [], taxonomy)
     return side_by_side(["image", *pictures], [plain, *pictures.values()])
@@ -79,12 +80,12 @@ def draw_sample(opened: ShardSet, position: int) -> np.ndarray:
 def draw_thumbnail(opened: ShardSet, position: int) -> np.ndarray:
     """Return a small picture of a sample under its first truth, uint8 RGB `[H, W, 3]`."""
     image, sample = load(opened, position)
-    ids, entries = next(iter(layers(sample).values()))
+    ids, regions = next(iter(true_regions(sample).values()))
     factor = min(GALLERY_SIDE / max(ids.shape), 1)
     size = [max(round(side * factor), 1) for side in ids.shape[::-1]]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
-    return overlay(image, ids, entries, opened.manifest.taxonomy)
+    return overlay(image, ids, regions, opened.manifest.taxonomy)
 
 
 def headline(described: Overview) -> str:

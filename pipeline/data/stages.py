@@ -2,7 +2,7 @@
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -14,6 +14,7 @@ from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth, truth_of, without_empty
 from pipeline.data.keyed import keyed_generator
 from shards.errors import DataError, UsageError
+from shards.format.schema import Sample
 
 Stage = Callable[[dict[str, Any]], dict[str, Any]]
 IDENTITY = ("key", "position", "epoch")  # of a sample; no stage may change it
@@ -28,13 +29,13 @@ def read_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
     return image
 
 
-def decode_stage(sample: dict[str, Any], task: str, num_things: int) -> dict[str, Any]:
+def decode_stage(sample: dict[str, Any], task: str, things: Sequence[bool]) -> dict[str, Any]:
     """stored (a `Sample`) -> image u8 [H,W,3] and truth."""
-    stored = sample.pop("stored")
-    image = read_image(stored["image"], sample["key"])
-    if image.shape[:2] != (stored["json"]["height"], stored["json"]["width"]):
+    stored: Sample = sample.pop("stored")
+    image = read_image(stored.image, stored.key)
+    if image.shape[:2] != (stored.height, stored.width):
         raise DataError(f"{sample['key']}: image and truth differ in size")
-    return sample | {"image": image, "truth": truth_of(stored, task, num_things)}
+    return sample | {"image": image, "truth": truth_of(stored, task, things)}
 
 
 @lru_cache

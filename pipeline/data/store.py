@@ -14,9 +14,10 @@ from pipeline.data.cache import CacheSettings
 from pipeline.data.fetch import FetchedShards, fetch_set
 from shards.errors import DataError
 from shards.files import is_url, sha256
+from shards.format.codec import decode
 from shards.format.index import SAMPLES, SampleIndex, unpack
 from shards.format.manifest import MANIFEST, Manifest, Shard
-from shards.format.schema import Sample, decode
+from shards.format.schema import Sample
 from shards.remote import RemoteFolder
 
 OPEN_SHARDS = 64  # files that are kept open at one time
@@ -115,7 +116,7 @@ class Store:
             from shards.format import foreign  # 20 MiB of libraries that other sets do not need
 
             return foreign.load(blob, self.manifest)
-        return decode(unpack(blob))
+        return decode(self.index.key[sample], unpack(blob))
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Start to download the shards that are needed next, given most urgent first."""

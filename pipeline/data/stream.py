@@ -186,8 +186,7 @@ def train_stream(
         position: The position at which the first step begins.
         split: The division of the global batch.
     """
-    num_things = sum(stores[0].manifest.taxonomy.things)
-    decode = partial(decode_stage, task=task, num_things=num_things)
+    decode = partial(decode_stage, task=task, things=stores[0].manifest.taxonomy.things)
     return wds.DataPipeline(
         IndexedSource(stores, settings, seed, position, split, decode),
         *(wds.map(partial(user_stage, name=name, seed=seed)) for name in settings.stages),

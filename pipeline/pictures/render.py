@@ -2,13 +2,13 @@
 
 import colorsys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.pictures.regions import Region
 from shards.format.taxonomy import Taxonomy
 
 LEAST_SIDE = 256  # smaller pictures are enlarged, so that names can be read
@@ -21,36 +21,46 @@ Color = tuple[int, int, int]
 
 
 def overlay(
-    image: np.ndarray, ids: np.ndarray, segments: Sequence[Mapping[str, Any]], taxonomy: Taxonomy
+    image: np.ndarray, ids: np.ndarray, regions: Sequence[Region], taxonomy: Taxonomy
 ) -> np.ndarray:
-    """The picture under its segments, uint8 [H', W', 3] RGB; H', W' = H, W or a multiple of them.
+    """Draw regions over a picture.
 
-    image: uint8 [H, W, 3] RGB. ids: integer map [H, W] of segment ids, 0 = none, left uncovered.
-    segments: {"id", "category", and perhaps "iscrowd"}; category is an index into the taxonomy.
-    Segments of one class differ in shade. Names go to the largest segments first, never over each
-    other. Raises ValueError where map and picture differ in size.
+    Regions of one class differ in shade. The largest regions get their names first, and no name
+    covers another.
+
+    Args:
+        image: uint8 `[H, W, 3]`, RGB.
+        ids: Integer map `[H, W]` of the regions' ids; pixels with 0 stay uncovered.
+        regions: The regions to draw.
+        taxonomy: The names and colors of the classes.
+
+    Returns:
+        uint8 `[H', W', 3]`, RGB, where H' and W' are H and W or a multiple of both.
+
+    Raises:
+        ValueError: The map and the picture differ in size.
     """
     if image.shape[:2] != ids.shape:
         raise ValueError(f"the picture is {image.shape[:2]}, its map {ids.shape}")
     factor = -(-LEAST_SIDE // min(ids.shape))
-    masks = [_enlarged(ids == segment["id"], factor) for segment in segments]
+    masks = [_enlarged(ids == region.id, factor) for region in regions]
     shown = [n for n, mask in enumerate(masks) if mask.any()]
     seen: Counter[int] = Counter()
     shades = []
-    for segment in segments:
-        category = segment["category"]
-        shades.append(_shade(taxonomy.categories[category].color, seen[category]))
-        seen[category] += 1
+    for region in regions:
+        color = taxonomy.categories[region.category].color
+        shades.append(_shade(color, seen[region.category]))
+        seen[region.category] += 1
 
     height, width = (side * factor for side in ids.shape)
     canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     for n in shown:
-        thing = taxonomy.things[segments[n]["category"]]
+        thing = taxonomy.things[regions[n].category]
         opacity = _THING_OPACITY if thing else _STUFF_OPACITY
         fill = (1 - opacity) * canvas[masks[n]] + opacity * np.array(shades[n])
         canvas[masks[n]] = np.rint(fill).astype(np.uint8)
     line = max(1, round(min(height, width) / 300))
-    for n in sorted(shown, key=lambda n: taxonomy.things[segments[n]["category"]]):  # things on top
+    for n in sorted(shown, key=lambda n: taxonomy.things[regions[n].category]):  # things on top
         contours, _ = cv2.findContours(
             masks[n].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
@@ -58,9 +68,7 @@ def overlay(
 
     shown = [n for n in shown if masks[n].mean() >= _LEAST_LABELED]
     shown.sort(key=lambda n: -np.count_nonzero(masks[n]))
-    texts = [
-        taxonomy.names[s["category"]] + (" crowd" if s.get("iscrowd") else "") for s in segments
-    ]
+    texts = [taxonomy.names[r.category] + (" crowd" if r.iscrowd else "") for r in regions]
     return _label(canvas, [(texts[n], shades[n], masks[n]) for n in shown])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.data.batch import Batch
 from pipeline.data.split import BatchSplit
 from pipeline.data.stream import train_sets, train_stream
+from pipeline.pictures.regions import Region
 from pipeline.pictures.render import overlay
 from pipeline.settings import RunSettings
 from shards.format.taxonomy import Taxonomy
@@ -38,20 +39,21 @@ def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:
     """Image b of a batch, padding included, bare and under its truth: two of u8 [h, w, 3]."""
     image = np.ascontiguousarray(batch.images[b].permute(1, 2, 0).numpy())
     ids = np.zeros(image.shape[:2], np.int32)
-    segments = []
+    regions = []
+    targets = batch.targets
     masks = {
-        n: (batch.maps[b, batch.layer[b, n]] == batch.value[b, n]).numpy()
-        for n in range(batch.categories.shape[1])
-        if batch.categories[b, n] >= 0
+        n: (targets.maps[b, targets.layer[b, n]] == targets.value[b, n]).numpy()
+        for n in range(targets.categories.shape[1])
+        if targets.categories[b, n] >= 0
     }
     for n in sorted(masks, key=lambda n: -np.count_nonzero(masks[n])):  # small ones on top
         ids[masks[n]] = n + 1
-        segments.append({"id": n + 1, "category": int(batch.categories[b, n])})
+        regions.append(Region(n + 1, int(targets.categories[b, n])))
     factor = min(1, SIDE / max(ids.shape))
     size = tuple(round(side * factor) for side in reversed(ids.shape))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return [
         overlay(image, np.zeros_like(ids), [], taxonomy),
-        overlay(image, ids, segments, taxonomy),
+        overlay(image, ids, regions, taxonomy),
     ]

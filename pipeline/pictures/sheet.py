@@ -8,6 +8,7 @@ import torch
 
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
+from pipeline.pictures.regions import predicted_regions, true_regions
 from pipeline.pictures.render import overlay, side_by_side
 from pipeline.score.evaluate import load_sample
 from pipeline.score.inference import InferenceSettings, infer
@@ -26,12 +27,11 @@ def sheet(
     for number in range(min(count, len(store))):
         image, sample = load_sample(store, number)
         result = infer(model, image, settings, taxonomy.things, device)
-        truth = [s | {"id": n} for n, s in enumerate(sample["json"]["segments"], start=1)]
         nothing = np.zeros(image.shape[:2], np.int32)
         triples.append([
             overlay(image, nothing, [], taxonomy),
-            overlay(image, sample["segments"], truth, taxonomy),
-            overlay(image, result.panoptic, result.segments, taxonomy),
+            overlay(image, *true_regions(sample)["panoptic"], taxonomy),
+            overlay(image, *predicted_regions(result), taxonomy),
         ])  # fmt: skip
     if len(triples) % 2:
         triples.append([np.full_like(picture, 255) for picture in triples[-1]])

@@ -115,7 +115,7 @@ def load_model(
     state, trainer = checkpoint.load(path)
     taxonomy = Taxonomy.from_json(trainer["taxonomy"])
     bare = dataclasses.replace(settings.model, weights="none", compile=False)
-    model = Mask2Former(bare, len(taxonomy.categories))
+    model = Mask2Former(bare, len(taxonomy))
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()
                if name.startswith("model.")}  # fmt: skip
     model.load_state_dict(weights)

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from model.mask2former import Mask2Former
-from pipeline.data.batch import truth_of
 from pipeline.data.stages import read_image
 from pipeline.data.store import Store
 from pipeline.distributed import raise_together
@@ -48,24 +47,30 @@ class Scores:
 
     def __post_init__(self):
         self.panoptic = PanopticQuality(self.taxonomy.things)
-        self.instance = InstanceScores(sum(self.taxonomy.things))
-        self.semantic = SemanticScores(len(self.taxonomy.categories))
+        self.instance = InstanceScores(len(self.taxonomy))
+        self.semantic = SemanticScores(len(self.taxonomy))
 
     def update(self, result: Result, sample: Sample) -> None:
         """Count one image."""
-        document = sample["json"]
         if "panoptic" in self.tasks:
-            truth = [s | {"id": n} for n, s in enumerate(document["segments"], start=1)]
-            self.panoptic.update(result.panoptic, result.segments, sample["segments"], truth)
+            assert sample.segments_map is not None
+            classes = {segment["id"]: segment["category"] for segment in result.segments}
+            truth = dict(sample.panoptic())
+            self.panoptic.update(result.panoptic, classes, sample.segments_map, truth)
         if "instance" in self.tasks:
-            size = document["height"], document["width"]
-            truth = _true_instances(sample, sum(self.taxonomy.things))
+            layers = sample.instance_layers
+            truth = [
+                {"category": i.category, "iscrowd": i.iscrowd, "area": i.area}
+                | {"mask": layers[i.layer] == i.value}
+                for i in sample.instances_or_things(self.taxonomy.things)
+            ]
+            size = sample.height, sample.width
             self.instance.update(
-                document["image_id"], size, result.scores, result.categories, result.masks, truth
+                sample.image_id, size, result.scores, result.categories, result.masks, truth
             )
         if "semantic" in self.tasks:
-            ignored = len(self.taxonomy.categories)
-            classes = truth_of(sample, "semantic", 0).maps[0].astype(np.int64) - 1
+            ignored = len(self.taxonomy)
+            classes = sample.classes().astype(np.int64) - 1
             self.semantic.update(result.semantic, np.where(classes < 0, ignored, classes))
 
     def merge(self, other: "Scores") -> None:
@@ -85,24 +90,12 @@ class Scores:
         rows = [{"name": c.name, "isthing": c.isthing} for c in self.taxonomy.categories]
         for task, result in results.items():
             metric = {"panoptic": "PQ", "instance": "AP", "semantic": "IoU"}[task]
-            for row, value in zip(rows, result.pop("classes"), strict=False):
+            for row, value in zip(rows, result.pop("classes"), strict=True):
+                if task == "instance" and not row["isthing"]:
+                    continue
                 row |= value if isinstance(value, dict) else {metric: value}
         scores = {name: value for result in results.values() for name, value in result.items()}
         return _finite(scores | {"classes": rows})
-
-
-def _true_instances(sample: Sample, num_things: int) -> list[dict[str, Any]]:
-    """Instance truth, crowds included: the set's own, else the thing segments."""
-    document = sample["json"]
-    if sample["layers"] is not None:
-        return [
-            i | {"mask": sample["layers"][i["layer"]] == i["value"]} for i in document["instances"]
-        ]
-    return [
-        s | {"mask": sample["segments"] == n}
-        for n, s in enumerate(document["segments"], start=1)
-        if s["category"] < num_things
-    ]
 
 
 def _finite(value: Any) -> Any:
@@ -117,7 +110,7 @@ def _finite(value: Any) -> Any:
 def load_sample(store: Store, number: int) -> tuple[np.ndarray, Sample]:
     """RGB image u8 [H,W,3] and the whole truth of one sample."""
     sample = store.load(number)
-    return read_image(sample["image"], store.index.key[number]), sample
+    return read_image(sample.image, store.index.key[number]), sample
 
 
 def evaluate(

@@ -1,11 +1,11 @@
 """Panoptic quality (Kirillov et al., Panoptic Segmentation, 2019), counted as panopticapi does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Segment = Mapping[str, Any]
+from shards.format.schema import Segment
 
 
 class PanopticQuality:
@@ -26,33 +26,39 @@ class PanopticQuality:
     def update(
         self,
         prediction: np.ndarray,
-        prediction_segments: Sequence[Segment],
+        predicted_classes: Mapping[int, int],
         truth: np.ndarray,
-        truth_segments: Sequence[Segment],
+        segments: Mapping[int, Segment],
     ) -> None:
         """Count one image.
 
-        prediction, truth: integer maps [H, W] of segment ids, 0 where there is none.
-        prediction_segments: {"id", "category"}; truth_segments: {"id", "category", "iscrowd",
-        "area"}, where the area counts as it stands. Raises ValueError where a map holds an id that
-        is not listed, a listed prediction has no pixel, or a category is not one of the classes.
+        Args:
+            prediction: Integer map `[H, W]` of segment ids, 0 = none.
+            predicted_classes: The class of each predicted segment, by its id in the map.
+            truth: Integer map `[H, W]` of segment ids, 0 = void.
+            segments: The true segments by their ids in the map. Their areas are the publisher's,
+                which count even if the map has another number of pixels.
+
+        Raises:
+            ValueError: A map holds an id that is not listed, a listed prediction has no pixel, or
+                a category is not one of the classes.
         """
         if prediction.shape != truth.shape:
             raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
-        predicted = self._categories("prediction", prediction_segments)
-        category = self._categories("truth", truth_segments)
-        crowd = np.array([bool(s["iscrowd"]) for s in truth_segments], bool)
-        truth_area = np.array([s["area"] for s in truth_segments], float)
+        predicted = self._checked("prediction", predicted_classes.values())
+        category = self._checked("truth", [s.category for s in segments.values()])
+        crowd = np.array([bool(s.iscrowd) for s in segments.values()], bool)
+        truth_area = np.array([s.area for s in segments.values()], float)
 
         height, width = len(category) + 1, len(predicted) + 1
-        codes = _ranks("truth", truth, truth_segments).astype(np.int32) * width
-        codes += _ranks("prediction", prediction, prediction_segments).astype(np.int32, copy=False)
+        codes = _ranks("truth", truth, segments).astype(np.int32) * width
+        codes += _ranks("prediction", prediction, predicted_classes).astype(np.int32, copy=False)
         shared = np.bincount(codes.ravel(), minlength=height * width)
         shared = shared.reshape(height, width)  # pixels of each pair, void first
         area = shared.sum(0)[1:]
         if not area.all():
-            empty = prediction_segments[int(np.argmin(area))]
-            raise ValueError(f"prediction segment {empty['id']} has no pixel in its map")
+            empty = list(predicted_classes)[int(np.argmin(area))]
+            raise ValueError(f"prediction segment {empty} has no pixel in its map")
 
         common, void = shared[1:, 1:], shared[0, 1:]
         union = truth_area[:, None] + area - common - void
@@ -100,25 +106,25 @@ class PanopticQuality:
         ]
         return out
 
-    def _categories(self, side: str, segments: Sequence[Segment]) -> np.ndarray:
-        categories = np.array([s["category"] for s in segments], np.int64)
+    def _checked(self, side: str, classes: Collection[int]) -> np.ndarray:
+        categories = np.array(list(classes), np.int64)
         outside = (categories < 0) | (categories >= len(self.things))
         if outside.any():
             raise ValueError(f"{side}: no category {categories[outside][0]} in {len(self.things)}")
         return categories
 
 
-def _ranks(side: str, ids: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
-    """The map [H, W] with n for the n-th of `segments` in place of its id; void stays 0."""
-    listed = [int(s["id"]) for s in segments]
+def _ranks(side: str, ids: np.ndarray, listed: Collection[int]) -> np.ndarray:
+    """Return the map `[H, W]` with n in place of the n-th id of `listed`; void stays 0."""
+    listed = [int(id) for id in listed]
     count, top = len(listed), int(ids.max())
     if listed == list(range(1, count + 1)) and ids.min() >= 0 and top <= count:
         return ids
-    if ids.min() < 0 or min(listed, default=1) < 1 or len(set(listed)) < count:
-        raise ValueError(f"{side}: segment ids must be positive and differ: {sorted(listed)}")
+    if ids.min() < 0 or min(listed, default=1) < 1:
+        raise ValueError(f"{side}: segment ids must be positive: {sorted(listed)}")
     table = np.zeros(max(top, *listed) + 1, np.int32)
     table[listed] = np.arange(1, count + 1)
     ranks = table.take(ids)
-    if (strangers := (ranks == 0) & (ids != 0)).any():
-        raise ValueError(f"{side}: id {ids[strangers][0]} of the map is not among the segments")
+    if (unlisted := (ranks == 0) & (ids != 0)).any():
+        raise ValueError(f"{side}: id {ids[unlisted][0]} of the map is not among the segments")
     return ranks

@@ -14,7 +14,7 @@ from shards.build.writer import Made
 from shards.doctor import FINDINGS, Doctor, Finding, Reject, report_findings, save_findings
 from shards.errors import DataError, UsageError
 from shards.files import disk_errors, sha256
-from shards.format.foreign import SOURCE, record, samples
+from shards.format.foreign import SOURCE, sample, samples
 from shards.format.index import SAMPLES, save_rows
 from shards.format.manifest import MANIFEST, File, Foreign, Manifest, Shard, digest
 from shards.format.schema import IMAGES, TASKS, png_size
@@ -116,7 +116,7 @@ def examine(piece: Tar) -> Made:
             doctor = Doctor(f"{piece.tar.name}/{key}")
             try:
                 size = _examine_image(key, found, piece.manifest.foreign, doctor)
-                sample = record(key, found, piece.manifest, size)
+                made = sample(key, found, piece.manifest, size)
             except Reject as reject:
                 findings += [*doctor.findings, reject.of(doctor.file)]
                 continue
@@ -127,9 +127,9 @@ def examine(piece: Tar) -> Made:
                 "offset": start,
                 "length": end - start,
                 "xxh3": xxhash.xxh3_64_intdigest(file.read(end - start)),
-                "width": sample.width,
-                "height": sample.height,
-                "segments": len(sample.segments or ()),
+                "width": made.width,
+                "height": made.height,
+                "segments": len(made.segments or ()),
                 "instances": 0,
             })  # fmt: skip
     size = piece.tar.stat().st_size

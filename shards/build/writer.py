@@ -10,9 +10,9 @@ from webdataset import TarWriter
 from shards.build.memory import keep_freed_memory
 from shards.doctor import Doctor, Finding, Reject, refuse
 from shards.files import sha256, whole_file
+from shards.format.codec import encode
 from shards.format.index import save_offsets, scan
 from shards.format.manifest import Shard
-from shards.format.schema import encode
 from shards.sources.split import Item
 
 STATE = ".build"  # folder beside the shards: their receipts, and the lock
@@ -100,15 +100,15 @@ def _write(job: Job) -> list[Finding]:
         for item in job.items:
             doctor = Doctor(item.file_name)
             try:
-                record = item.load(doctor)
+                sample = item.load(doctor)
             except Reject as reject:
                 findings += [*doctor.findings, reject.of(item.file_name)]
                 if job.strict:
                     refuse(findings)
                 continue
             findings += doctor.findings
-            if not (job.drop_empty and record.empty):
-                writer.write({"__key__": item.key, **encode(record)})
+            if not (job.drop_empty and sample.empty):
+                writer.write({"__key__": item.key, **encode(sample)})
     return findings
 
 

@@ -16,9 +16,9 @@ from typing import BinaryIO
 from shards.errors import DataError
 from shards.files import leaves_folder
 from shards.format.index import BLOCK
+from shards.format.label_maps import labels_in, labels_of, truth_of_maps
 from shards.format.manifest import Manifest
-from shards.format.schema import Record, Sample, png_size, rights_of, sample_of
-from shards.sources.label_maps import labels_in, labels_of, truth_of_maps
+from shards.format.schema import Sample, png_size, rights_of
 
 SOURCE = "webdataset"
 
@@ -27,7 +27,7 @@ def load(blob: bytes, manifest: Manifest) -> Sample:
     """A sample from its bytes, which are those that were examined. Raises DataError else."""
     [(key, found, *_)] = samples(io.BytesIO(blob), "a sample")
     size = png_size(found[manifest.foreign.labels])  # that of the image, too
-    return sample_of(record(key, found, manifest, size))
+    return sample(key, found, manifest, size)
 
 
 def samples(file: BinaryIO, name: str) -> Iterator[tuple[str, dict[str, bytes], int, int]]:
@@ -64,7 +64,7 @@ def _members(archive: tarfile.TarFile, name: str) -> Iterator[tuple[str, str, ta
         raise DataError(f"{name}: damaged tar header at byte {archive.offset}; get it anew")
 
 
-def record(key: str, found: dict[str, bytes], manifest: Manifest, size: tuple[int, int]) -> Record:
+def sample(key: str, found: dict[str, bytes], manifest: Manifest, size: tuple[int, int]) -> Sample:
     """A sample in our terms, rejected if its truth is not sound; `size` is its image's."""
     foreign, taxonomy = manifest.foreign, manifest.taxonomy
     maps = [
@@ -74,7 +74,7 @@ def record(key: str, found: dict[str, bytes], manifest: Manifest, size: tuple[in
     ]
     labels = labels_of(taxonomy, foreign.ignored)
     width, height = size
-    return Record(
+    return Sample(
         key=key,
         image=found[foreign.image],
         ext=foreign.image,
@@ -84,5 +84,5 @@ def record(key: str, found: dict[str, bytes], manifest: Manifest, size: tuple[in
         width=width,
         height=height,
         rights=rights_of(*manifest.licence),
-        **truth_of_maps(labels, sum(taxonomy.things), maps[0], maps[1] if maps[1:] else None),
+        **truth_of_maps(labels, taxonomy.things, maps[0], maps[1] if maps[1:] else None),
     )

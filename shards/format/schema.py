@@ -1,30 +1,29 @@
-"""One sample, schema 1: what a source yields, which members a shard holds of it, and back.
+"""One sample of schema 1: its type, its names, and the rules that every reader relies on.
 
-Members of a sample (`ext -> bytes`); a shard set has the same ones for every sample:
+A shard holds each sample as members (extension -> bytes). All samples of a shard set have the same
+members (`shards.format.codec` reads and writes them):
 
-- the image, its bytes untouched (`jpg`, or one other extension for the whole set);
-- `json`: `schema image_id file_name source width height`, `licence` and `attribution` ("" where
-  the publisher names none), `segments` and `instances` where there is such truth. `category` is the
-  class index in the manifest's taxonomy, `area` and `bbox` (x, y, w, h in pixels) are the
-  publisher's, floats always: readers that infer types see the same ones in every sample;
-- `segments.png`: panoptic truth `[H, W]`, 0 = void, n = n-th entry of `segments`;
-- `instances.png`: instance truth that may overlap, `[layers * H, W]`; an instance is where its
-  layer equals its `value`, 0 = none;
-- `semantic.png`: semantic truth `[H, W]` where it is its own, 0 = ignored, c + 1 = class c; else it
-  follows from the segments.
+- The image, with its bytes untouched: `jpg`, or one other extension for the whole set.
+- `json`: `schema`, `image_id`, `file_name`, `source`, `width`, `height`, `licence` and
+  `attribution` ("" if the publisher names none), and `segments` and `instances` if the set has that
+  truth. `category` is the class index in the manifest's taxonomy. `area` and `bbox` (x, y, width,
+  height in pixels) are the publisher's and are always floats, because readers that infer types
+  must see the same types in every sample.
+- `segments.png`: panoptic truth `[H, W]`. 0 is void, and n is the n-th entry of `segments`.
+- `instances.png`: instance truth, which may overlap, `[layers * H, W]`. An instance covers the
+  pixels of its layer that equal its `value`; 0 is none.
+- `semantic.png`: semantic truth `[H, W]`. 0 is ignored, and c + 1 is class c. A set without it has
+  the semantic truth that follows from the segments.
 
-Maps are 8 bit, 16 bit where a value is past 255. Nothing that declares more than MAX_PIXELS pixels
-is decoded.
+Maps have 8 bits, or 16 bits if a value exceeds 255. Anything that declares more than MAX_PIXELS
+pixels is never decoded.
 """
 
-import json
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypedDict
 
-import cv2
 import numpy as np
 
 from shards.errors import DataError
@@ -36,21 +35,23 @@ SEGMENTS = "segments.png"
 INSTANCES = "instances.png"
 SEMANTIC = "semantic.png"
 IMAGES = ("jpg", "png", "webp", "bmp")
+RIGHTS = ("licence", "attribution")
 MAX_VALUE = 65535  # of a 16-bit map
-MAX_PIXELS = 1 << 28  # of an image, or of a member with all its layers
+MAX_PIXELS = 1 << 28  # of an image, or of a map with all its layers
 KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name field
-
-_PNG = (
-    # run lengths: 3.5 times as fast as level 6, for 7 % more bytes
-    *(cv2.IMWRITE_PNG_COMPRESSION, 1),
-    *(cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE),
-    *(cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),  # label maps gain nothing by filters
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A panoptic segment: the publisher's id, class index, crowd flag, area, bbox (x, y, w, h)."""
+    """A panoptic segment.
+
+    Attributes:
+        id: The publisher's id, which differs from the segment's id in the map.
+        category: The class index in the taxonomy.
+        iscrowd: 1 if the segment is a crowd, 0 otherwise.
+        area: The publisher's area in pixels.
+        bbox: x, y, width, height in pixels.
+    """
 
     id: int
     category: int
@@ -61,22 +62,38 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Instance(Segment):
-    """An instance: its mask is `layers[layer] == value`."""
+    """An instance, whose mask is `layers[layer] == value`."""
 
     layer: int
     value: int
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """A sample as a source yields it. A truth that the source does not have is None.
+class Sample:
+    """A sample on its way into a shard and out of it. Truth that the source lacks is None.
 
-    `segments_map` and `semantic` are `[H, W]`, `layers` `[n, H, W]` with n >= 1, all uint8 or
-    uint16.
+    The entries and their maps come together: `segments` with `segments_map`, and `instances` with
+    `layers`. Only a sample that was read from its JSON alone has entries without maps.
+
+    Attributes:
+        key: The name of the sample in its shard.
+        image: The encoded image.
+        ext: The extension of the image's member.
+        file_name: The publisher's name of the image file.
+        source: The name of the source, such as "coco".
+        image_id: The publisher's id of the image.
+        width: The width of the image and of its maps in pixels.
+        height: The height in pixels.
+        segments: The panoptic segments.
+        segments_map: uint8 or uint16 `[H, W]`; segment n (from 1) has the value n, 0 is void.
+        instances: The instances.
+        layers: uint8 or uint16 `[L, H, W]` with L >= 1.
+        semantic: uint8 or uint16 `[H, W]`; class c has the value c + 1, 0 is ignored.
+        rights: The values of RIGHTS that are known.
     """
 
     key: str
-    image: bytes
+    image: bytes | memoryview
     ext: str
     file_name: str
     source: str
@@ -88,186 +105,115 @@ class Record:
     instances: list[Instance] | None = None
     layers: np.ndarray | None = None
     semantic: np.ndarray | None = None
-    rights: dict[str, str] = field(default_factory=dict)  # licence, attribution
+    rights: dict[str, str] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
-        """Whether it has no truth at all: no segment, no instance, no pixel of a class."""
+        """Whether the sample has no segment, no instance, and no pixel of a class."""
         labeled = self.semantic is not None and self.semantic.any()
         return not (self.segments or self.instances or labeled)
 
+    def panoptic(self) -> Iterator[tuple[int, Segment]]:
+        """Yield each segment with its id in `segments_map`."""
+        return enumerate(self.segments or (), start=1)
 
-class Sample(TypedDict):
-    """A decoded sample; the image stays encoded. A truth that the set does not have is None."""
+    def instances_or_things(self, things: Sequence[bool]) -> list[Instance]:
+        """Return the instances, or the thing segments if the sample has no instance truth.
 
-    json: dict[str, Any]
-    image: bytes | memoryview
-    segments: np.ndarray | None  # [H, W]
-    layers: np.ndarray | None  # [n, H, W]
-    semantic: np.ndarray | None  # [H, W]
+        Args:
+            things: For each class, whether it is a thing.
+
+        Returns:
+            Entries whose masks are in `instance_layers`, crowds included.
+        """
+        if self.instances is not None:
+            return self.instances
+        return [
+            Instance(s.id, s.category, s.iscrowd, s.area, s.bbox, layer=0, value=n)
+            for n, s in self.panoptic()
+            if things[s.category]
+        ]
+
+    @property
+    def instance_layers(self) -> np.ndarray:
+        """The maps `[L, H, W]` of the entries that `instances_or_things` returns."""
+        if self.layers is not None:
+            return self.layers
+        assert self.segments_map is not None, f"{self.key} has neither instances nor segments"
+        return self.segments_map[None]
+
+    def classes(self) -> np.ndarray:
+        """Return the semantic truth, or derive it from the segments if the sample has none.
+
+        Returns:
+            uint8 or uint16 `[H, W]`: c + 1 for class c, 0 for ignored pixels.
+        """
+        if self.semantic is not None:
+            return self.semantic
+        assert self.segments_map is not None, f"{self.key} has no semantic and no panoptic truth"
+        classes = np.zeros(len(self.segments or ()) + 1, np.uint16)
+        for n, segment in self.panoptic():
+            classes[n] = segment.category + 1
+        return classes[self.segments_map]
 
 
 def key_of(file_name: str) -> str:
-    """The key of a raw file name: its relative stem with '.' -> '_'.
+    """Return the key for a raw file name: its relative stem with "." replaced by "_".
 
-    Raises DataError for a name that could leave the data set's folder or not fit a tar header.
+    Raises:
+        DataError: The name could leave the data set's folder or does not fit a tar header.
     """
     path = PurePosixPath(str(file_name))
     hostile = leaves_folder(str(file_name))
     if file_name != str(file_name) or not path.name or hostile or not file_name.isprintable():
-        raise DataError(f"file_name {file_name!r} is not a plain relative path; rename the file")
+        raise DataError(f"file_name {file_name!r} is not a plain relative path", fix="rename it")
     key = str(path.with_suffix("")).replace(".", "_")
     if len(key.encode()) > KEY_BYTES:
-        raise DataError(f"file_name {file_name!r} is too long; keep it to {KEY_BYTES} bytes")
+        raise DataError(
+            f"file_name {file_name!r} is too long", fix=f"shorten it to {KEY_BYTES} bytes"
+        )
     return key
 
 
 def image_ext(file_name: str) -> str:
-    """The member extension of an image file: lower case, `jpg` for every spelling of JPEG."""
+    """Return the member extension for an image file: lower case, and `jpg` for any JPEG.
+
+    Raises:
+        DataError: The extension is not one of IMAGES.
+    """
     ext = PurePosixPath(file_name).suffix[1:].lower().replace("jpeg", "jpg")
     if ext not in IMAGES:
-        raise DataError(f"file_name {file_name!r} is not an image of {IMAGES}; convert it")
+        raise DataError(
+            f"file_name {file_name!r} has none of the extensions {', '.join(IMAGES)}",
+            fix="convert the image",
+        )
     return ext
 
 
 def rights_of(licence: Mapping[str, str]) -> dict[str, str]:
-    """What a sample says of its set's licence: `url` (or `name`), and `attribution`."""
-    said = licence.get("url") or licence.get("name"), licence.get("attribution")
-    return {name: value for name, value in zip(RIGHTS, said, strict=True) if value}
+    """Return the rights of a sample from its set's licence: `url` or `name`, and `attribution`."""
+    values = licence.get("url") or licence.get("name"), licence.get("attribution")
+    return {name: value for name, value in zip(RIGHTS, values, strict=True) if value}
 
 
-def map_type(largest: int) -> type[np.unsignedinteger]:
-    """The type of a map with values up to `largest`. Raises DataError past 16 bit."""
+def map_type(largest: int) -> type[np.uint8] | type[np.uint16]:
+    """Return the type of a map whose values reach `largest`.
+
+    Raises:
+        DataError: The values do not fit 16 bits.
+    """
     if largest > MAX_VALUE:
-        raise DataError(f"{largest} segments in one map, at most {MAX_VALUE} fit; split the image")
+        raise DataError(
+            f"one map holds {largest} segments, and at most {MAX_VALUE} fit", fix="split the image"
+        )
     return np.uint8 if largest <= 255 else np.uint16
 
 
 def png_size(png: bytes | memoryview) -> tuple[int, int] | None:
-    """Width and height that a PNG's header declares, before anything is decoded; None: no PNG."""
+    """Return the width and height in a PNG's header, or None if the bytes are not a PNG.
+
+    Nothing is decoded, so that a huge picture can be refused first.
+    """
     if len(png) < 24 or png[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
         return None
     return struct.unpack_from(">II", png, 16)
-
-
-def record_of(key: str, members: dict[str, bytes]) -> Record:
-    """The record that `encode` made the members of. Raises DataError where `decode` does."""
-    sample = decode(members)
-    document = sample["json"]
-    try:
-        return Record(
-            key=key,
-            image=sample["image"],
-            ext=next(ext for ext in members if ext in IMAGES),
-            **{name: document[name] for name in _PLAIN},
-            segments=_entries(document, "segments", Segment),
-            segments_map=sample["segments"],
-            instances=_entries(document, "instances", Instance),
-            layers=sample["layers"],
-            semantic=sample["semantic"],
-            rights={name: document[name] for name in RIGHTS if document.get(name)},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"the json member lacks or has too much ({error!r}); rebuild it") from error
-
-
-def _entries(document: dict[str, Any], name: str, kind: type[Segment]) -> list[Segment] | None:
-    return [kind(**entry) for entry in document[name]] if name in document else None
-
-
-def encode(record: Record) -> dict[str, bytes]:
-    """The members of a sample. A pure function of the record for equal library versions."""
-    members = {record.ext: record.image}
-    if record.segments is not None:
-        members[SEGMENTS] = _encode_map(record.segments_map)
-    if record.instances is not None:
-        members[INSTANCES] = _encode_map(record.layers.reshape(-1, record.width))
-    if record.semantic is not None:
-        members[SEMANTIC] = _encode_map(record.semantic)
-    document = _document(record)
-    members["json"] = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-    return members
-
-
-def sample_of(record: Record) -> Sample:
-    """What `decode` makes of the record's members."""
-    return Sample(
-        json=_document(record),
-        image=record.image,
-        segments=record.segments_map,
-        layers=record.layers,
-        semantic=record.semantic,
-    )
-
-
-def decode(members: dict[str, bytes] | dict[str, memoryview]) -> Sample:
-    """The inverse of `encode`. Raises DataError for a damaged or foreign sample."""
-    try:
-        document = json.loads(bytes(members["json"]))
-        schema, shape = document["schema"], (document["height"], document["width"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"a sample's json member is damaged ({error!r}); rebuild it") from error
-    if schema != SCHEMA:
-        raise DataError(f"sample of schema {schema}, this version reads {SCHEMA}; rebuild the set")
-    images = [ext for ext in members if ext in IMAGES]
-    if len(images) != 1:
-        raise DataError(f"{document['file_name']}: members {sorted(members)}, not one image")
-    return Sample(
-        json=document,
-        image=members[images[0]],
-        segments=_decode_flat(members, SEGMENTS, shape),
-        layers=_decode_map(members, INSTANCES, shape),
-        semantic=_decode_flat(members, SEMANTIC, shape),
-    )
-
-
-RIGHTS = ("licence", "attribution")
-_PLAIN = ("file_name", "height", "image_id", "source", "width")
-
-
-def _document(record: Record) -> dict[str, Any]:
-    """What the json member holds."""
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        **{name: getattr(record, name) for name in _PLAIN},
-        **{name: record.rights.get(name, "") for name in RIGHTS},
-    }
-    for name in ("segments", "instances"):
-        if (entries := getattr(record, name)) is not None:
-            document[name] = [_plain(entry) for entry in entries]
-    return document
-
-
-def _plain(entry: Segment) -> dict[str, Any]:
-    """`asdict` without its copies, numbers of one type whatever the publisher's."""
-    plain = {one.name: getattr(entry, one.name) for one in fields(entry)}
-    return plain | {"area": float(entry.area), "bbox": list(map(float, entry.bbox))}
-
-
-def _encode_map(values: np.ndarray) -> bytes:
-    assert values.dtype in (np.uint8, np.uint16), values.dtype
-    return cv2.imencode(".png", values, _PNG)[1].tobytes()
-
-
-def _decode_map(members: dict[str, bytes], ext: str, shape: tuple[int, int]) -> np.ndarray | None:
-    """A map member as layers `[n, H, W]`, or None where the sample has no such member."""
-    if ext not in members:
-        return None
-    declared = png_size(members[ext])
-    if declared is None or declared[0] * declared[1] > MAX_PIXELS:
-        raise DataError(f"{ext} is no PNG of at most {MAX_PIXELS} pixels; rebuild the shard")
-    values = cv2.imdecode(np.frombuffer(members[ext], np.uint8), cv2.IMREAD_UNCHANGED)
-    height, width = shape
-    if values is None or values.ndim != 2 or values.shape[1] != width or len(values) % height:
-        raise DataError(f"{ext} is not a map of {width}x{height} pixels; rebuild the shard")
-    return values.reshape(-1, height, width)
-
-
-def _decode_flat(members: dict[str, bytes], ext: str, shape: tuple[int, int]) -> np.ndarray | None:
-    """A map member of one layer as `[H, W]`, or None."""
-    layers = _decode_map(members, ext, shape)
-    if layers is None:
-        return None
-    if len(layers) != 1:
-        raise DataError(f"{ext} has {len(layers)} layers, not one; rebuild the shard")
-    return layers[0]

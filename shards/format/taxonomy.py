@@ -46,6 +46,11 @@ class Taxonomy:
         return tuple(c.isthing for c in self.categories)
 
     @property
+    def num_things(self) -> int:
+        """The number of thing classes."""
+        return sum(self.things)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The name of every class."""
         return tuple(c.name for c in self.categories)

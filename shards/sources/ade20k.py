@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from shards.doctor import Doctor, Reject
+from shards.format.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.format.taxonomy import Category, Taxonomy, rgb
-from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.sources.layout import Layout, table
 from shards.sources.map_item import Description, MapItem, read_split
 
@@ -60,7 +60,7 @@ def _read_truth(
     taxonomy: Taxonomy, tasks: Collection[str], item: MapItem, size: tuple[int, int], doctor: Doctor
 ) -> dict[str, Any]:
     """Read the annotations of an item and return them as the fields of a sample."""
-    things = sum(taxonomy.things)
+    things = taxonomy.num_things
     labels = labels_of(taxonomy, [0])
     maps = item.raw.maps
     fields: dict[str, Any] = {}

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from shards.doctor import Doctor
+from shards.format.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.format.taxonomy import Category, Taxonomy, rgb
-from shards.sources.label_maps import classes_of, labels_of, read_labels, segments_of
 from shards.sources.layout import Layout, table
 from shards.sources.map_item import Description, MapItem, read_split
 
@@ -47,7 +47,7 @@ def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     return Description(
         taxonomy=taxonomy,
         license=_LICENSE,
-        read_truth=partial(_read_truth, labels, sum(taxonomy.things)),
+        read_truth=partial(_read_truth, labels, taxonomy.num_things),
         image_id=lambda name: PurePosixPath(name).name,
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from shards.doctor import Doctor, Reject
-from shards.format.schema import Instance, Record, Segment, image_ext
+from shards.format.schema import Instance, Sample, Segment, image_ext
 from shards.format.taxonomy import Taxonomy
 from shards.raw.images import read_ids, read_image
 from shards.raw.json_entries import read_ranges
@@ -75,7 +75,7 @@ class CocoItem:
         assert self.source.maps, "a map name comes from a panoptic file, which needs a folder"
         return image, self.source.maps / self.map_name
 
-    def load(self, doctor: Doctor) -> Record:
+    def load(self, doctor: Doctor) -> Sample:
         """Read and check the sample.
 
         Args:
@@ -91,7 +91,7 @@ class CocoItem:
             segments, segments_map = self._load_segments(self.panoptic, doctor)
         if self.instances is not None:
             instances, layers = self._load_instances(self.instances, doctor)
-        return Record(
+        return Sample(
             key=self.key,
             image=image,
             ext=image_ext(self.file_name),

@@ -18,8 +18,8 @@ from typing import Any
 
 from shards.doctor import Doctor
 from shards.errors import UsageError
+from shards.format.label_maps import labels_of, read_labels, truth_of_maps
 from shards.sources.classes import CLASSES, load_classes
-from shards.sources.label_maps import labels_of, read_labels, truth_of_maps
 from shards.sources.layout import Layout
 from shards.sources.map_item import Description, MapItem, read_split
 from shards.sources.split import Split
@@ -68,14 +68,14 @@ def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     return Description(
         taxonomy=taxonomy,
         license=licence,
-        read_truth=partial(_read_truth, labels, sum(taxonomy.things), "semantic" in tasks),
+        read_truth=partial(_read_truth, labels, taxonomy.things, "semantic" in tasks),
         depends=lambda name: ignored,
     )
 
 
 def _read_truth(
     labels: dict[int, int],
-    things: int,
+    things: tuple[bool, ...],
     semantic: bool,
     item: MapItem,
     size: tuple[int, int],
@@ -85,7 +85,7 @@ def _read_truth(
 
     Args:
         labels: By label, c + 1 for class c and 0 for an ignored label.
-        things: The number of thing classes.
+        things: For each class, whether it is a thing.
         semantic: Whether to return the semantic map too.
         item: The item.
         size: The image's width and height.

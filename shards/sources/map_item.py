@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from shards.doctor import Doctor
+from shards.format.label_maps import map_size
 from shards.format.manifest import digest
 from shards.format.schema import (
     INSTANCES,
     SEGMENTS,
     SEMANTIC,
-    Record,
+    Sample,
     image_ext,
     key_of,
     rights_of,
 )
 from shards.format.taxonomy import Taxonomy
 from shards.raw.images import read_image
-from shards.sources.label_maps import map_size
 from shards.sources.layout import Files, Layout
 from shards.sources.split import Split
 
@@ -69,7 +69,7 @@ class MapItem:
         """A digest of what the annotations depend on besides the maps."""
         return digest([self.depends, self.rights])
 
-    def load(self, doctor: Doctor) -> Record:
+    def load(self, doctor: Doctor) -> Sample:
         """Read and check the sample.
 
         Args:
@@ -80,7 +80,7 @@ class MapItem:
         """
         size = map_size(next(iter(self.raw.maps.values())))
         image, width, height = read_image(self.raw.image, size, doctor, mismatch=9)
-        return Record(
+        return Sample(
             key=self.key,
             image=image,
             ext=image_ext(self.file_name),

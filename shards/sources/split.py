@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shards.doctor import Doctor, Finding
-from shards.format.schema import Record
+from shards.format.schema import Sample
 from shards.format.taxonomy import Taxonomy
 
 
@@ -33,7 +33,7 @@ class Item(Protocol):
         """A digest of what files of the whole split say about the sample; "" if there are none."""
         ...
 
-    def load(self, doctor: Doctor) -> Record:
+    def load(self, doctor: Doctor) -> Sample:
         """Read and check the sample.
 
         Args:

@@ -22,13 +22,13 @@ import xxhash
 
 from shards.doctor import Doctor
 from shards.errors import DataError
+from shards.format.label_maps import classes_of, read_labels, segments_of
 from shards.format.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance, Segment
 from shards.format.taxonomy import Category, Taxonomy, rgb
 from shards.raw.images import read_ids
 from shards.raw.json_entries import damaged, iterate_entries, read_ranges
 from shards.raw.masks import check_area, number_segments
 from shards.sources.coco_entry import entry_fields, reject_malformed
-from shards.sources.label_maps import classes_of, read_labels, segments_of
 from shards.sources.layout import Layout
 from shards.sources.map_item import Description, MapItem, read_split
 
@@ -143,7 +143,7 @@ def _read_truth(
         path = maps["labels"]
         fields["semantic"] = classes_of(read_labels(path, size), labels, path.name)
     if "instances" in maps:
-        path, things = maps["instances"], sum(taxonomy.things)
+        path, things = maps["instances"], taxonomy.num_things
         values = read_labels(path, size)
         classes = classes_of(values >> 8, labels, path.name)
         # 0 is a valid id, that of the first instance of label 0: shift ids by 1 to keep 0 for void

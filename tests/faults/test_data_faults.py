@@ -47,7 +47,7 @@ def delivered(store: Store, world: int = 1, micro: int = 4) -> tuple[dict, list[
         for batch in islice(stream, STEPS * GLOBAL // (micro * world)):
             damaged += batch.damaged
             for b, position in enumerate(batch.positions):
-                pixels = batch.images[b].numpy().tobytes(), batch.maps[b].numpy().tobytes()
+                pixels = batch.images[b].numpy().tobytes(), batch.targets.maps[b].numpy().tobytes()
                 found[position] = (batch.keys[b], batch.epochs[b], *pixels)
     return found, sorted(damaged, key=lambda row: row["position"])
 

@@ -48,7 +48,7 @@ def scored(sets: Path) -> str:
     """How an evaluation ends whose second image, of two, is damaged."""
     settings = smallest(sets).evaluation
     store = Store(sets / "val")
-    model = Mask2Former(MODEL, len(store.manifest.taxonomy.categories))
+    model = Mask2Former(MODEL, len(store.manifest.taxonomy))
     two = dataclasses.replace(settings, images=2)
     return outcome(lambda: evaluate(model, store, two, torch.device("cpu")))
 

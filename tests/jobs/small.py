@@ -156,7 +156,7 @@ def untrained(folder: Path, shards: Path, *changes: str) -> Path:
     write_json(run / "environment.json", {"data": fingerprints})
     configs.save(config, run / "config.yaml")
     torch.manual_seed(0)
-    model = Mask2Former(config.model, len(store.manifest.taxonomy.categories))
+    model = Mask2Former(config.model, len(store.manifest.taxonomy))
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     trainer = {"step": 0, "position": 0, "taxonomy": store.manifest.taxonomy.to_json()}
     checkpoint.save(run / CHECKPOINTS / checkpoint.name_of(0, 1), state, trainer)

@@ -13,9 +13,10 @@ from PIL import Image
 
 from jobs.inspect.inspect import GALLERY_SIDE, draw_thumbnail
 from jobs.inspect.page import page
+from pipeline.pictures.regions import true_regions
 from shards.build.build import build
 from shards.errors import DataError
-from shards.inspect import ShardSet, layers, load, overview, pick
+from shards.inspect import ShardSet, load, overview, pick
 from shards.parallel import processes
 from tests.jobs import small
 from tests.shards import raw_folder, raw_maps
@@ -81,8 +82,8 @@ def test_smaller_instances_are_drawn_on_larger_ones(tmp_path):
     raw = write(tmp_path / "raw", [RawImage("a.jpg", masks=[(3, little, 0), (7, large, 0)])])
     build("coco", raw, tmp_path / "out", jobs=1, tasks=["instance"], report=lambda _: None)
     _, sample = load(ShardSet.load(tmp_path / "out/val"), 0)
-    ids, entries = layers(sample)["instances"]
-    assert [entry["id"] for entry in entries] == [1, 2]
+    ids, regions = true_regions(sample)["instances"]
+    assert [region.id for region in regions] == [1, 2]
     assert np.array_equal(ids, np.where(little, 1, np.where(large, 2, 0)))
 
 

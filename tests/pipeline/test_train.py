@@ -12,7 +12,6 @@ import torch
 
 from model.criterion import Criterion, normalizers
 from model.mask2former import Mask2Former, normalize
-from model.targets import Targets
 from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import train_stream
@@ -184,9 +183,9 @@ def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photogra
     draw = draws(3, batch)
     terms = Criterion(settings.criterion)(
         model(normalize(batch.images), draw),
-        Targets(batch.maps, batch.categories, batch.layer, batch.value),
+        batch.targets,
         draw,
-        normalizers(batch.categories, settings.model.queries, settings.criterion),
+        normalizers(batch.targets.categories, settings.model.queries, settings.criterion),
     )
     assert losses(runs[0] / "plain")[1] == pytest.approx(sum(terms.values()).item(), rel=1e-5)
 

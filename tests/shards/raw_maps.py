@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from shards.build.build import build
+from shards.format.codec import decode
 from shards.format.index import SampleIndex, members
 from shards.format.manifest import Manifest
-from shards.format.schema import decode
+from shards.format.schema import Sample, Segment
 
 SIZE = 48, 36  # width, height
 
@@ -60,15 +61,16 @@ def made(layout: ModuleType, root: Path, out: Path, **options: Any) -> list[str]
     return lines
 
 
-def samples(folder: Path) -> dict[str, Any]:
+def samples(folder: Path) -> dict[str, Sample]:
     """Return the decoded samples of a shard set by image id."""
     manifest, index = Manifest.load(folder), SampleIndex.load(folder)
     found = {}
     for i in range(len(index)):
         blob = (folder / manifest.shards[index.shard[i]].name).read_bytes()
         start = int(index.offset[i])
-        sample = decode(members(blob[start : start + int(index.length[i])]))
-        found[sample["json"]["image_id"]] = sample
+        blob = blob[start : start + int(index.length[i])]
+        sample = decode(index.key[i], members(blob))
+        found[sample.image_id] = sample
     return found
 
 
@@ -87,29 +89,28 @@ Expected = dict[int, tuple[int, int, np.ndarray]]  # by id: the publisher's cate
 
 
 def assert_segments(
-    entries: list[dict[str, Any]], masks: list[np.ndarray], folder: Path, expected: Expected
+    entries: list[Segment], masks: list[np.ndarray], folder: Path, expected: Expected
 ) -> None:
     """Assert that the entries and masks are those expected, with the masks' areas and boxes."""
     categories = Manifest.load(folder).taxonomy.categories
-    assert sorted(entry["id"] for entry in entries) == sorted(expected)
+    assert sorted(entry.id for entry in entries) == sorted(expected)
     for entry, mask in zip(entries, masks, strict=True):
-        category, iscrowd, wanted = expected[entry["id"]]
+        category, iscrowd, wanted = expected[entry.id]
         assert np.array_equal(mask, wanted)
-        assert (categories[entry["category"]].id, entry["iscrowd"]) == (category, iscrowd)
+        assert (categories[entry.category].id, entry.iscrowd) == (category, iscrowd)
         rows, columns = np.nonzero(wanted)
         x, y = int(columns.min()), int(rows.min())
         box = [x, y, int(columns.max()) - x + 1, int(rows.max()) - y + 1]
-        assert (entry["area"], entry["bbox"]) == (int(wanted.sum()), box)
+        assert (entry.area, entry.bbox) == (int(wanted.sum()), box)
 
 
-def segment_masks(sample: dict[str, Any]) -> list[np.ndarray]:
+def segment_masks(sample: Sample) -> list[np.ndarray]:
     """Return the mask of every panoptic segment; assert that the map has no other value."""
-    count = len(sample["json"]["segments"])
-    assert sample["segments"].max(initial=0) <= count
-    return [sample["segments"] == n for n in range(1, count + 1)]
+    assert sample.segments_map.max(initial=0) <= len(sample.segments)
+    return [sample.segments_map == n for n, _ in sample.panoptic()]
 
 
-def semantic_labels(sample: dict[str, Any], folder: Path) -> np.ndarray:
+def semantic_labels(sample: Sample, folder: Path) -> np.ndarray:
     """Return the semantic map with the publisher's category ids, and -1 for ignored pixels."""
     ids = np.array([-1, *(c.id for c in Manifest.load(folder).taxonomy.categories)])
-    return ids[sample["semantic"]]
+    return ids[sample.semantic]

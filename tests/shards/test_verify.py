@@ -11,14 +11,15 @@ import pytest
 
 from shards.build.build import build
 from shards.errors import DataError
+from shards.format.codec import decode, encode
 from shards.format.index import SampleIndex
 from shards.format.manifest import MANIFEST, Manifest, digest
-from shards.format.schema import MAX_PIXELS, decode, encode
+from shards.format.schema import MAX_PIXELS
 from shards.parallel import processes
 from shards.verify import check_sample, verify
 from tests.damage import flip
 from tests.shards.build.test_build import tree
-from tests.shards.format.test_formats import RECORD
+from tests.shards.format.test_formats import COMPLETE
 from tests.shards.raw import SAMPLE
 
 
@@ -142,7 +143,7 @@ def test_a_key_in_two_shards_is_a_collision(copy):
 
 def bomb(width, height):
     """A small PNG that declares a huge map."""
-    png = bytearray(encode(RECORD)["segments.png"])
+    png = bytearray(encode(COMPLETE)["segments.png"])
     png[16:24] = np.array([width, height], ">u4").tobytes()
     return bytes(png)
 
@@ -150,20 +151,20 @@ def bomb(width, height):
 @pytest.mark.parametrize("size", [(1 << 15, (1 << 13) + 1), (1 << 31, 1), (4, MAX_PIXELS)])
 def test_a_png_bomb_is_not_decoded(size, monkeypatch):
     monkeypatch.setattr("cv2.imdecode", None)  # would fail
-    with pytest.raises(DataError, match=rf"segments\.png is no PNG of at most {MAX_PIXELS}"):
-        decode({**encode(RECORD), "segments.png": bomb(*size)})
+    with pytest.raises(DataError, match=rf"a\.segments\.png: not a PNG of at most {MAX_PIXELS}"):
+        decode("a", {**encode(COMPLETE), "segments.png": bomb(*size)})
 
 
 def photograph(**changes):
     """The members of a small sound sample, with some of its JSON changed."""
     image = cv2.imencode(".jpg", np.zeros((3, 4, 3), np.uint8))[1].tobytes()
-    found = encode(RECORD) | {"jpg": image}
+    found = encode(COMPLETE) | {"jpg": image}
     document = json.loads(found["json"]) | changes
     return found | {"json": json.dumps(document).encode()}
 
 
 NAMES = ("jpg", "json", "segments.png", "instances.png", "semantic.png")
-CLASSES = int(RECORD.semantic.max())
+CLASSES = int(COMPLETE.semantic.max())
 
 
 def test_a_sound_sample_passes():
@@ -174,13 +175,13 @@ def test_a_sound_sample_passes():
     ("members", "pattern"),
     [
         ({"jpg": b"no image"}, "no sound header"),
-        ({"jpg": encode(RECORD)["segments.png"][:60]}, "does not decode|no sound header"),
+        ({"jpg": encode(COMPLETE)["segments.png"][:60]}, "does not decode|no sound header"),
         ({"cls": b""}, "has the members"),
         (photograph(segments=[]), "more values than the 0 entries"),
         (photograph(instances=[]), r"layer and value \(1, 300\)"),
         (photograph(schema=2), "schema 2"),
         (photograph(color="red") | {"jpg": b""}, "no sound header"),
-        (photograph(width=3), "is not a map of 3x3"),
+        (photograph(width=3), "the map is not 3x3 pixels"),
     ],
 )
 def test_an_unsound_sample_is_refused(members, pattern):

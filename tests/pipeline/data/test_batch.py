@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from pipeline.data.batch import Batch, Truth, collate, truth_of, without_empty
+from shards.format.schema import Instance, Sample, Segment
 
-THINGS = 2  # classes 0 and 1; 2 and 3 are stuff
+THINGS = (True, True, False, False)
 
 
 def entry(category, iscrowd=0, **more):
-    return {"id": 7, "category": category, "iscrowd": iscrowd, "area": 1, "bbox": [0] * 4} | more
+    kind = Instance if more else Segment
+    return kind(id=7, category=category, iscrowd=iscrowd, area=1, bbox=[0] * 4, **more)
 
 
 SEGMENTS = np.array(
@@ -35,10 +37,14 @@ INSTANCES = [
 
 
 def sample(segments=None, listed=(), layers=None, instances=(), semantic=None):
-    document = {"segments": list(listed), "instances": list(instances)}
-    document = {key: value for key, value in document.items() if value or key == "segments"}
-    maps = {"segments": segments, "layers": layers, "semantic": semantic}
-    return {"json": document, "image": b"", **maps}
+    return Sample(
+        *("key", b"", "jpg", "a.jpg", "coco", "7", 0, 0),
+        segments=None if segments is None else list(listed),
+        segments_map=segments,
+        instances=None if layers is None else list(instances),
+        layers=layers,
+        semantic=semantic,
+    )
 
 
 def masks(truth: Truth) -> Counter:
@@ -100,8 +106,7 @@ def test_semantic_truth_of_its_own_is_taken_as_it_is():
 
 
 def test_an_image_without_instances_has_no_entries():
-    truth = truth_of(sample(layers=np.zeros((1, 4, 6), np.uint8)) | {
-        "json": {"instances": []}}, "instance", THINGS)  # fmt: skip
+    truth = truth_of(sample(layers=np.zeros((1, 4, 6), np.uint8)), "instance", THINGS)
     assert truth[1:] == ([], [], [])
 
 
@@ -131,28 +136,28 @@ def test_collate_pads_layers_and_entries():
     assert isinstance(batch, Batch)
     assert batch.images.tolist() == [[[[n, n]] * 2] * 3 for n in range(3)]
     nothing = [[0, 0], [0, 0]]
-    assert batch.maps.tolist() == [
+    assert batch.targets.maps.tolist() == [
         [[[1, 2], [0, 0]], nothing],
         [[[1, 1], [1, 1]], [[0, 3], [0, 0]]],
         [nothing, nothing],
     ]
-    assert batch.categories.tolist() == [[4, -1], [0, 9], [-1, -1]]
-    assert batch.layer.tolist() == [[0, 0], [0, 1], [0, 0]]
-    assert batch.value.tolist() == [[2, 0], [1, 3], [0, 0]]
+    assert batch.targets.categories.tolist() == [[4, -1], [0, 9], [-1, -1]]
+    assert batch.targets.layer.tolist() == [[0, 0], [0, 1], [0, 0]]
+    assert batch.targets.value.tolist() == [[2, 0], [1, 3], [0, 0]]
     assert batch.sizes.tolist() == [[2, 2], [1, 2], [0, 2]]
     assert (batch.keys, batch.positions, batch.epochs) == (
         ["k0", "k1", "k2"],
         [10, 11, 12],
         [0, 1, 2],
     )
-    types = [part.dtype for part in batch[:6]]
+    types = [part.dtype for part in (batch.images, *batch.targets, batch.sizes)]
     assert types == [torch.uint8, torch.uint8, *[torch.int64] * 4]
 
 
 def test_a_batch_without_any_entry_has_one_column_of_padding():
     none = Truth(np.zeros((1, 2, 2), np.uint8), [], [], [])
     batch = collate([prepared(none), prepared(none)])
-    assert batch.categories.tolist() == [[-1], [-1]]
+    assert batch.targets.categories.tolist() == [[-1], [-1]]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +171,6 @@ def test_maps_become_32_bit_past_255_segments(segments, dtype):
     truth = truth_of(sample(maps[0], [entry(3)] * segments), "panoptic", THINGS)
     few = Truth(np.ones((1, side, side), np.uint8), [1], [0], [1])
     batch = collate([prepared(few), prepared(truth)])
-    assert batch.maps.dtype == dtype
-    assert batch.maps[1].tolist() == maps.tolist()
-    assert batch.value[1].tolist() == list(range(1, segments + 1))
+    assert batch.targets.maps.dtype == dtype
+    assert batch.targets.maps[1].tolist() == maps.tolist()
+    assert batch.targets.value[1].tolist() == list(range(1, segments + 1))

@@ -104,7 +104,7 @@ def test_training_starts_while_the_first_shards_are_arriving(server, cache, trai
     for ours, theirs in zip([*first, *rest], plain, strict=True):
         assert ours.keys == theirs.keys
         assert (ours.images == theirs.images).all()
-        assert (ours.maps == theirs.maps).all()
+        assert (ours.targets.maps == theirs.targets.maps).all()
 
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "short", "refuse"])

@@ -29,9 +29,9 @@ def test_a_stage_changes_image_and_truth_before_augmentation(train_set):
     plain, changed = batches(train_set), batches(train_set, "darken", "first_category_only")
     for before, after in zip(plain, changed, strict=True):
         assert after.keys == before.keys
-        assert (after.categories[:, 0] == before.categories[:, 0]).all()
-        assert after.categories.shape[1] == 1
-        assert (after.maps == before.maps).all()
+        assert (after.targets.categories[:, 0] == before.targets.categories[:, 0]).all()
+        assert after.targets.categories.shape[1] == 1
+        assert (after.targets.maps == before.targets.maps).all()
         for b, (height, width) in enumerate(before.sizes.tolist()):
             inside = np.s_[b, :, :height, :width]
             ratio = after.images[inside].sum() / before.images[inside].sum()

@@ -18,7 +18,7 @@ from pipeline.data.stages import decode_stage
 from pipeline.data.stream import DataSettings, train_stream
 from shards.errors import DataError
 from shards.format.index import members
-from shards.format.schema import decode
+from shards.format.schema import Sample
 from tests.shards.raw import SAMPLE, panoptic_ids
 
 CROP = 96
@@ -64,8 +64,10 @@ def shown(shape: tuple[int, int]) -> tuple[tuple, tuple]:
 def entries_of(batch, b: int, where: tuple) -> list[tuple[int, bytes]]:
     """Category and mask of every entry of image b, at the given places of the crop."""
     return sorted(
-        (category, (batch.maps[b, layer].numpy()[where] == value).tobytes())
-        for category, layer, value in zip(*(part[b].tolist() for part in batch[2:5]), strict=True)
+        (category, (batch.targets.maps[b, layer].numpy()[where] == value).tobytes())
+        for category, layer, value in zip(
+            *(part[b].tolist() for part in batch.targets[1:]), strict=True
+        )
         if category >= 0
     )
 
@@ -73,19 +75,21 @@ def entries_of(batch, b: int, where: tuple) -> list[tuple[int, bytes]]:
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
 def test_batches_have_the_shapes_and_types_of_the_contract(train_set, task):
     for batch in batches(train_set, 5, task=task):
-        count = batch.categories.shape[1]
+        count = batch.targets.categories.shape[1]
         assert batch.images.shape == (4, 3, CROP, CROP)
-        assert batch.maps.shape[::2] == (4, CROP)
-        assert batch.maps.shape[3] == CROP
-        assert batch.categories.shape == batch.layer.shape == batch.value.shape == (4, count)
+        assert batch.targets.maps.shape[::2] == (4, CROP)
+        assert batch.targets.maps.shape[3] == CROP
+        assert {part.shape for part in batch.targets[1:]} == {(4, count)}
         assert batch.sizes.shape == (4, 2)
-        assert (batch.images.dtype, batch.maps.dtype) == (torch.uint8, torch.uint8)
-        assert {part.dtype for part in batch[2:6]} == {torch.int64}
+        assert (batch.images.dtype, batch.targets.maps.dtype) == (torch.uint8, torch.uint8)
+        assert {part.dtype for part in (*batch.targets[1:], batch.sizes)} == {torch.int64}
         assert all(type(key) is str for key in batch.keys)
-        padding = batch.categories < 0
-        assert (batch.layer[padding] == 0).all()
-        assert (batch.layer < batch.maps.shape[1]).all()
-        for image, maps, (height, width) in zip(batch.images, batch.maps, batch.sizes, strict=True):
+        padding = batch.targets.categories < 0
+        assert (batch.targets.layer[padding] == 0).all()
+        assert (batch.targets.layer < batch.targets.maps.shape[1]).all()
+        for image, maps, (height, width) in zip(
+            batch.images, batch.targets.maps, batch.sizes, strict=True
+        ):
             assert (image[:, height:] == 128).all()
             assert (image[:, :, width:] == 128).all()
             assert maps[:, height:].sum() == maps[:, :, width:].sum() == 0
@@ -234,22 +238,23 @@ def test_keep_empty_keeps_segments_that_the_crop_has_cut_away(train_set):
 
 def raw_sample(image: bytes, size: tuple[int, int]) -> dict:
     """A sample as the source yields it, whose json and map are of `size` (width, height)."""
-    truth = io.BytesIO()
-    Image.new("L", size).save(truth, "PNG")
-    document = {"schema": 1, "width": size[0], "height": size[1], "file_name": "a", "segments": []}
-    parts = {"jpg": image, "json": json.dumps(document).encode(), "segments.png": truth.getvalue()}
-    return {"key": "a", "stored": decode(parts)}
+    width, height = size
+    truth = np.zeros((height, width), np.uint8)
+    stored = Sample(
+        *("a", image, "jpg", "a.jpg", "coco", "7", width, height), segments=[], segments_map=truth
+    )
+    return {"key": "a", "stored": stored}
 
 
 def test_an_image_that_is_not_what_the_json_says_names_the_sample():
     picture = io.BytesIO()
     Image.new("RGB", (8, 6)).save(picture, "JPEG")
-    sample = decode_stage(raw_sample(picture.getvalue(), (8, 6)), "panoptic", 1)
+    sample = decode_stage(raw_sample(picture.getvalue(), (8, 6)), "panoptic", (True,))
     assert sample["image"].shape == (6, 8, 3)
     with pytest.raises(DataError, match="a: image and truth differ in size"):
-        decode_stage(raw_sample(picture.getvalue(), (6, 8)), "panoptic", 1)
+        decode_stage(raw_sample(picture.getvalue(), (6, 8)), "panoptic", (True,))
     with pytest.raises(DataError, match="a: the image does not decode"):
-        decode_stage(raw_sample(b"no image", (8, 6)), "panoptic", 1)
+        decode_stage(raw_sample(b"no image", (8, 6)), "panoptic", (True,))
 
 
 def test_augmentation_draws_only_from_seed_epoch_and_key(train_set):

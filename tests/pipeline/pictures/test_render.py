@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.pictures import render
+from pipeline.pictures.regions import Region
 from pipeline.pictures.render import overlay, side_by_side
 from shards.format.taxonomy import Category, Taxonomy, palette
 
@@ -28,13 +29,13 @@ def two_boxes() -> np.ndarray:
     return ids
 
 
-SEGMENTS = [{"id": 7, "category": 0}, {"id": 3, "category": 2}]
+REGIONS = [Region(7, 0), Region(3, 2)]
 
 
 def test_segments_are_tinted_and_the_rest_is_left_alone():
     image, ids = noise(300, 400), two_boxes()
     kept = image.copy(), ids.copy()
-    picture = overlay(image, ids, SEGMENTS, TAXONOMY)
+    picture = overlay(image, ids, REGIONS, TAXONOMY)
     assert picture.shape == image.shape
     assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture[ids == 0][:1000], image[ids == 0][:1000])
@@ -64,14 +65,14 @@ def test_without_segments_the_picture_is_the_image():
 )
 def test_small_pictures_are_enlarged_by_a_whole_factor(size, factor):
     ids = np.ones(size, np.uint8)
-    picture = overlay(noise(*size), ids, [{"id": 1, "category": 0}], TAXONOMY)
+    picture = overlay(noise(*size), ids, [Region(1, 0)], TAXONOMY)
     assert picture.shape == (size[0] * factor, size[1] * factor, 3)
     assert min(picture.shape[:2]) >= render.LEAST_SIDE
 
 
 def test_segments_of_one_class_differ_in_shade():
     image, ids = np.full((300, 400, 3), 128, np.uint8), two_boxes()
-    same = [segment | {"category": 0} for segment in SEGMENTS]
+    same = [region._replace(category=0) for region in REGIONS]
     picture = overlay(image, ids, same, TAXONOMY).astype(int)
     assert np.abs(picture[45, 35] - picture[105, 265]).max() >= 8
 
@@ -79,9 +80,9 @@ def test_segments_of_one_class_differ_in_shade():
 def test_names_are_written_and_never_cover_much(monkeypatch):
     """60 segments: the pixels changed by names are some, and at most a fifth of the picture."""
     ids = np.kron(np.arange(1, 61).reshape(6, 10), np.ones((50, 40), int))
-    segments = [{"id": n, "category": n % 3} for n in range(1, 61)]
+    regions = [Region(n, n % 3) for n in range(1, 61)]
     image = noise(300, 400)
-    named = overlay(image, ids, segments, TAXONOMY)
+    named = overlay(image, ids, regions, TAXONOMY)
     boxes = []
     free_place = render._free_place
 
@@ -90,9 +91,9 @@ def test_names_are_written_and_never_cover_much(monkeypatch):
         return free_place(mask, plate, taken)
 
     monkeypatch.setattr(render, "_free_place", remembered)
-    overlay(image, ids, segments, TAXONOMY)
+    overlay(image, ids, regions, TAXONOMY)
     monkeypatch.setattr(render, "_label", lambda canvas, labels: canvas)
-    bare = overlay(image, ids, segments, TAXONOMY)
+    bare = overlay(image, ids, regions, TAXONOMY)
     share = (named != bare).any(-1).mean()
     assert 0.08 < share <= 0.2
     covered = np.zeros(ids.shape, int)
@@ -104,12 +105,12 @@ def test_names_are_written_and_never_cover_much(monkeypatch):
 
 def test_a_crowd_is_named_as_one_and_slivers_get_no_name():
     image, ids = noise(300, 400), two_boxes()
-    plain = overlay(image, ids, SEGMENTS, TAXONOMY)
-    crowd = overlay(image, ids, [SEGMENTS[0] | {"iscrowd": 1}, SEGMENTS[1]], TAXONOMY)
+    plain = overlay(image, ids, REGIONS, TAXONOMY)
+    crowd = overlay(image, ids, [REGIONS[0]._replace(iscrowd=1), REGIONS[1]], TAXONOMY)
     assert (plain != crowd).any()
     ids[ids > 0] = 0
     ids[10:14, 10:14] = 7
-    sliver = overlay(image, ids, SEGMENTS, TAXONOMY)
+    sliver = overlay(image, ids, REGIONS, TAXONOMY)
     assert (sliver != image).any(-1).sum() <= 6 * 6
 
 

@@ -31,7 +31,7 @@ def seen_by_the_net(sets: Path, folder: Path) -> list[tuple[int, tuple]]:
     def recorded(self, batches):
         def given():
             for batch in batches:
-                seen.append((self.step + 1, tuple(batch)))
+                seen.append((self.step + 1, (*batch[:1], *batch.targets, *batch[2:])))
                 yield batch
 
         return one_step(self, given())
@@ -55,6 +55,7 @@ def test_replayed_tensors_are_those_of_training(photographs, tmp_path):
             given = [batch for s, batch in seen if s == step]
             again = list(batches_of_step(settings, step, 2, rank))
             for then, now in zip(given, again, strict=True):
+                now = (*now[:1], *now.targets, *now[2:])
                 for one, other in zip(then, now, strict=True):
                     assert torch.equal(one, other) if torch.is_tensor(one) else one == other
 
@@ -68,11 +69,11 @@ def test_pictures_show_image_and_truth(photographs):
     assert bare.shape == covered.shape == (256, 256, 3)  # enlarged, so that names can be read
     change = np.abs(covered.astype(int) - bare).sum(-1)
     factor = 256 // 64
-    labeled = (batch.maps[0, 0, :height, :width] > 0).numpy().mean()
+    labeled = (batch.targets.maps[0, 0, :height, :width] > 0).numpy().mean()
     inside = change[: height * factor, : width * factor]
     assert (inside > 0).mean() == pytest.approx(labeled, abs=0.15)
     large = batch._replace(
         images=torch.zeros(4, 3, 2 * SIDE, SIDE, dtype=torch.uint8),
-        maps=torch.zeros(4, 1, 2 * SIDE, SIDE, dtype=torch.uint8),
+        targets=batch.targets._replace(maps=torch.zeros(4, 1, 2 * SIDE, SIDE, dtype=torch.uint8)),
     )
     assert pictures(large, 0, taxonomy)[1].shape[0] / pictures(large, 0, taxonomy)[1].shape[1] == 2

@@ -73,15 +73,14 @@ class Oracle(nn.Module):
     @staticmethod
     def predictions(sample, padded, valid, classes) -> Predictions:
         """The share of each segment in every 4 x 4 pixels as logits; a last query is nothing."""
-        listed = sample["json"]["segments"]
-        queries = len(listed) + 1
-        truth = torch.from_numpy(sample["segments"].astype(np.int64))
+        queries = len(sample.segments) + 1
+        truth = torch.from_numpy(sample.segments_map.astype(np.int64))
         masks = torch.stack([(truth == n).float() for n in range(1, queries + 1)])[None]
         masks = F.interpolate(masks, valid, mode="bilinear")
         masks = F.pad(masks, (0, padded[1] - valid[1], 0, padded[0] - valid[0]))
         logits = torch.zeros(queries, classes + 1)
-        for query, segment in enumerate(listed):
-            logits[query, segment["category"]] = 20.0
+        for query, segment in enumerate(sample.segments):
+            logits[query, segment.category] = 20.0
         logits[-1, -1] = 20.0
         features = 10 * F.avg_pool2d(masks, STRIDE) - 5
         return Predictions(logits[None, None], torch.eye(queries)[None, None], features)

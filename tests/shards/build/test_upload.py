@@ -129,7 +129,7 @@ def test_a_set_built_to_s3_is_the_local_one_and_streams(tmp_path, tmp_path_facto
         for ours, theirs in islice(zip(*streams, strict=True), 3):
             assert ours.keys == theirs.keys
             assert (ours.images == theirs.images).all()
-            assert (ours.maps == theirs.maps).all()
+            assert (ours.targets.maps == theirs.targets.maps).all()
 
         command[command.index("s3://sets/coco/")] = "s3://nosuch/coco"
         monkeypatch.setattr("shards.remote.DEFAULT_POLICY", POLICY)

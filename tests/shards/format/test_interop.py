@@ -10,6 +10,7 @@ import webdataset
 from PIL import Image
 
 from shards.build.build import build
+from shards.format.codec import encode
 from shards.format.schema import INSTANCES, SEGMENTS, Sample
 from tests.shards.raw import RawImage, edit, sky, write
 from tests.shards.sources.test_coco import samples
@@ -54,9 +55,9 @@ def assert_same(theirs: dict[str, dict], ours: dict[str, Sample]) -> None:
     """Documents and maps are ours, value by value."""
     assert list(theirs) == list(ours) == ["a", "b", "c"]
     for key, sample in ours.items():
-        assert theirs[key]["json"] == sample["json"]
-        assert np.array_equal(theirs[key][SEGMENTS], sample["segments"])
-        stacked = sample["layers"].reshape(-1, sample["json"]["width"])
+        assert theirs[key]["json"] == json.loads(encode(sample)["json"])
+        assert np.array_equal(theirs[key][SEGMENTS], sample.segments_map)
+        stacked = sample.layers.reshape(-1, sample.width)
         assert np.array_equal(theirs[key][INSTANCES], stacked)
 
 
@@ -71,7 +72,7 @@ def kind(value):
 
 
 def test_every_entry_has_the_same_types(ours):
-    documents = [sample["json"] for sample in ours.values()]
+    documents = [json.loads(encode(sample)["json"]) for sample in ours.values()]
     assert len({tuple(document) for document in documents}) == 1
     for name in ("segments", "instances"):
         kinds = [kind(entry) for document in documents for entry in document[name]]

@@ -62,11 +62,11 @@ def test_segments_are_stuff_with_instances_on_top(raw, out, split, count):
     assert len(read) == count
     for name, sample in read.items():
         expected = composed(raw, split, name)
-        assert_segments(sample["json"]["segments"], segment_masks(sample), out / split, expected)
+        assert_segments(sample.segments, segment_masks(sample), out / split, expected)
         semantic, instance = map(pixels, raw_ade20k.maps(raw, split, name))
         bare = np.isin(semantic, THING_LABELS) & (instance[..., 1] == 0)
         assert bare.any()
-        assert not sample["segments"][bare].any()
+        assert not sample.segments_map[bare].any()
 
 
 def test_semantic_truth_is_the_map_of_annotations(raw, out):
@@ -85,5 +85,5 @@ def test_the_set_serves_all_tasks_and_names_its_terms(raw, out):
     assert [c.id for c in categories] == THING_LABELS + [n + 1 for n in STUFF_LABELS]
     assert manifest.taxonomy.things == (True,) * 100 + (False,) * 50
     for name, sample in samples(out / "train").items():
-        assert sample["image"] == raw_ade20k.image(raw, "train", name).read_bytes()
-        assert sample["json"]["licence"] == "https://ade20k.csail.mit.edu/terms/"
+        assert sample.image == raw_ade20k.image(raw, "train", name).read_bytes()
+        assert sample.rights["licence"] == "https://ade20k.csail.mit.edu/terms/"

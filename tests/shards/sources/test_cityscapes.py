@@ -50,9 +50,9 @@ def test_segments_are_the_publishers(raw, out, split, count):
     crowds = 0
     for name, sample in read.items():
         expected = published(raw, split, name)
-        assert_segments(sample["json"]["segments"], segment_masks(sample), out / split, expected)
+        assert_segments(sample.segments, segment_masks(sample), out / split, expected)
         crowds += sum(crowd for _, crowd, _ in expected.values())
-        assert sample["json"]["file_name"] == f"ulm/{name}_leftImg8bit.png"
+        assert sample.file_name == f"ulm/{name}_leftImg8bit.png"
     assert crowds
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from shards.build.build import build
+from shards.format.codec import decode
 from shards.format.index import SampleIndex, members
 from shards.format.manifest import Manifest
-from shards.format.schema import decode
 from tests.shards.raw import SAMPLE, RawImage, edit, panoptic_ids, sky, write
 
 
@@ -25,7 +25,7 @@ def samples(folder):
     for i, key in enumerate(index.key):
         blob = (folder / manifest.shards[index.shard[i]].name).read_bytes()
         start = int(index.offset[i])
-        yield key, decode(members(blob[start : start + int(index.length[i])]))
+        yield key, decode(key, members(blob[start : start + int(index.length[i])]))
 
 
 def tiny(root, images, lines=None, splits=("val",), raw=None, **options):
@@ -69,14 +69,16 @@ def test_panoptic_maps_are_the_publishers_segment_by_segment(built, split):
     by_image = {str(entry["image_id"]): entry for entry in published["annotations"]}
     categories = Manifest.load(out / split).taxonomy.categories
     for _, sample in samples(out / split):
-        annotation = by_image.pop(sample["json"]["image_id"])
+        annotation = by_image.pop(sample.image_id)
         ids = panoptic_ids(annotations / f"panoptic_{split}2017" / annotation["file_name"])
-        entries = zip(annotation["segments_info"], sample["json"]["segments"], strict=True)
+        entries = zip(annotation["segments_info"], sample.segments, strict=True)
         for n, (raw, ours) in enumerate(entries, 1):
-            assert np.array_equal(sample["segments"] == n, ids == raw["id"])
-            assert categories[ours["category"]].id == raw["category_id"]
-            assert all(ours[name] == raw[name] for name in ("id", "area", "bbox", "iscrowd"))
-        assert np.array_equal(sample["segments"] == 0, ids == 0)
+            assert np.array_equal(sample.segments_map == n, ids == raw["id"])
+            assert categories[ours.category].id == raw["category_id"]
+            assert all(
+                getattr(ours, name) == raw[name] for name in ("id", "area", "bbox", "iscrowd")
+            )
+        assert np.array_equal(sample.segments_map == 0, ids == 0)
     assert not by_image
 
 
@@ -87,12 +89,13 @@ def test_instances_are_the_masks_of_pycocotools(built, split):
     categories = Manifest.load(out / split).taxonomy.categories
     seen = 0
     for _, sample in samples(out / split):
-        raw = coco.imgToAnns[int(sample["json"]["image_id"])]
-        for annotation, ours in zip(raw, sample["json"]["instances"], strict=True):
-            mask = sample["layers"][ours["layer"]] == ours["value"]
+        raw = coco.imgToAnns[int(sample.image_id)]
+        for annotation, ours in zip(raw, sample.instances, strict=True):
+            mask = sample.layers[ours.layer] == ours.value
             assert np.array_equal(mask, coco.annToMask(annotation).astype(bool))
-            assert categories[ours["category"]].id == annotation["category_id"]
-            assert all(ours[name] == annotation[name] for name in ("id", "area", "bbox", "iscrowd"))
+            assert categories[ours.category].id == annotation["category_id"]
+            for name in ("id", "area", "bbox", "iscrowd"):
+                assert getattr(ours, name) == annotation[name]
             seen += 1
     assert seen == len(coco.anns) > 0
 
@@ -114,38 +117,38 @@ def test_overlap_takes_a_second_layer_and_order_is_by_area_then_id(tmp_path):
     masks[0, 0:4, 0:4] = masks[1, 2:12, 2:12] = masks[2, 20:24, 0:4] = True  # 16, 100, 16 pixels
     image = RawImage("a.png", masks=[(3, masks[0], 0), (7, masks[1], 0), (3, masks[2], 0)])
     sample = tiny(tmp_path, [image], raw={"panoptic": False})["a"]
-    places = [(i["layer"], i["value"]) for i in sample["json"]["instances"]]
+    places = [(i.layer, i.value) for i in sample.instances]
     assert places == [(1, 1), (0, 1), (0, 2)]
-    assert sample["layers"].shape == (2, 24, 32)
-    assert sample["layers"].dtype == np.uint8
+    assert sample.layers.shape == (2, 24, 32)
+    assert sample.layers.dtype == np.uint8
     for mask, (layer, value) in zip(masks, places, strict=True):
-        assert np.array_equal(sample["layers"][layer] == value, mask)
+        assert np.array_equal(sample.layers[layer] == value, mask)
 
 
 def test_a_crowd_of_run_lengths_keeps_its_flag_and_mask(tmp_path):
     crowd = np.random.default_rng(0).random((24, 32)) < 0.5
     image = RawImage("a.png", masks=[(7, crowd, 1)])
     sample = tiny(tmp_path, [image], raw={"panoptic": False})["a"]
-    (entry,) = sample["json"]["instances"]
-    assert entry["iscrowd"] == 1
-    assert np.array_equal(sample["layers"][entry["layer"]] == entry["value"], crowd)
+    (entry,) = sample.instances
+    assert entry.iscrowd == 1
+    assert np.array_equal(sample.layers[entry.layer] == entry.value, crowd)
 
 
 def test_more_than_255_segments_make_a_16_bit_map(tmp_path):
     ids = np.arange(1, 301).reshape(15, 20)
     image = RawImage("a.png", (20, 15), ids, {int(i): 3 for i in ids.ravel()[::-1]})
     sample = tiny(tmp_path, [image], raw={"instances": False})["a"]
-    assert sample["segments"].dtype == np.uint16
-    assert np.array_equal(sample["segments"], 301 - ids)
+    assert sample.segments_map.dtype == np.uint16
+    assert np.array_equal(sample.segments_map, 301 - ids)
 
 
 def test_images_without_annotations_are_kept_as_negatives(tmp_path):
     lines = []
     sample = tiny(tmp_path, [sky("a.png"), RawImage("b.png")], lines)["b"]
-    assert sample["json"]["segments"] == sample["json"]["instances"] == []
-    assert not sample["segments"].any()
-    assert sample["layers"].shape == (1, 24, 32)
-    assert not sample["layers"].any()
+    assert sample.segments == sample.instances == []
+    assert not sample.segments_map.any()
+    assert sample.layers.shape == (1, 24, 32)
+    assert not sample.layers.any()
     assert any("1 images have no panoptic annotation" in line for line in lines)
 
 
@@ -164,8 +167,8 @@ def test_a_missing_annotation_file_is_reported_and_its_task_is_not_served(
     manifest = Manifest.load(tmp_path / "out/val")
     assert set(manifest.tasks) == served
     assert any(missing in line for line in lines)
-    absent = "segments" if "panoptic" in raw else "layers"
-    assert sample[absent] is None
+    absent = "segments_map" if "panoptic" in raw else "layers"
+    assert getattr(sample, absent) is None
     assert len(manifest.members) == 3
 
 

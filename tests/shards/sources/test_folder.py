@@ -45,7 +45,7 @@ def test_segments_are_stuff_and_the_things_of_the_instances(raw, out, split, cou
         expected = {65536 + label: (label, 0, labels == label) for label in (0, 300)}
         for number in np.unique(numbers[numbers > 0]).tolist():
             expected[number] = number // 100, 0, numbers == number
-        assert_segments(sample["json"]["segments"], segment_masks(sample), out / split, expected)
+        assert_segments(sample.segments, segment_masks(sample), out / split, expected)
 
 
 def test_semantic_truth_is_the_map_of_labels(raw, out):
@@ -65,8 +65,8 @@ def test_classes_and_licence_are_those_of_the_yaml(out):
     assert manifest.taxonomy.categories[1].color == (200, 30, 60)
     assert manifest.licence[0]["name"] == "CC BY 4.0"
     for sample in samples(out / "train").values():
-        assert sample["json"]["licence"] == "https://creativecommons.org/licenses/by/4.0/"
-        assert sample["json"]["attribution"] == "Us"
+        assert sample.rights["licence"] == "https://creativecommons.org/licenses/by/4.0/"
+        assert sample.rights["attribution"] == "Us"
 
 
 def test_an_instance_is_on_one_thing_class(tmp_path):
@@ -81,7 +81,7 @@ def test_an_instance_is_on_one_thing_class(tmp_path):
     bad = [(f"plate.1/train{n}.png", 13) for n in range(3)]
     assert findings(tmp_path / "out/train") == bad
     text = (tmp_path / "out/train/findings.jsonl").read_text()
-    assert text.count("5000 of train0.png is on a class that is no thing") == 1
+    assert text.count("5000 of train0.png is on a class that is not a thing") == 1
     assert text.count("5000 of train1.png is on several classes") == 1
 
 
@@ -99,7 +99,7 @@ def test_the_documented_classes_are_read(tmp_path):
     assert any(
         "does not serve panoptic because 1 of 1 images have no instances" in line for line in lines
     )
-    assert samples(tmp_path / "out/test")["a"]["semantic"].tolist() == [[3, 1, 2, 0, 2, 2]] * 4
+    assert samples(tmp_path / "out/test")["a"].semantic.tolist() == [[3, 1, 2, 0, 2, 2]] * 4
 
 
 @pytest.mark.parametrize(

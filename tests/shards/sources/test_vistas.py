@@ -46,8 +46,8 @@ def test_segments_are_those_of_the_panoptic_json(raw, out, split, count):
             entry["id"]: (entry["category_id"], entry["iscrowd"], ids == entry["id"])
             for entry in published[name]
         }
-        assert_segments(sample["json"]["segments"], segment_masks(sample), out / split, expected)
-        assert np.array_equal(sample["segments"] == 0, ids == 0)
+        assert_segments(sample.segments, segment_masks(sample), out / split, expected)
+        assert np.array_equal(sample.segments_map == 0, ids == 0)
     assert any(crowd for _, crowd, _ in expected.values())
 
 
@@ -60,10 +60,10 @@ def test_instances_are_the_values_of_their_map(raw, out):
             if raw_vistas.LABELS[value // 256][1]
         }
         assert 0 in expected  # the first bird: label 0, instance 0
-        entries = sample["json"]["instances"]
-        masks = [sample["layers"][entry["layer"]] == entry["value"] for entry in entries]
+        entries = sample.instances
+        masks = [sample.layers[entry.layer] == entry.value for entry in entries]
         assert_segments(entries, masks, out / "train", expected)
-        assert len(sample["layers"]) == 1
+        assert len(sample.layers) == 1
 
 
 def test_semantic_truth_is_the_map_of_labels(raw, out):
