@@ -108,50 +108,33 @@ class Layout:
             UsageError: The split does not exist.
             DataError: A task has no maps at all.
         """
-        if split not in self.splits or not self._folder(root, split, self.images[0]).is_dir():
+        folder = self._folder(root, split, self.images[0])
+        if split not in self.splits or not folder.is_dir():
             raise UsageError(
                 "the folder has no images of this split",
-                where=self._folder(root, split, self.images[0]),
+                where=folder,
                 fix=f"add them, or leave {split} out of --splits",
             )
-        images = self._list_images(root, split, report)
-        folders = {
-            kind: self._folder(root, split, folder) for kind, (folder, _) in self.maps.items()
-        }
+        images, others = _list_files(folder, self.images[1])
+        if others:
+            report(f"{split}: {folder} has files that are not images: {_some(others)}")
+        folders = {kind: self._folder(root, split, path) for kind, (path, _) in self.maps.items()}
         maps = {
             kind: dict(_list_files(folders[kind], (ending,))[0])
             for kind, (_, ending) in self.maps.items()
         }
         if tasks is None:
             tasks = self._complete_tasks(split, [name for name, _ in images], maps, report)
-            if not tasks:
-                raise DataError(
-                    f"{split} has label maps for none of the tasks",
-                    where=", ".join(map(str, folders.values())),
-                    fix=f"unpack the label maps there, or leave {split} out of --splits",
-                )
-        needed = {kind: task for task in tasks for kind in self.needs[task]}
-        for kind, task in needed.items():
-            if not maps[kind]:
-                raise DataError(
-                    f"the folder holds no *{self.maps[kind][1]}",
-                    where=folders[kind],
-                    fix=f"unpack {kind} there, or leave {task} out of --tasks, "
-                    f"or {split} out of --splits",
-                )
-        folder = self._folder(root, split, self.images[0])
-        names = {name for kind in needed for name in maps[kind]}
+        self._require_maps(split, tasks, folders, maps)
+        kinds = [kind for kind in self.maps if any(kind in self.needs[task] for task in tasks)]
+        names = {name for kind in kinds for name in maps[kind]}
         images += _missing_images(folder, images, names, self.images[1][0])
         return tuple(task for task in TASKS if task in tasks), [
             Files(
                 name=name,
                 file_name=path.relative_to(folder).as_posix(),
                 image=path,
-                maps={
-                    kind: folders[kind] / f"{name}{ending}"
-                    for kind, (_, ending) in self.maps.items()
-                    if kind in needed
-                },
+                maps={kind: folders[kind] / f"{name}{self.maps[kind][1]}" for kind in kinds},
             )
             for name, path in images
         ]
@@ -159,15 +142,29 @@ class Layout:
     def _folder(self, root: Path, split: str, folder: str) -> Path:
         return root / folder.format(self.splits.get(split, split))
 
-    def _list_images(
-        self, root: Path, split: str, report: Callable[[str], None]
-    ) -> list[tuple[str, Path]]:
-        """Return (NAME, path) of every image, and report other files."""
-        folder = self._folder(root, split, self.images[0])
-        images, others = _list_files(folder, self.images[1])
-        if others:
-            report(f"{split}: {folder} has files that are not images: {_some(others)}")
-        return images
+    def _require_maps(
+        self,
+        split: str,
+        tasks: Collection[str],
+        folders: Mapping[str, Path],
+        maps: Mapping[str, Collection[str]],
+    ) -> None:
+        """Raise DataError unless there is a task, and a map of every kind that the tasks need."""
+        if not tasks:
+            raise DataError(
+                f"{split} has label maps for none of the tasks",
+                where=", ".join(map(str, folders.values())),
+                fix=f"unpack the label maps there, or leave {split} out of --splits",
+            )
+        for task in tasks:
+            for kind in self.needs[task]:
+                if not maps[kind]:
+                    raise DataError(
+                        f"the folder holds no *{self.maps[kind][1]}",
+                        where=folders[kind],
+                        fix=f"unpack {kind} there, or leave {task} out of --tasks, "
+                        f"or {split} out of --splits",
+                    )
 
     def _complete_tasks(
         self,

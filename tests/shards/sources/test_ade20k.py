@@ -7,12 +7,10 @@ from shards.format.manifest import Manifest
 from tests.shards import raw_ade20k
 from tests.shards.raw_maps import (
     assert_segments,
-    made,
     pixels,
     samples,
     segment_masks,
     semantic_labels,
-    write,
 )
 
 STUFF_LABELS = [  # the 50 stuff classes of the panoptic task, counted from 0
@@ -22,17 +20,7 @@ STUFF_LABELS = [  # the 50 stuff classes of the panoptic task, counted from 0
 ]
 THING_LABELS = [label for label in range(1, 151) if label - 1 not in STUFF_LABELS]
 
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    return write(raw_ade20k, tmp_path_factory.mktemp("ade20k"))
-
-
-@pytest.fixture(scope="module")
-def out(raw, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    made(raw_ade20k, raw, out)
-    return out
+LAYOUT = raw_ade20k
 
 
 def composed(raw, split, name):

@@ -7,29 +7,17 @@ from shards.format.manifest import Manifest
 from tests.shards import raw_cityscapes
 from tests.shards.raw_maps import (
     assert_segments,
-    made,
     pixels,
     samples,
     segment_masks,
     semantic_labels,
-    write,
 )
 
 # the label of every train id
 CLASSES = [*(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23), *(24, 25, 26, 27, 28, 31, 32, 33)]
 THINGS = CLASSES[11:]
 
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    return write(raw_cityscapes, tmp_path_factory.mktemp("cityscapes"))
-
-
-@pytest.fixture(scope="module")
-def out(raw, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    made(raw_cityscapes, raw, out)
-    return out
+LAYOUT = raw_cityscapes
 
 
 def published(raw, split, name):

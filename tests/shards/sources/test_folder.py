@@ -21,17 +21,7 @@ from tests.shards.raw_maps import (
     write,
 )
 
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    return write(raw_folder, tmp_path_factory.mktemp("folder"))
-
-
-@pytest.fixture(scope="module")
-def out(raw, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    made(raw_folder, raw, out)
-    return out
+LAYOUT = raw_folder
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 3), ("val", 2)])

@@ -20,17 +20,7 @@ from tests.shards.raw_maps import (
     write,
 )
 
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    return write(raw_vistas, tmp_path_factory.mktemp("vistas"))
-
-
-@pytest.fixture(scope="module")
-def out(raw, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    made(raw_vistas, raw, out)
-    return out
+LAYOUT = raw_vistas
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 3), ("val", 2)])
