@@ -1,67 +1,68 @@
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, eq. 3)."""
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, equation 3)."""
 
+import functools
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import deformable_cpu
+from model.kernels import REFERENCE, deformable_cpu, implementation
 
-FUSED = ("cpu", "cuda") if find_spec("triton") else ("cpu",)
+Shapes = Sequence[tuple[int, int]]
 
 
 def deformable_attention(
-    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """Weighted sums of `value`, bilinearly sampled at a few places of every level.
+    """Return weighted sums of `value`, bilinearly sampled at a few points of every level.
+
+    On a device with a kernel this is the operator `m2f::deformable_attention`. It saves its three
+    inputs for backward and nothing else, and its gradients cannot be differentiated again.
 
     Args:
         value: [B, N, heads, D]; the levels are concatenated along N = Σ H·W.
         shapes: (H, W) of each level.
         locations: float32 or float64 [B, queries, heads, levels, points, 2], x first, normalized so
-            that pixel i of n has its center at (i + 0.5) / n; zeros are read outside [0, 1].
+            that pixel i of n has its center at (i + 0.5) / n. Points outside [0, 1] read zeros.
         weights: [B, queries, heads, levels, points] in the dtype of `locations`.
 
     Returns:
-        [B, queries, heads·D] in the dtype of `value`, summed in that of `locations`.
-
-    The operator `m2f::deformable_attention` where the device has a kernel: it saves its three
-    inputs for the backward pass and nothing else. Its gradients cannot be differentiated again.
+        [B, queries, heads·D] in the dtype of `value`, summed in the dtype of `locations`.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit one another.
+        ValueError: The shapes or the dtypes do not fit together.
     """
     _check(value, shapes, locations, weights)
-    if value.device.type not in FUSED:
+    if implementation("deformable_attention", value.device) == REFERENCE:
         return reference(value, shapes, locations, weights)
     sizes = [side for shape in shapes for side in shape]
     return torch.ops.m2f.deformable_attention(value, sizes, locations, weights)
 
 
-def reference(
-    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """`deformable_attention` in plain torch, for any device and any order of derivative."""
+def reference(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Return the same as `deformable_attention`, in plain torch.
+
+    It runs on every device and has derivatives of every order, but it keeps all samples
+    [B·heads, D, points, queries] of each level for backward.
+    """
     batch, _, heads, _ = value.shape
-    # points before queries, so that the sum over points runs along long contiguous rows
+    # Points come before queries, so that the sum over points runs along long contiguous rows.
     grids = (2 * locations - 1).permute(0, 2, 3, 4, 1, 5).flatten(0, 1)  # [B·heads, l, p, q, 2]
     weights = weights.permute(0, 2, 3, 4, 1).flatten(0, 1)  # [B·heads, l, p, q]
     planes = value.to(locations.dtype).permute(0, 2, 3, 1).flatten(0, 1)  # [B·heads, D, N]
-    output = None
+    terms = []
     for level, plane in enumerate(planes.split([h * w for h, w in shapes], dim=2)):
         plane = plane.unflatten(2, shapes[level])  # [B·heads, D, H, W]
         sampled = F.grid_sample(plane, grids[:, level], align_corners=False)  # [B·heads, D, p, q]
-        term = (sampled * weights[:, level, None]).sum(2)
-        output = term if output is None else output + term
+        terms.append((sampled * weights[:, level, None]).sum(2))
+    output = functools.reduce(torch.add, terms)
     output = output.unflatten(0, (batch, heads)).flatten(1, 2).transpose(1, 2)
     return output.to(value.dtype)
 
 
-def _check(
-    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> None:
+def _check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> None:
+    """Raise ValueError if the shapes or the dtypes do not fit together."""
     batch, tokens, heads, _ = value.shape
     if tokens != sum(height * width for height, width in shapes):
         raise ValueError(f"value has {tokens} tokens, but the levels have {list(shapes)}")
@@ -69,10 +70,10 @@ def _check(
     expected = (batch, queries, heads, len(shapes), points)
     if locations.shape != (*expected, 2) or weights.shape != expected:
         given = f"locations {list(locations.shape)}, weights {list(weights.shape)}"
-        raise ValueError(f"{given}: the values ask for {[*expected, 2]}, {list(expected)}")
+        raise ValueError(f"{given}: the values need {[*expected, 2]}, {list(expected)}")
     if locations.dtype not in (torch.float32, torch.float64) or weights.dtype != locations.dtype:
         dtypes = f"locations {locations.dtype}, weights {weights.dtype}"
-        raise ValueError(f"{dtypes}: both are float32 or both float64")
+        raise ValueError(f"{dtypes}: both must be float32 or both float64")
 
 
 @torch.library.custom_op("m2f::deformable_attention", mutates_args=(), device_types="cpu")
@@ -87,6 +88,7 @@ def _backward(
     return deformable_cpu.backward(gradient, value, _pairs(sizes), locations, weights)
 
 
+# Triton is imported by the first call on a GPU: it is missing on machines without one.
 @_forward.register_kernel("cuda")
 def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     from model.kernels import deformable_triton
@@ -123,10 +125,11 @@ def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-for device in ("cpu", "cuda"):  # called under autocast, the operator is float32 throughout
+for device in ("cpu", "cuda"):  # called under autocast, the operator computes in float32
     for operator in (_forward, _backward):
         operator.register_autocast(device, torch.float32)
 
 
 def _pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return (height, width) of each level from the flat list that an operator takes."""
     return tuple(zip(sizes[::2], sizes[1::2], strict=True))

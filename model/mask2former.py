@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model import kernels
 from model.backbone import BACKBONES, NORMS, RESNET, STRIDES, Backbone
 from model.masked_decoder import MaskedDecoder, MaskedDecoderSettings, Predictions
 from model.pixel_decoder import LEVELS, PixelDecoder, PixelDecoderSettings
@@ -90,6 +91,7 @@ class Mask2Former(nn.Module):
 
     def __init__(self, settings: ModelSettings, num_classes: int) -> None:
         super().__init__()
+        kernels.choices()  # an unknown value of M2F_KERNELS is refused here, before the first step
         self.backbone = Backbone(
             settings.backbone,
             settings.backbone_config,
@@ -104,7 +106,7 @@ class Mask2Former(nn.Module):
             num_classes, settings.queries, settings.dim, len(LEVELS), settings.masked_decoder
         )
         for decoder in (self.pixel_decoder, self.masked_decoder):
-            decoder.checkpoints = settings.checkpoint_activations
+            decoder.recomputes = settings.checkpoint_activations
         if settings.compile:
             for part in (self.backbone.body, self.pixel_decoder, self.masked_decoder):
                 part.compile(dynamic=False)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.linear import Linear
 from model.position import sine_encoding
 from model.recompute import recompute
 from model.settings import Settings, setting
+from model.token_linear import TokenLinear
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Predictions(NamedTuple):
 class MaskedDecoder(nn.Module):
     """Queries that look, layer by layer, where their own previous mask prediction says."""
 
-    checkpoints = False  # whether backward runs each layer again
+    recomputes = False  # whether backward runs each layer again
 
     def __init__(
         self,
@@ -56,9 +56,13 @@ class MaskedDecoder(nn.Module):
         self.level_embed = nn.Embedding(levels, dim)
         self.layers = nn.ModuleList(DecoderLayer(dim, settings) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(dim)
-        self.class_head = Linear(dim, num_classes + 1)
+        self.class_head = TokenLinear(dim, num_classes + 1)
         self.mask_head = nn.Sequential(
-            Linear(dim, dim), nn.ReLU(), Linear(dim, dim), nn.ReLU(), Linear(dim, dim)
+            TokenLinear(dim, dim),
+            nn.ReLU(),
+            TokenLinear(dim, dim),
+            nn.ReLU(),
+            TokenLinear(dim, dim),
         )
 
     def forward(self, memory: list[Tensor], mask_features: Tensor) -> Predictions:
@@ -79,7 +83,7 @@ class MaskedDecoder(nn.Module):
         for i, layer in enumerate(self.layers):
             level = i % len(memory)
             permitted = attention_mask(embeddings[-1].detach() @ guides[level])
-            run = partial(recompute, layer) if self.checkpoints else layer
+            run = partial(recompute, layer) if self.recomputes else layer
             x = run(x, position, keys[level], values[level], permitted)
             state = self.norm(x)
             states.append(state)
@@ -113,8 +117,8 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.self_attn = Attention(dim, settings.heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.linear1 = Linear(dim, settings.feedforward)
-        self.linear2 = Linear(settings.feedforward, dim)
+        self.linear1 = TokenLinear(dim, settings.feedforward)
+        self.linear2 = TokenLinear(settings.feedforward, dim)
         self.norm3 = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -135,10 +139,10 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = Linear(dim, dim)
-        self.k_proj = Linear(dim, dim)
-        self.v_proj = Linear(dim, dim)
-        self.out_proj = Linear(dim, dim)
+        self.q_proj = TokenLinear(dim, dim)
+        self.k_proj = TokenLinear(dim, dim)
+        self.v_proj = TokenLinear(dim, dim)
+        self.out_proj = TokenLinear(dim, dim)
         fused = math.sqrt(6 / (dim + 3 * dim))  # Xavier bound of the three stacked matrices
         for linear in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.uniform_(linear.weight, -fused, fused)

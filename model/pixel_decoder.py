@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.deformable_attention import deformable_attention
-from model.linear import Linear
 from model.norms import group_norm
 from model.position import level_sizes, pixel_centers, sine_encoding
 from model.recompute import recompute
 from model.settings import Settings, setting
+from model.token_linear import TokenLinear
 
 LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
 
@@ -43,7 +43,7 @@ class PixelDecoder(nn.Module):
         dim: channels of every output.
     """
 
-    checkpoints = False  # whether backward runs each layer again
+    recomputes = False  # whether backward runs each layer again
 
     def __init__(self, channels: dict[int, int], dim: int, settings: PixelDecoderSettings) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class PixelDecoder(nn.Module):
         )  # [N, C]
         centers = pixel_centers(shapes, device, dtype)
         for layer in self.layers:
-            run = partial(recompute, layer) if self.checkpoints else layer
+            run = partial(recompute, layer) if self.recomputes else layer
             source = run(source, position, centers, shapes)
         memory = [
             x.unflatten(2, shape)
@@ -119,8 +119,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attn = DeformableSelfAttention(dim, settings.heads, settings.points)
         self.norm1 = nn.LayerNorm(dim)
-        self.linear1 = Linear(dim, settings.feedforward)
-        self.linear2 = Linear(settings.feedforward, dim)
+        self.linear1 = TokenLinear(dim, settings.feedforward)
+        self.linear2 = TokenLinear(settings.feedforward, dim)
         self.norm2 = nn.LayerNorm(dim)
 
     def reset_weights(self) -> None:
@@ -151,10 +151,10 @@ class DeformableSelfAttention(nn.Module):
         super().__init__()
         self.sampling = (heads, len(LEVELS), points)
         samples = math.prod(self.sampling)
-        self.sampling_offsets = Linear(dim, samples * 2)
-        self.attention_weights = Linear(dim, samples)
-        self.value_proj = Linear(dim, dim)
-        self.output_proj = Linear(dim, dim)
+        self.sampling_offsets = TokenLinear(dim, samples * 2)
+        self.attention_weights = TokenLinear(dim, samples)
+        self.value_proj = TokenLinear(dim, dim)
+        self.output_proj = TokenLinear(dim, dim)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -199,5 +199,5 @@ class DeformableSelfAttention(nn.Module):
         return self.output_proj(sampled)
 
     @staticmethod
-    def _of_query(linear: Linear, source: Tensor, position: Tensor) -> Tensor:
+    def _of_query(linear: TokenLinear, source: Tensor, position: Tensor) -> Tensor:
         return linear(source + position)

@@ -1,7 +1,7 @@
-"""From the last prediction of one image to panoptic, instance and semantic segmentations.
+"""Panoptic, instance, and semantic segmentations from the last prediction for one image.
 
-The procedures of Mask2Former's (arXiv 2112.01527) evaluation. Masks become full size only for the
-queries that matter, a few rows at a time.
+The procedures are those of the evaluation of Mask2Former (arXiv 2112.01527). Only the masks of
+queries that can appear in the result are resized to the image, a few rows at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels import REFERENCE, implementation
 from model.masked_decoder import Predictions
 from model.settings import Settings, setting
 
-STRIDE = 4  # of mask features
-TILE = {"cpu": 1 << 19, "cuda": 1 << 25}  # mask logits at full size at a time: fits a CPU's cache
+STRIDE = 4  # of the mask features
+# Mask logits at the size of the image that one band of rows holds: 2 MiB of float32 stay in a CPU's
+# cache, 128 MiB fill a GPU. This keeps the panoptic merge of a photograph of 3000x4000 pixels with
+# 20 queries at 624 MiB (transformers, which resizes all masks at once, takes 1,835 MiB).
+BAND = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
 @dataclass
@@ -39,12 +43,12 @@ class SegmentSettings(Settings):
 
 
 class ImagePrediction(NamedTuple):
-    """The last prediction for one image, and its sizes (height, width) in pixels."""
+    """The last prediction for one image, and the image's sizes (height, width) in pixels."""
 
     class_logits: Tensor  # [Q, K + 1]
     mask_embeddings: Tensor  # [Q, C]
     mask_features: Tensor  # [C, h, w], stride 4 of the padded network input
-    valid_size: tuple[int, int]  # network input without its padding (right and bottom)
+    valid_size: tuple[int, int]  # network input without its padding on the right and bottom
     output_size: tuple[int, int]  # original image
 
     @classmethod
@@ -55,7 +59,7 @@ class ImagePrediction(NamedTuple):
         valid_size: tuple[int, int],
         output_size: tuple[int, int],
     ) -> "ImagePrediction":
-        """Image number `image` of a batch, in float32."""
+        """Return the prediction for image number `image` of a batch, in float32."""
         return cls(
             predictions.class_logits[-1, image].float(),
             predictions.mask_embeddings[-1, image].float(),
@@ -64,18 +68,29 @@ class ImagePrediction(NamedTuple):
             output_size,
         )
 
-    def tiles(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Mask logits of `queries` [n] at output size, by bands of rows: (rows, [n, ≤ rows, W]).
+    def bands(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the mask logits of some queries at output size, by bands of rows.
 
-        Bilinear to the padded input, crop to the valid part, bilinear to the output: both steps are
-        linear and separable, so that a band needs but a few rows of the small logits.
+        The logits are resized bilinearly to the padded input, cropped to its valid part, and
+        resized bilinearly to the output. Every step is linear and acts on rows and columns
+        separately, so along the rows all three are one matrix, and a band needs only the few rows
+        of small logits whose weights in it are not zero.
+
+        Args:
+            queries: int64 [n].
+
+        Yields:
+            The rows of the band, and its logits [n, number of rows, W].
         """
         rows, columns = self.valid_size
         height, width = self.output_size
         logits = self.mask_embeddings[queries] @ self.mask_features.flatten(1)
         logits = logits.unflatten(1, self.mask_features.shape[1:])  # [n, h, w]
-        vertical = _resizing(logits.shape[1], rows, height, logits.dtype)  # on the host
-        size = TILE["cpu" if logits.device.type == "cpu" else "cuda"]
+        if implementation("resize_masks", logits.device) == REFERENCE:
+            yield slice(0, height), self._resized(logits)
+            return
+        vertical = _row_weights(logits.shape[1], rows, height, logits.dtype)  # on the host
+        size = BAND["cpu" if logits.device.type == "cpu" else "cuda"]
         step = min(height, max(8, size // max(1, len(queries) * width)))
         for start in range(0, height, step):
             band = vertical[start : start + step]
@@ -88,10 +103,20 @@ class ImagePrediction(NamedTuple):
             weights = band[:, source].to(wide.device, non_blocking=True)
             yield slice(start, start + len(band)), weights @ wide
 
+    def _resized(self, logits: Tensor) -> Tensor:
+        """Return logits [n, h, w] at output size, resized as a whole: what `bands` is equal to."""
+        rows, columns = self.valid_size
+        padded = [STRIDE * side for side in logits.shape[1:]]
+        large = F.interpolate(logits[None], padded, mode="bilinear")[..., :rows, :columns]
+        return F.interpolate(large, self.output_size, mode="bilinear")[0]
 
-def _resizing(small: int, valid: int, output: int, dtype: torch.dtype) -> Tensor:
-    """Matrix [output, small] of: linear by STRIDE, the first `valid`, linear to `output`."""
-    impulses = torch.eye(small, dtype=dtype)[None]  # of one mask row each
+
+def _row_weights(small: int, valid: int, output: int, dtype: torch.dtype) -> Tensor:
+    """Return the matrix [output, small] that resizes a column of logits.
+
+    It is read off from the resized columns of the identity matrix.
+    """
+    impulses = torch.eye(small, dtype=dtype)[None]
     large = F.interpolate(impulses, STRIDE * small, mode="linear")[..., :valid]
     return F.interpolate(large, output, mode="linear")[0].T.contiguous()
 
@@ -100,17 +125,21 @@ def _resizing(small: int, valid: int, output: int, dtype: torch.dtype) -> Tensor
 def panoptic(
     prediction: ImagePrediction, things: Sequence[bool], settings: SegmentSettings
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Non-overlapping segments: map [H, W] int32 of ids (0 = none) and what each id is.
+    """Return segments that do not overlap.
 
-    Confident queries compete for pixels by score · probability. A query keeps what it wins with
-    probability >= 0.5, unless it lost too much of its mask to others; nobody inherits the rest.
-    Stuff of one category is one segment, with the score of its first query.
+    Confident queries compete for every pixel by score times mask probability. A query keeps the
+    pixels that it wins with a probability of at least 0.5, unless it lost too much of its mask to
+    other queries; the pixels of a rejected query stay empty. All stuff of one category is one
+    segment, with the score of its first query.
 
     Args:
-        things: for every category, whether it is a thing.
+        prediction: The prediction for the image.
+        things: For every category, whether it is a thing.
+        settings: Thresholds.
 
     Returns:
-        The map and, in order of ids, dicts of id, category, isthing, score.
+        A map int32 [H, W] of segment ids, 0 = none, and for every segment, in the order of ids, a
+        dict of id, category, isthing, score.
     """
     scores, labels = prediction.class_logits.softmax(1).max(1)
     confident = (labels != len(things)) & (scores > settings.object_threshold)
@@ -120,42 +149,25 @@ def panoptic(
     scores, labels = scores[kept], labels[kept]
     claims, areas = _compete(prediction, kept, scores)
 
-    ids = [0] * len(kept)  # segment of each kept query, 0 = rejected
-    segments: list[dict[str, Any]] = []
-    stuff: dict[int, int] = {}
-    described = zip(labels.tolist(), scores.tolist(), areas.tolist(), strict=True)
-    for i, (category, score, (won, own, final)) in enumerate(described):
-        if min(won, own, final) == 0 or won / own < settings.overlap_threshold:
-            continue
-        if category in stuff:
-            ids[i] = stuff[category]
-            continue
-        ids[i] = len(segments) + 1
-        if not things[category]:
-            stuff[category] = ids[i]
-        segments.append(
-            {
-                "id": ids[i],
-                "category": category,
-                "isthing": bool(things[category]),
-                "score": score,
-            }
-        )
+    ids, segments = _merge(labels, scores, areas, things, settings.overlap_threshold)
     table = torch.tensor([(0, i) for i in ids], dtype=torch.int32, device=claims.device)
     return table.flatten().index_select(0, claims.flatten()).view_as(claims), segments
 
 
 def _compete(prediction: ImagePrediction, kept: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Winner of each pixel, as 2 · winner + (its probability >= 0.5) [H, W] i32, and areas [n, 3].
+    """Let the kept queries compete for every pixel.
 
-    Areas of each kept query: pixels won, pixels of probability >= 0.5, and both at once.
+    Returns:
+        claims: int32 [H, W], 2 · winner + (whether the winner's probability is at least 0.5).
+        areas: int64 [n, 3] for each kept query: pixels won, pixels of probability >= 0.5, and
+            pixels that are both.
     """
     n = len(kept)
     claims = torch.empty(prediction.output_size, dtype=torch.int32, device=scores.device)
     own = torch.zeros(n, dtype=torch.long, device=scores.device)
-    for rows, logits in prediction.tiles(kept):
+    for rows, logits in prediction.bands(kept):
         probability = logits.sigmoid_()
-        winner = _first_largest(probability * scores[:, None, None])
+        winner = first_largest(probability * scores[:, None, None])
         inside = probability.gather(0, winner[None])[0] >= 0.5
         claims[rows] = 2 * winner + inside
         own += _count(torch.ge(probability, 0.5, out=probability))
@@ -163,18 +175,50 @@ def _compete(prediction: ImagePrediction, kept: Tensor, scores: Tensor) -> tuple
     return claims, torch.stack((lost + final, own, final), dim=1)
 
 
-def _first_largest(x: Tensor) -> Tensor:
-    """Where in n the largest is, the first of equals: [T, W] i64 of [n, T, W], overwritten.
+def _merge(
+    labels: Tensor, scores: Tensor, areas: Tensor, things: Sequence[bool], least_share: float
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """Return the segment of each kept query (0 = rejected), and the description of each segment."""
+    ids: list[int] = []
+    segments: list[dict[str, Any]] = []
+    stuff: dict[int, int] = {}  # category -> segment
+    described = zip(labels.tolist(), scores.tolist(), areas.tolist(), strict=True)
+    for category, score, (won, own, final) in described:
+        if min(won, own, final) == 0 or won / own < least_share:
+            ids.append(0)
+            continue
+        if category in stuff:
+            ids.append(stuff[category])
+            continue
+        number = len(segments) + 1
+        ids.append(number)
+        if not things[category]:
+            stuff[category] = number
+        segments.append(
+            {"id": number, "category": category, "isthing": bool(things[category]), "score": score}
+        )
+    return ids, segments
 
-    On a CPU `max` with indices takes three times as long.
+
+def first_largest(x: Tensor) -> Tensor:
+    """Return the index int64 [T, W] of the largest of [n, T, W], the first one of equal values.
+
+    The tensor `x` is overwritten. On a CPU `max` with indices takes two to three times as
+    long, because it carries an index along with every value. Here every index is raised by n unless
+    its value is the maximum; the smallest index that results is the first one of the maximum.
     """
+    if implementation("first_largest", x.device) == REFERENCE:
+        return x.max(0).indices
     index = torch.arange(len(x), dtype=x.dtype, device=x.device)[:, None, None]
     smaller = x.ne_(x.amax(0))
     return torch.add(index, smaller, alpha=len(x), out=smaller).amin(0).long()
 
 
 def _count(flags: Tensor) -> Tensor:
-    """Ones in each [T, W] of 0 and 1: [n] i64, by rows, whose sums floats hold exactly."""
+    """Return the number of ones int64 [n] in flags float [n, T, W].
+
+    Rows are summed first because a float holds the sum of one row exactly.
+    """
     return flags.sum(2).sum(1, dtype=torch.float64).long()
 
 
@@ -182,14 +226,20 @@ def _count(flags: Tensor) -> Tensor:
 def instances(
     prediction: ImagePrediction, things: Sequence[bool], settings: SegmentSettings
 ) -> dict[str, Any]:
-    """Scored, possibly overlapping masks of things.
+    """Return scored masks of things, which may overlap.
 
-    The best `detections` (query, category) pairs, of which those of things remain; score = category
-    probability · mean probability inside the mask (logit > 0).
+    They come from the best `settings.detections` pairs of a query and a category, stuff included,
+    of which only things are kept. The score is the probability of the category times the mean
+    probability inside of the mask, which is where the logit is positive.
+
+    Args:
+        prediction: The prediction for the image.
+        things: For every category, whether it is a thing.
+        settings: The number of detections.
 
     Returns:
-        scores [n] float, categories [n] i64, masks: n times [H, W] bool; those of one query share
-        their memory.
+        scores: float [n]; categories: int64 [n]; masks: a list of n bool [H, W], where masks of the
+        same query share their memory.
     """
     probability = prediction.class_logits.softmax(1)[:, :-1]  # [Q, K]
     top = probability.flatten().topk(min(settings.detections, probability.numel()), sorted=False)
@@ -197,10 +247,10 @@ def instances(
     kept = torch.tensor(things, device=category.device)[category]
     scores, query, category = top.values[kept], query[kept], category[kept]
 
-    unique, position = query.unique(return_inverse=True)  # a query may appear with several classes
+    unique, position = query.unique(return_inverse=True)  # a query may have several classes
     masks = probability.new_empty((len(unique), *prediction.output_size), dtype=torch.bool)
-    total = probability.new_zeros(2, len(unique))  # Σ probability inside, and pixels
-    for rows, logits in prediction.tiles(unique):
+    total = probability.new_zeros(2, len(unique))  # sum of probability inside, and pixels
+    for rows, logits in prediction.bands(unique):
         inside = torch.gt(logits, 0, out=torch.empty_like(logits))
         masks[:, rows] = inside
         total[1] += inside.sum((1, 2))
@@ -215,11 +265,11 @@ def instances(
 
 @torch.no_grad()
 def semantic(prediction: ImagePrediction) -> Tensor:
-    """Most likely category of every pixel, [H, W] i64: argmax_c Σ_q p(c | q) · mask probability."""
+    """Return the most likely category int64 [H, W]: argmax_c Σ_q p(c | q) · mask probability."""
     probability = prediction.class_logits.softmax(1)[:, :-1]  # [Q, K]
     queries = torch.arange(len(probability), device=probability.device)
     best = torch.empty(prediction.output_size, dtype=torch.long, device=queries.device)
-    for rows, logits in prediction.tiles(queries):
+    for rows, logits in prediction.bands(queries):
         scores = torch.tensordot(probability.T, logits.sigmoid_(), 1)  # [K, T, W]
-        best[rows] = _first_largest(scores)
+        best[rows] = first_largest(scores)
     return best

@@ -16,6 +16,7 @@ from model.pixel_decoder import PixelDecoderSettings
 from model.settings import SettingError
 from tests.model.samples import boxes, keyed_draw, tiny_settings
 
+BOTH = pytest.mark.usefixtures("with_and_without_kernels")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 
 
@@ -34,7 +35,7 @@ def count(tensors) -> int:
         ("swin_large", 200, 215_535_610, 195_201_204),
     ],
 )
-def test_11_1_published_sizes(backbone: str, queries: int, total: int, backbone_total: int) -> None:
+def test_published_sizes(backbone: str, queries: int, total: int, backbone_total: int) -> None:
     norm = "batch" if backbone.startswith("resnet") else "frozen_batch"
     settings = ModelSettings(backbone=backbone, queries=queries, norm=norm)
     with torch.device("meta"):
@@ -70,7 +71,7 @@ def assert_uniform(tensor: torch.Tensor, bound: float) -> None:
     assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
 
 
-def test_11_4_initial_values(head: Mask2Former) -> None:
+def test_initial_values(head: Mask2Former) -> None:
     encoder, decoder = head.pixel_decoder, head.masked_decoder
     for conv, _ in encoder.input_proj:
         assert_uniform(conv.weight, math.sqrt(6 / (conv.in_channels + 256)))
@@ -111,7 +112,7 @@ def test_11_4_initial_values(head: Mask2Former) -> None:
     assert decoder.level_embed.weight.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_11_4_initial_offsets_are_squares_around_the_pixel(head: Mask2Former) -> None:
+def test_initial_offsets_are_squares_around_the_pixel(head: Mask2Former) -> None:
     directions = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)]
     steps = torch.arange(1, 5)[None, None, :, None]
     expected = torch.tensor(directions)[:, None, None] * steps  # [heads, 1, points, 2]
@@ -120,6 +121,7 @@ def test_11_4_initial_offsets_are_squares_around_the_pixel(head: Mask2Former) ->
         torch.testing.assert_close(bias, expected.expand(8, 3, 4, 2).float(), rtol=0, atol=1e-5)
 
 
+@BOTH
 def test_deformable_attention_sums_bilinear_samples() -> None:
     torch.manual_seed(0)
     batch, heads, dim, queries, points = 2, 2, 3, 5, 4
@@ -166,6 +168,7 @@ def test_masks_from_resized_features_are_resized_masks() -> None:
         torch.testing.assert_close(embeddings @ early, late, rtol=0, atol=1e-12)
 
 
+@BOTH
 def test_shapes_and_gradients() -> None:
     torch.manual_seed(0)
     model = Mask2Former(tiny_settings(), num_classes=5)
@@ -177,6 +180,7 @@ def test_shapes_and_gradients() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@BOTH
 def test_constants_cached_in_inference_serve_training() -> None:
     torch.manual_seed(0)
     model = Mask2Former(tiny_settings(), num_classes=5)
@@ -186,6 +190,7 @@ def test_constants_cached_in_inference_serve_training() -> None:
     model(images).mask_embeddings.sum().backward()
 
 
+@BOTH
 def test_autocast_predictions_stay_close() -> None:
     torch.manual_seed(0)
     model = Mask2Former(tiny_settings(), num_classes=5).eval()
@@ -199,6 +204,7 @@ def test_autocast_predictions_stay_close() -> None:
     assert error < 0.05
 
 
+@BOTH
 def test_copies_are_independent() -> None:
     torch.manual_seed(0)
     model = Mask2Former(tiny_settings(), num_classes=5).eval()
@@ -242,6 +248,7 @@ def test_unpadded_images_are_refused() -> None:
         model(torch.zeros(1, 3, 64, 65))
 
 
+@BOTH
 def test_one_sample_can_be_learnt() -> None:
     torch.manual_seed(0)
     model = Mask2Former(tiny_settings(), num_classes=3)

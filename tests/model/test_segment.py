@@ -15,6 +15,7 @@ from model.segment import (
     semantic,
 )
 
+BOTH = pytest.mark.usefixtures("with_and_without_kernels")
 THINGS = (True, True, False, False)
 SETTINGS = SegmentSettings()
 
@@ -35,7 +36,7 @@ def strip(labels: list[int], scores: list[float], masks: list[list[float]]) -> I
     )
 
 
-def test_11_6_unsure_pixels_stay_void() -> None:
+def test_unsure_pixels_stay_void() -> None:
     prediction = strip([0], [0.95], [[3.0] * 3 + [-3.0] * 5])
     segments_map, segments = panoptic(prediction, THINGS, SETTINGS)
     assert segments_map.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
@@ -52,7 +53,7 @@ def test_11_6_unsure_pixels_stay_void() -> None:
         (3, [0] * 7 + [1] * 5),  # 7 of 10: rejected, and nobody inherits its pixels
     ],
 )
-def test_11_6_overlap_ratio(stolen: int, expected: list[int]) -> None:
+def test_overlap_ratio(stolen: int, expected: list[int]) -> None:
     lower = [8.0] * 10 + [-8.0] * 2
     upper = [-8.0] * (10 - stolen) + [8.0] * (2 + stolen)
     prediction = strip([0, 1], [0.9, 0.97], [lower, upper])
@@ -61,7 +62,7 @@ def test_11_6_overlap_ratio(stolen: int, expected: list[int]) -> None:
     assert [s["id"] for s in segments] == list(range(1, max(expected) + 1))
 
 
-def test_11_6_stuff_of_one_category_is_one_segment_and_things_are_not() -> None:
+def test_stuff_of_one_category_is_one_segment_and_things_are_not() -> None:
     masks = [[8.0 if x // 2 == q else -8.0 for x in range(10)] for q in range(5)]
     prediction = strip([2, 0, 2, 0, 3], [0.9, 0.9, 0.95, 0.9, 0.9], masks)
     segments_map, segments = panoptic(prediction, THINGS, SETTINGS)
@@ -75,6 +76,7 @@ def test_11_6_stuff_of_one_category_is_one_segment_and_things_are_not() -> None:
     assert segments[0]["score"] == pytest.approx(0.9, abs=1e-6)
 
 
+@BOTH
 def test_equal_claims_go_to_the_first_query() -> None:
     prediction = strip([0] * 12, [0.9] * 12, [[5.0, 5.0]] * 12)
     segments_map, segments = panoptic(prediction, THINGS, SETTINGS)
@@ -89,6 +91,7 @@ def test_nothing_confident_is_all_void() -> None:
     assert segments == []
 
 
+@BOTH
 def test_stuff_leaves_instances_after_the_best_are_taken() -> None:
     prediction = strip([2, 0, 1], [0.97, 0.9, 0.8], [[5.0, -5.0]] * 3)
     found = instances(prediction, THINGS, SegmentSettings(detections=2))
@@ -149,6 +152,7 @@ def slow_panoptic(p: ImagePrediction, settings: SegmentSettings) -> tuple[Tensor
     return segments_map, segments
 
 
+@BOTH
 @pytest.mark.parametrize("seed", [0, 1, 5])
 def test_panoptic_follows_the_procedure(seed: int) -> None:
     prediction = random_prediction(seed)
@@ -160,6 +164,7 @@ def test_panoptic_follows_the_procedure(seed: int) -> None:
     assert [tuple(s.values()) for s in segments] == expected
 
 
+@BOTH
 def test_instances_follow_the_procedure() -> None:
     prediction = random_prediction(3)
     logits, probability = full_logits(prediction), prediction.class_logits.softmax(1)[:, :-1]
@@ -182,6 +187,7 @@ def test_instances_follow_the_procedure() -> None:
         assert torch.equal(mask, true_mask)
 
 
+@BOTH
 def test_semantic_follows_the_procedure() -> None:
     prediction = random_prediction(4)
     probability = prediction.class_logits.softmax(1)[:, :-1]

@@ -1,10 +1,10 @@
-"""`Linear` against the matrix product, by which it is defined, in float64."""
+"""`TokenLinear` against the matrix product, by which it is defined, in float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from model.linear import Linear
+from model.token_linear import TokenLinear
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from model.linear import Linear
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_values_and_gradients_are_those_of_the_product(shape, dtype):
     torch.manual_seed(0)
-    layer = Linear(shape[-1], 9).to(dtype)
+    layer = TokenLinear(shape[-1], 9).to(dtype)
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     cotangent = torch.randn(*shape[:-1], 9, dtype=dtype)
     y = layer(x)
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_the_product(shape, dtype):
 
 def test_transposed_tokens_and_autocast():
     torch.manual_seed(0)
-    layer = Linear(8, 6)
+    layer = TokenLinear(8, 6)
     x = torch.randn(2, 8, 10).transpose(1, 2)
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
     with torch.autocast("cpu", torch.bfloat16):
