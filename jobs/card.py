@@ -46,7 +46,7 @@ def write(
         backbone=config.model.backbone,
         queries=config.model.queries,
         taxonomy=taxonomy.name,
-        classes=taxonomy.names,
+        classes=[f"{i} {name}" for i, name in enumerate(taxonomy.names)],
         stuff=[i for i, isthing in enumerate(taxonomy.things) if not isthing],
         step=step,
         scores=_scores(folder, step),
@@ -56,11 +56,12 @@ def write(
         file.write(str(ModelCard(text)).encode())
 
 
-def _scores(folder: Path, step: int) -> dict[str, float]:
+def _scores(folder: Path, step: int) -> dict[str, str]:
     """Return the known headline scores of a step in percent; empty if it was not evaluated."""
     path = scores_path(folder, step)
     scores = json.loads(path.read_text()) if path.is_file() else {}
-    return {name: scores[name] for name in HEADLINE if scores.get(name) is not None}
+    known = [name for name in HEADLINE if scores.get(name) is not None]
+    return {name: f"{scores[name]:.2f}" for name in known}
 
 
 def _data(folder: Path, config: Config) -> list[str]:

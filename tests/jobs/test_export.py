@@ -59,8 +59,7 @@ def test_the_card_says_what_it_is(work, to):
     _, head, text = (exported(work, to) / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["library_name"] == to
     assert "133 classes" in text
-    assert "| PQ |" in text
-    assert "| 12.35 |" in text
+    assert "| PQ |\n|---|\n| 12.35 |\n\n## Data" in text
     assert "creativecommons.org/licenses/by/2.0" in text
     assert "0 person, 1 bicycle" in text
     left_over = [p for p in exported(work, to).parent.iterdir() if p.name.startswith(".")]
