@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from jobs import config as configs
@@ -16,8 +16,9 @@ from pipeline.score.evaluate import HEADLINE
 from pipeline.score.evaluate import evaluate as score
 from shards.errors import UsageError
 from shards.files import write_json
+from shards.format.taxonomy import Taxonomy
 
-PICTURED = 8  # first images of the val set
+SHEET_SAMPLES = 8  # the first of the set are drawn
 
 
 def evaluate(
@@ -26,49 +27,66 @@ def evaluate(
     data: Path | None = None,
     images: int | None = None,
 ) -> dict[str, Any]:
-    """Score a run on its val set, or on `data` of the same classes; returns the scores.
+    """Score a checkpoint, print the scores, and write them and a sheet of pictures.
 
-    Raises UsageError if run, checkpoint or data do not exist, or if the classes differ.
+    Args:
+        run: A name under runs/, or a path.
+        checkpoint: "best", "last", or a step. Defaults to the best with a known score.
+        data: A shard set with the classes of the run. Defaults to the run's val set.
+        images: Score only the first images. Defaults to all.
+
+    Returns:
+        The scores in percent, with a row per class under `classes`.
+
+    Raises:
+        UsageError: The run, the checkpoint, or the data does not exist, or the classes differ.
     """
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, taxonomy, step = load_model(config, folder, checkpoint, device)
     store = Store(data or config.data.val, cache=config.data.cache)
-    if store.manifest.taxonomy != taxonomy:
-        theirs, ours = store.manifest.taxonomy, taxonomy
-        raise UsageError(
-            f"{store.location} has the label space {theirs.name} ({len(theirs.categories)} "
-            f"classes), the run has {ours.name} ({len(ours.categories)}); "
-            "evaluate on data of its own classes"
-        )
+    _check_classes(store, taxonomy)
     settings = config.evaluation
     settings.images = images
     count = min(len(store), images or len(store))
-    bar = iter(track(range(count), description=f"evaluating step {step}", transient=True))
-    scores = score(model, store, settings, device, advance=lambda: next(bar))
-    next(bar, None)
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(f"evaluating step {step}", total=count)
+        scores = score(model, store, settings, device, advance=lambda: progress.advance(bar))
+    assert scores is not None, "rank 0 has the scores, and this process is the only one"
     if data is None and images is None:
         path = scores_path(folder, step)
         write_json(path, {"step": step, **scores})
-    else:
+    else:  # must not be taken for the score of the step
         path = folder / EVALUATIONS / f"{Path(store.location).name}-{count}-step-{step:09d}.json"
         write_json(path, {"step": step, "data": store.location, "images": count, **scores})
     if "panoptic" in store.manifest.tasks:
         picture = folder / PICTURES / f"{path.stem}.png"
-        write_png(picture, sheet(model, store, settings, device, min(PICTURED, count)))
+        write_png(picture, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
         print(f"pictures: {picture}")
-    show(scores, f"{folder.name}, step {step}, {count} images of {store.location}")
-    print(f"all classes: {path}")
+    print_scores(scores, f"{folder.name}, step {step}, {count} images of {store.location}")
+    print(f"scores of all classes: {path}")
     summarize(folder, config.task)
     return scores
 
 
-def show(scores: dict[str, Any], title: str) -> None:
-    """Print the headline scores."""
+def print_scores(scores: dict[str, Any], title: str) -> None:
+    """Print a table of the headline scores."""
     known = [name for name in HEADLINE if scores.get(name) is not None]
     table = Table(title=title, title_justify="left")
     for name in known:
         table.add_column(name, justify="right")
     table.add_row(*(f"{scores[name]:.2f}" for name in known))
     Console().print(table)
+
+
+def _check_classes(store: Store, trained: Taxonomy) -> None:
+    """Raise UsageError if a shard set has other classes than the network."""
+    found = store.manifest.taxonomy
+    if found != trained:
+        raise UsageError(
+            f"has the label space {found.name} ({len(found)} classes), the run has "
+            f"{trained.name} ({len(trained)})",
+            where=store.location,
+            fix="evaluate on data with the run's classes",
+        )

@@ -1,4 +1,4 @@
-"""`demo`: the whole main path, small: painted data, shards, training, scores, pictures."""
+"""`demo`: painted data, shards, training, scores, and pictures, all in small."""
 
 import shutil
 import time
@@ -17,18 +17,25 @@ TRAIN_IMAGES, VAL_IMAGES, SIDE, SEED = 2000, 100, 96, 0
 
 
 def demo(out: Path) -> dict[str, Any]:
-    """Run every step in `out`; a step that is done already is not done again.
+    """Run every step of the demo, except those that are done already.
 
-    Returns the scores of the trained net on the held-out images.
+    Args:
+        out: The folder for the data, the shards, the run, and the pictures.
+
+    Returns:
+        The scores of the trained network on the held-out images.
+
+    Raises:
+        UsageError: The folder cannot be written.
     """
     out = out.absolute()
     raw, shards = out / "raw", out / "shards"
-    started = time.perf_counter()
-    _title("1/4 paint a data set in COCO's raw layout (panoptic and instances)")
+    start = time.perf_counter()
+    _print_title("1/4 paint a data set in COCO's raw layout (panoptic and instances)")
     _paint(raw)
-    _title("2/4 build shards, as for COCO: ./launch.sh build coco")
+    _print_title("2/4 build shards, as for COCO: ./launch.sh build coco")
     build("coco", raw, shards)
-    _title("3/4 train: ./launch.sh train tiny, 2 Ray workers with DeepSpeed ZeRO-1")
+    _print_title("3/4 train: ./launch.sh train tiny, 2 Ray workers with DeepSpeed ZeRO-1")
     folder = train(
         "tiny",
         [
@@ -38,14 +45,11 @@ def demo(out: Path) -> dict[str, Any]:
         ],
         runs=out / "runs",
     )
-    _title("4/4 score the held-out images: ./launch.sh evaluate")
+    _print_title("4/4 score the held-out images: ./launch.sh evaluate")
     scores = evaluate(str(folder))
-    untrained = all_scores(folder)[0]
-    print(f"\n{'':10}" + "".join(f"{name:>8}" for name in HEADLINE))
-    for name, row in (("untrained", untrained), ("trained", scores)):
-        print(f"{name:10}" + "".join(f"{row[key]:8.1f}" for key in HEADLINE))
+    _print_scores(untrained=all_scores(folder)[0], trained=scores)
     print(f"""
-done in {time.perf_counter() - started:.0f} s; everything is in {out}
+done in {time.perf_counter() - start:.0f} s; all files are in {out}
   pictures, truth beside prediction   {folder / PICTURES}
   scores, metrics, events, config     {folder}
   raw data and shards                 {raw}, {shards}
@@ -58,20 +62,28 @@ next
 
 
 def _paint(raw: Path) -> None:
-    """The data set, whole: a half-painted one is painted again."""
-    mark = raw / "painted"
-    recipe = f"{TRAIN_IMAGES} {VAL_IMAGES} {SIDE} {SEED}"
-    if mark.exists() and mark.read_text() == recipe:
+    """Paint the data set, unless a complete one with the same parameters exists."""
+    mark = raw / "painted"  # written last
+    parameters = f"{TRAIN_IMAGES} {VAL_IMAGES} {SIDE} {SEED}"
+    if mark.exists() and mark.read_text() == parameters:
         print(f"already painted: {raw}")
         return
     try:
         shutil.rmtree(raw, ignore_errors=True)
         generate(raw, TRAIN_IMAGES, VAL_IMAGES, SIDE, SEED)
-        mark.write_text(recipe)
+        mark.write_text(parameters)
     except OSError as error:
-        raise UsageError(f"{raw}: {error.strerror}; give another folder with --out") from error
+        reason = error.strerror or str(error)
+        raise UsageError(reason, where=raw, fix="give another folder with --out") from error
     print(f"{TRAIN_IMAGES} + {VAL_IMAGES} images of {SIDE} x {SIDE} pixels: {raw}")
 
 
-def _title(text: str) -> None:
+def _print_scores(**rows: dict[str, Any]) -> None:
+    """Print a table of the headline scores, one row per network."""
+    print(f"\n{'':10}" + "".join(f"{name:>8}" for name in HEADLINE))
+    for name, row in rows.items():
+        print(f"{name:10}" + "".join(f"{row[key]:8.1f}" for key in HEADLINE))
+
+
+def _print_title(text: str) -> None:
     print(f"\n== {text}", flush=True)

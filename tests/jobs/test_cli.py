@@ -125,7 +125,7 @@ def test_a_wrong_command_line_exits_2_without_traceback(command, tmp_path):
         (
             ["build", "coco", "--root", "raw", "--out", "out"],
             3,
-            r"annotations has neither panoptic_val2017\.json nor instances_val2017\.json; add one",
+            r"annotations: the folder has neither panoptic_val2017\.json nor .*; add one",
         ),
     ],
 )
@@ -209,21 +209,36 @@ def test_no_run_and_no_checkpoint_yet(tmp_path, photographs):
 
 
 def test_evaluating_on_other_classes(work, skies):
-    pattern = r"skies.*shards/val has the label space coco_panoptic \(3 classes\), .*\(133\)"
+    pattern = r"skies.*shards/val: has the label space coco_panoptic \(3 classes\), .*\(133\)"
     fails(work, ["evaluate", "small", "--data", skies / "val"], 2, pattern)
     fails(work, ["evaluate", "small", "--data", skies], 2, r"not a shard set")
 
 
 def test_predict_refuses(work, tmp_path):
     out = ["--out", tmp_path / "seen"]
-    fails(work, ["predict", "small", "no.jpg", *out], 2, r"no\.jpg does not exist; give images")
+    fails(work, ["predict", "small", "no.jpg", *out], 2, r"no\.jpg: does not exist; give images")
     (tmp_path / "empty").mkdir()
-    fails(work, ["predict", "small", tmp_path / "empty", *out], 2, r"empty holds no image")
+    fails(
+        work,
+        ["predict", "small", tmp_path / "empty", *out],
+        2,
+        r"empty: holds no image .*; give another",
+    )
     text = tmp_path / "text.jpg"
     text.write_text("no image")
-    fails(work, ["predict", "small", text, *out], 3, r"text\.jpg is no image .*leave it out")
+    fails(
+        work,
+        ["predict", "small", text, *out],
+        3,
+        r"text\.jpg: the image does not decode; leave it out",
+    )
     text.write_text("")
-    fails(work, ["predict", "small", text, *out], 3, r"text\.jpg is no image .*leave it out")
+    fails(
+        work,
+        ["predict", "small", text, *out],
+        3,
+        r"text\.jpg: the image does not decode; leave it out",
+    )
     photo = SAMPLE / "val2017/000000000285.jpg"
     fails(work, ["predict", "small", photo, "--out", text / "seen"], 2, r"--out .*text\.jpg/seen")
     twins = [photo, SAMPLE / "val2017"]

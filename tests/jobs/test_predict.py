@@ -1,4 +1,4 @@
-"""`evaluate` and `predict` of a net that has learnt nothing but predicts: their files, by peers."""
+"""The files of `evaluate` and `predict`, from an untrained network, read by other libraries."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ CATEGORIES = {
 
 @pytest.fixture(scope="module")
 def work(photographs, tmp_path_factory):
-    """A folder with an untrained run, and what predicting the validation photographs gave."""
+    """A folder with an untrained run, and the outcome of predicting the validation photographs."""
     folder = tmp_path_factory.mktemp("predict")
     small.untrained(folder, photographs)
     command = ["predict", small.NAME, str(SAMPLE / "val2017"), "--out", "seen"]
@@ -45,9 +45,9 @@ def panoptic(seen):
     return json.loads((seen / "panoptic.json").read_text())
 
 
-def test_predict_says_what_it_did(work, panoptic):
+def test_predict_prints_the_numbers_of_images_and_segments(work, panoptic):
     found = sum(len(entry["segments_info"]) for entry in panoptic["annotations"])
-    assert found >= len(PHOTOS), "a net without thresholds predicts something everywhere"
+    assert found >= len(PHOTOS), "without thresholds, the network predicts segments in every image"
     assert f"{len(PHOTOS)} images, {found} segments: seen" in work[1].out
 
 
@@ -128,6 +128,8 @@ def test_evaluate_writes_scores_pictures_and_summary(work):
     assert [row["name"] for row in rows][:2] == ["person", "bicycle"]
     assert len(rows) == len(CATEGORIES)
     assert f"{scores['mIoU']:.2f}" in outcome.out
+    printed = json.loads(small.call(folder, "evaluate", small.NAME, "--json").out)
+    assert {"step": 0, **printed} == scores
     Image.open(run / "pictures/step-000000000.png").verify()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["PQ"] == scores["PQ"]
@@ -147,7 +149,7 @@ def test_evaluate_on_part_of_the_data_leaves_the_scores_of_the_step(work, photog
 
 
 def test_a_damaged_checkpoint_is_not_scored(work, tmp_path):
-    """One flipped bit in a tensor: it would load, and give other numbers."""
+    """With one flipped bit in a tensor, the checkpoint would load and give other scores."""
     run = shutil.copytree(work[0] / "runs" / small.NAME, tmp_path / "runs" / "flipped")
     state = run / "checkpoints/step-000000000-a01" / checkpoint.STATE
     content = bytearray(state.read_bytes())
@@ -161,7 +163,7 @@ def test_a_damaged_checkpoint_is_not_scored(work, tmp_path):
 
 
 def test_of_equal_scores_the_last_is_best(tmp_path):
-    """A net that scores nothing yet has still learnt more than at its start."""
+    """A network that still scores 0 has learned more than at its start."""
     for step, quality in {0: 0.0, 10: 0.0}.items():
         write_json(scores_path(tmp_path, step), {"step": step, "PQ": quality})
     assert best_step(tmp_path, "panoptic") == 10
