@@ -61,7 +61,7 @@ PY
       || fail 'pip could not install the packages (its message is above); run ./launch.sh setup again'
     "$venv/bin/python" -P -c 'import torch
 if not torch.cuda.is_available():
-    from pipeline.step.engine import load_cpu_helper
+    from pipeline.step.cpu_helper import load_cpu_helper
     load_cpu_helper()' \
       || fail "DeepSpeed's CPU helper did not compile (its message is above)"
     stamp >"$venv/.complete"

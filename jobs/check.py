@@ -16,7 +16,7 @@ from pipeline.data.split import BatchSplit
 from pipeline.data.stages import load_stage
 from pipeline.data.store import Store
 from pipeline.data.stream import order_of, train_sets
-from pipeline.run.folder import initial_weights
+from pipeline.run.restore import initial_weights
 from pipeline.step.schedule import lr_multiplier
 from shards.errors import UsageError
 from shards.format.schema import TASKS

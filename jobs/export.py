@@ -16,7 +16,7 @@ from jobs import config as configs
 from jobs.config import Config
 from model.mask2former import PIXEL_MEAN, PIXEL_STD, Mask2Former
 from model.weights.export import save_transformers, to_detectron2
-from pipeline.run.folder import load_model
+from pipeline.run.restore import load_model
 from shards.errors import UsageError
 from shards.files import sync, whole_file, write_json
 from shards.format.taxonomy import Taxonomy
@@ -49,7 +49,9 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
         raise UsageError(f"unknown format {to!r}", where="--to", fix=f"known: {', '.join(WRITERS)}")
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
-    model, taxonomy, step = load_model(config, folder, checkpoint, torch.device("cpu"))
+    model, taxonomy, step = load_model(
+        config.model, config.task, folder, checkpoint, torch.device("cpu")
+    )
     out = (out or folder / EXPORTS / f"{to}-step-{step:09d}").absolute()
     if out.exists():
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What the user sees while workers train: the run's own files, as they grow."""
+"""What `train` prints while the workers train: the run's own files, as they grow."""
 
 import json
 import threading
@@ -9,20 +9,25 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.run.track import EVENTS, METRICS
-from pipeline.score.evaluate import HEADLINE
+from pipeline.run import events
+from pipeline.run.track import METRICS
 
 POLL_S = 0.5
-PLAIN_LINE_EVERY_S = 15  # where there is no terminal for a bar
-TAIL_BYTES = 8192  # holds the last metrics row
+PLAIN_LINE_EVERY_S = 15  # if the output is not a terminal, and there is no progress bar
+TAIL_BYTES = 8192  # more than the last row of metrics
+SILENT = (events.Checkpoint, events.Finish)
 
 
 class Follower:
-    """Prints events and progress, from what is appended to a run folder while the context lasts."""
+    """Prints the events and the progress of a run while the context lasts.
+
+    Args:
+        folder: The run folder.
+        steps: Number of steps of the whole run.
+    """
 
     def __init__(self, folder: Path, steps: int):
-        self._events, self._metrics = folder / EVENTS, folder / METRICS
-        self._read = self._events.stat().st_size if self._events.exists() else 0
+        self._tail, self._metrics = events.Tail(folder), folder / METRICS
         self._steps = steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -36,7 +41,8 @@ class Follower:
             disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task("", total=steps, text="starting workers")
-        self._spoke, self._seen = time.monotonic(), -1
+        self._last_printed, self._last_step = time.monotonic(), -1
+        self._warnings: set[str] = set()
 
     def __enter__(self) -> "Follower":
         self._progress.start()
@@ -50,52 +56,38 @@ class Follower:
 
     def _run(self) -> None:
         while not self._stop.wait(POLL_S):
-            self._look()
-        self._look()
+            self._update()
+        self._update()
 
-    def _look(self) -> None:
-        if self._events.exists():
-            with self._events.open() as file:
-                file.seek(self._read)
-                for line in file:
-                    if not line.endswith("\n"):
-                        break
-                    self._read += len(line.encode())
-                    self._say(json.loads(line))
+    def _update(self) -> None:
+        for event in self._tail.read():
+            self._show(event)
         row = _last_row(self._metrics)
-        if row is None or row["step"] == self._seen or row.get("loss") is None:
+        if row is None or row["step"] == self._last_step or row.get("loss") is None:
             return
-        self._seen = row["step"]
+        self._last_step = row["step"]
         text = f"loss {row['loss']:.1f}  {row['images_per_s']:.1f} images/s"
         self._progress.update(self._task, completed=row["step"], text=text)
-        late = time.monotonic() - self._spoke > PLAIN_LINE_EVERY_S
-        if late and not self._console.is_terminal:
+        is_late = time.monotonic() - self._last_printed > PLAIN_LINE_EVERY_S
+        if is_late and not self._console.is_terminal:
             self._print(f"step {row['step']}/{self._steps}  {text}")
 
-    def _say(self, event: dict[str, Any]) -> None:
-        kind, step = event["event"], event.get("step")
-        if kind == "start":
-            origin = f"from {event['checkpoint']}" if event["checkpoint"] else "from scratch"
-            workers = f"{event['world_size']} workers, ZeRO {event['zero_stage']}"
-            self._print(f"attempt {event['attempt']}: {workers} on {event['device']}, {origin}")
-        elif kind == "evaluation":
-            scores = "  ".join(f"{name} {event[name]:.1f}" for name in HEADLINE if name in event)
-            self._print(f"step {step}: {scores}")
-        elif kind == "init_from":
-            self._print(f"model.init_from={event['path']}, {event['text']}")
-        elif kind == "failure":
-            self._print(f"worker {event['rank']} failed: {event['kind']}: {event['text']}")
-        elif kind in ("damage", "quarantined", "skipped", "checkpoint_failed"):
-            details = {k: v for k, v in event.items() if k not in ("event", "time")}
-            self._print(f"{kind}: {details}")
+    def _show(self, event: events.Event) -> None:
+        """Print an event; the same warning of several workers or restarts is printed once."""
+        if isinstance(event, events.Warned):
+            if event.text in self._warnings:
+                return
+            self._warnings.add(event.text)
+        if not isinstance(event, SILENT):
+            self._print(event.describe())
 
     def _print(self, text: str) -> None:
-        self._spoke = time.monotonic()
+        self._last_printed = time.monotonic()
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a JSONL file."""
+    """Return the last complete row of a JSONL file; None if there is none."""
     if not path.exists():
         return None
     with path.open("rb") as file:

@@ -15,7 +15,7 @@ from pipeline.data.stages import read_image
 from pipeline.pictures.regions import predicted_regions
 from pipeline.pictures.render import overlay
 from pipeline.pictures.sheet import write_png
-from pipeline.run.folder import load_model
+from pipeline.run.restore import load_model
 from pipeline.score.inference import Result, infer
 from shards.errors import DataError, UsageError
 from shards.files import write_json
@@ -49,7 +49,7 @@ def predict(run: str, paths: list[Path], out: Path, checkpoint: str | None = Non
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, taxonomy, step = load_model(config, folder, checkpoint, device)
+    model, taxonomy, step = load_model(config.model, config.task, folder, checkpoint, device)
     try:
         (out / "panoptic").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -12,11 +12,10 @@ from pipeline.data.stream import train_sets
 from pipeline.pictures.render import side_by_side
 from pipeline.pictures.replay import batches_of_step, pictures
 from pipeline.pictures.sheet import write_png
+from pipeline.run.events import Start, read_kind
 from pipeline.run.folder import PICTURES
-from pipeline.run.track import EVENTS
 from shards.errors import UsageError
 from shards.format.taxonomy import Taxonomy
-from shards.jsonl import rows
 
 IN_A_ROW = 4  # samples
 
@@ -31,11 +30,7 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     config = configs.load_run(folder)
     if not 1 <= step <= config.trainer.steps:
         raise UsageError(f"--step {step}: the run has steps 1 to {config.trainer.steps}")
-    worlds = [
-        row["world_size"]
-        for row in rows(folder / EVENTS)
-        if row["event"] == "start" and row["step"] < step
-    ]
+    worlds = [start.world_size for start in read_kind(folder, Start) if start.step < step]
     world = worlds[-1] if worlds else config.scaling.workers
     if rank is not None and not 0 <= rank < world:
         raise UsageError(f"--rank {rank}: step {step} has ranks 0 to {world - 1}")

@@ -1,11 +1,11 @@
-"""`train`: one run under Ray Train, started, followed and started again until it is done."""
+"""The `train` command: run the workers under Ray Train, and restart them if they fail."""
 
 import contextlib
 import os
 import platform
-import re
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,14 @@ import torch
 from jobs import config as configs
 from jobs.check import check
 from jobs.config import Config
-from jobs.errors import RunFailed
 from jobs.follow import Follower
 from jobs.on_ray import python_path
 from pipeline.data.store import Store
+from pipeline.run import events
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
-from pipeline.run.track import EVENTS
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.files import file_lock, write_json
-from shards.jsonl import append, rows
 
 MAX_STARTS_AT_ONE_STEP = 3
 MAY_CHANGE = (
@@ -32,26 +30,36 @@ MAY_CHANGE = (
     *("data.loader_workers", "data.cache.", "data.max_damaged"),
 )
 
-# Ray reads these once; a user's own values win.
+# Ray reads these once, when it starts. Values that the user has set take precedence.
 RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # a cluster of one machine, bound to it
+    "RAY_AUTH_MODE": "disabled",  # only this machine can connect
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU sees none
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # training is what this machine is for
+    "RAY_worker_niceness": "0",  # training has priority on this machine
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
-    "HF_HUB_OFFLINE": "1",  # weights are named by folder; nothing is fetched while training
+    "HF_HUB_OFFLINE": "1",  # weights are in folders; training downloads nothing
 }
 
 
 def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
-    """Train the preset in runs/<name>/, or go on there. Returns the run folder.
+    """Train a preset in runs/<name>/, or resume the run of that name.
 
-    Raises UsageError (exit 2) and DataError (exit 3) before anything is started; RuntimeError
-    (exit 1) if the workers fail for good.
+    Args:
+        preset: Name of a preset, or path of a YAML file.
+        overrides: Settings as `key=value`.
+        runs: The folder of all runs.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UsageError: The configuration cannot be trained.
+        DataError: A shard set is damaged.
+        Failed: The workers failed too often.
     """
     config = configs.load(preset, overrides)
     folder = (runs / config.name).absolute()
@@ -67,7 +75,7 @@ def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Hold the run: two drivers in one folder would train over each other."""
+    """Lock the run folder, so that no second command trains the same run."""
     fix = "name another run: name=NAME"
     with contextlib.ExitStack() as stack:
         try:
@@ -80,145 +88,170 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bool:
-    """Write a new run's config, or hold an old one against it. False if the run is finished."""
+    """Write the config of a new run, or compare it with that of an existing run.
+
+    Returns:
+        False if the run is finished.
+
+    Raises:
+        UsageError: The run was started with other settings or shards, or the folder is not a run.
+    """
     train, val = stores
     prints = [store.manifest.fingerprint for store in train]
     data = {"train": prints if len(prints) > 1 else prints[0], "val": val.manifest.fingerprint}
-    written = folder / "config.yaml"
-    if written.exists():
-        # DeepSpeed's own checkpoints, those of stage 3, are for one number of workers
-        fixed = ("scaling.",) if config.zero.stage == 3 else ()
-        may_change = tuple(key for key in MAY_CHANGE if key not in fixed)
-        changed = configs.differences(configs.load_run(folder), config, may_change)
-        before = configs.load_environment(folder)["data"]
-        changed += [f"the shards of data.{key}" for key in data if before[key] != data[key]]
-        if changed:
-            raise UsageError(
-                f"{folder} was started with other settings ({'; '.join(changed)}); "
-                "give those, or another name=NAME"
-            )
-        whole = committed(folder / CHECKPOINTS)
-        finished = [row["step"] for row in rows(folder / EVENTS) if row["event"] == "finish"]
+    path = folder / "config.yaml"
+    if path.exists():
+        _check_same(folder, config, data)
+        finished = [event.step for event in events.read_kind(folder, events.Finish)]
         if finished and max(finished) >= config.trainer.steps:
             print(f"{folder} is finished ({max(finished)} steps); for more: trainer.steps=N")
             return False
-        if whole:
-            print(f"{folder}: going on from step {step_of(whole[0])}")
-    elif any(path.name != ".lock" for path in folder.iterdir()):
-        raise UsageError(f"{folder} exists and is not a run; name another: name=NAME")
+        if checkpoints := committed(folder / CHECKPOINTS):
+            print(f"{folder}: resuming from step {step_of(checkpoints[0])}")
+    elif any(file.name != ".lock" for file in folder.iterdir()):
+        raise UsageError(
+            "the folder exists and is not a run", where=folder, fix="name another run: name=NAME"
+        )
     write_json(folder / "environment.json", {
         "data": data,
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": {d.name: d.version for d in distributions()},
     })  # fmt: skip
-    configs.save(config, written)
+    configs.save(config, path)
     return True
 
 
+def _check_same(folder: Path, config: Config, data: dict[str, Any]) -> None:
+    """Check that an existing run has the same settings, but for those that may change, and shards.
+
+    At stage 3 the number of workers may not change, because DeepSpeed's sharded checkpoints fit
+    only the number of workers that wrote them.
+    """
+    fixed = ("scaling.",) if config.zero.stage == 3 else ()
+    may_change = tuple(key for key in MAY_CHANGE if key not in fixed)
+    changed = configs.differences(configs.load_run(folder), config, may_change)
+    before = configs.load_environment(folder)["data"]
+    changed += [f"the shards of data.{key}" for key in data if before[key] != data[key]]
+    if changed:
+        raise UsageError(
+            f"the run was started with other settings ({'; '.join(changed)})",
+            where=folder,
+            fix="give those, or another name=NAME",
+        )
+
+
 def _fit(config: Config, folder: Path) -> None:
-    """Run the workers on a Ray of our own on this machine."""
+    """Train in the workers of a Ray instance that lives as long as this command."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
-    use_gpu = torch.cuda.is_available() if config.scaling.gpu is None else config.scaling.gpu
     workers = config.scaling.workers
-    cpus_each = 1 + config.data.loader_workers
+    assert workers is not None, "resolved by `configs.load`"
+    use_gpu = torch.cuda.is_available() if config.scaling.gpu is None else config.scaling.gpu
+    cpus = workers * _cpus_per_worker(config)
     threads = max(1, (os.cpu_count() or 1) // workers)
     print(
-        f"{workers} workers, {threads} threads each of {os.cpu_count()} cores; "
-        f"Ray is told of {workers * cpus_each} CPUs; {'GPU' if use_gpu else 'no GPU'}"
+        f"{workers} workers with {threads} threads each on {os.cpu_count()} cores; "
+        f"{cpus} CPUs reserved in Ray; {'GPU' if use_gpu else 'no GPU'}"
     )
-    launch = f"{time.time():.3f}"
+    job = Job(configs.to_dict(config), folder, threads, launch=f"{time.time():.3f}")
     ray.init(
         address="local",
-        num_cpus=workers * cpus_each,
+        num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
         object_store_memory=200 * 2**20,
         runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
     )
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={
-            "config": configs.to_dict(config),
-            "folder": str(folder),
-            "threads": threads,
-            "launch": launch,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_each}
-        ),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=config.failure.max_restarts),
-        ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=600),
-    )
     try:
-        outcome: Any = trainer.fit().return_value
+        outcome = _trainer(config, job, workers, use_gpu).fit().return_value
     except ray.train.TrainingFailedError:
         outcome = "failed"
     finally:
         ray.shutdown()
     if outcome != "done":
-        _raise_last_failure(folder, launch)
+        raise _failure(job)
 
 
-def _work(job: dict[str, Any]) -> str:
-    """One worker's life: train, or leave a failure in events.jsonl for the driver to read.
+def _trainer(config: Config, job: "Job", workers: int, use_gpu: bool) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    Ray restarts after any failure. Workers that keep failing at one step end the run instead.
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": _cpus_per_worker(config)},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(job.folder),
+            failure_config=FailureConfig(max_failures=config.failure.max_restarts),
+        ),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=600),
+    )
+
+
+def _cpus_per_worker(config: Config) -> int:
+    return 1 + config.data.loader_workers
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told.
+
+    Attributes:
+        config: The run's config as plain data.
+        folder: The run folder.
+        threads: Threads of torch.
+        launch: Identifier of this command, which the restarts of its workers share.
+    """
+
+    config: dict[str, Any]
+    folder: Path
+    threads: int
+    launch: str
+
+
+def _work(arguments: dict[str, Job]) -> str:
+    """Train in one worker, and record the error that ends it for the driver to read.
+
+    Ray restarts all workers after any failure. If they fail again and again at the same step, this
+    ends the run instead.
     """
     from pipeline.train import train as train_worker
 
-    folder = Path(job["folder"])
-    torch.set_num_threads(job["threads"])
-    starts = [
-        row["step"]
-        for row in rows(folder / EVENTS)
-        if row["event"] == "start" and row["launch"] == job["launch"]
-    ]
-    last = starts[-MAX_STARTS_AT_ONE_STEP:]
+    job = arguments["job"]
+    torch.set_num_threads(job.threads)
+    starts = events.read_kind(job.folder, events.Start)
+    last = [s.step for s in starts if s.launch == job.launch][-MAX_STARTS_AT_ONE_STEP:]
     if len(last) == MAX_STARTS_AT_ONE_STEP and len(set(last)) == 1:
         return "crash loop"
     try:
-        train_worker(configs.merge(job["config"], []), folder, job["launch"])
+        train_worker(configs.merge(job.config, []), job.folder, job.launch)
     except Exception as error:
-        append(folder / EVENTS, {
-            "event": "failure",
-            "time": time.time(),
-            "launch": job["launch"],
-            "rank": int(os.environ["RANK"]),
-            "kind": type(error).__name__,
-            "text": _text(error),
-        })  # fmt: skip
+        rank = int(os.environ["RANK"])
+        events.append(job.folder, events.Failure.of(error, launch=job.launch, rank=rank))
         raise
     return "done"
 
 
-def _text(error: Exception) -> str:
-    """What went wrong. Of an error from a loader process, torch's text is a whole traceback."""
-    text = str(error).strip()
-    if "in DataLoader worker process" in text.partition("\n")[0]:
-        return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
-    return text
+def _failure(job: Job) -> M2FError:
+    """Return the error that the command ends with.
 
-
-def _raise_last_failure(folder: Path, launch: str) -> None:
-    failures = [
-        row
-        for row in rows(folder / EVENTS)
-        if row["event"] == "failure" and row["launch"] == launch
-    ]
-    kinds = {"DataError": DataError, "UsageError": UsageError}
+    It is the first error of a worker that the user can correct; otherwise the last error.
+    """
+    failures = [f for f in events.read_kind(job.folder, events.Failure) if f.launch == job.launch]
     for failure in failures:
-        if failure["kind"] in kinds:
-            raise kinds[failure["kind"]](failure["text"])
-    cause = f"{failures[-1]['kind']}: {failures[-1]['text']}" if failures else "workers died"
-    raise RunFailed(f"{folder.name} failed for good: {cause}; see {folder / EVENTS}")
+        for kind in (UsageError, DataError):
+            if failure.exit_code == kind.exit_code:
+                return kind(failure.what, where=failure.where, fix=failure.fix)
+    cause = f"{failures[-1].kind}: {failures[-1].text}" if failures else "the workers died"
+    return Failed(
+        f"the run failed: {cause}", where=job.folder.name, fix=f"see {job.folder / events.EVENTS}"
+    )

@@ -1,50 +1,115 @@
-"""What the ranks of a process group tell one another, so that they go on or end together."""
+"""What the ranks of a process group exchange, so that they continue or stop together.
 
+Every function also works in a single process without a process group.
+"""
+
+import os
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
-
-from shards.errors import DataError, Failed, LoaderError, UsageError
+from torch import Tensor
 
 T = TypeVar("T")
-KINDS = {
-    kind.__name__: kind for kind in (DataError, UsageError, Failed, LoaderError, ConnectionError)
-}
 
 
-def everywhere(decide: Callable[[], T]) -> T:
-    """What rank 0 decides, on every rank."""
-    box = [decide() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def rank_and_world() -> tuple[int, int]:
+    """Return this process's rank and the number of ranks; (0, 1) without a process group."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def gather(value: Any) -> list[Any]:
-    """Every rank's value, on every rank."""
-    values = [None] * dist.get_world_size()
+def rank_device() -> torch.device:
+    """Return this rank's device and make it torch's current one: its GPU, otherwise the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all ranks, in place, and return it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_gather(value: T) -> list[T]:
+    """Return the values of all ranks, in the order of the ranks, on every rank."""
+    _, world = rank_and_world()
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
     dist.all_gather_object(values, value)
     return values
 
 
-def raise_together(failure: Exception | None) -> None:
-    """Raise on every rank what failed on any: its own failure, else the first of the others.
+def from_rank_0(compute: Callable[[], T]) -> T:
+    """Call `compute` on rank 0 only, and return its result on every rank.
 
-    An error of KINDS is of that kind on every rank, another is a RuntimeError on the others.
+    Raises:
+        Exception: What `compute` raises on rank 0, on every rank.
     """
-    told = gather(failure and (type(failure).__name__, str(failure)))
-    if failure:
-        raise failure
-    for name, text in filter(None, told):
-        raise KINDS.get(name, RuntimeError)(text)
+    rank, world = rank_and_world()
+    if world == 1:
+        return compute()
+    result: Any = None
+    error: Exception | None = None
+    if rank == 0:
+        try:
+            result = compute()
+        except Exception as raised:
+            error = raised
+    box = [result, error and _picklable(error)]
+    dist.broadcast_object_list(box, src=0)
+    if error or box[1]:
+        raise error or box[1]
+    return box[0]
 
 
-def together(do: Callable[[], T]) -> T:
-    """What `do` gives on this rank; what it raises on one rank is raised on all."""
-    result, failure = None, None
+def raise_on_all_ranks(error: Exception | None) -> None:
+    """Exchange the errors of all ranks and raise on every rank if any rank has one.
+
+    Args:
+        error: The error of this rank; None if it has none.
+
+    Raises:
+        Exception: This rank's own error; otherwise a copy of the error of the first rank that has
+            one, of the same type and text.
+    """
+    errors = all_gather(error and _picklable(error))
+    if error:
+        raise error
+    for other in errors:
+        if other:
+            raise other
+
+
+def call_on_all_ranks(function: Callable[[], T]) -> T:
+    """Call `function` on every rank and return this rank's result.
+
+    Raises:
+        Exception: What `function` raises on any rank, on every rank.
+    """
     try:
-        result = do()
-    except Exception as error:  # the other ranks are to hear of it
-        failure = error
-    raise_together(failure)
+        result = function()
+    except Exception as error:
+        raise_on_all_ranks(error)
+        raise
+    raise_on_all_ranks(None)
     return result
+
+
+def _picklable(error: Exception) -> Exception:
+    """Return the error if it survives pickling, otherwise a RuntimeError with its type and text.
+
+    An exception whose constructor takes other arguments than `args` is pickled without complaint
+    and fails on the rank that unpickles it, which would leave the other ranks waiting.
+    """
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return copy if isinstance(copy, Exception) else RuntimeError(str(error))

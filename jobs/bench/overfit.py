@@ -16,10 +16,9 @@ from model.segment import STRIDE
 from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth
 from pipeline.data.store import Store
-from pipeline.run.track import EVENTS
+from pipeline.run.events import Evaluation, Start, read_kind
 from pipeline.score.evaluate import load_sample
 from pipeline.score.panoptic import PanopticQuality
-from shards.jsonl import rows as read_rows
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 SAMPLE = ROOT / "tests" / "data" / "coco_ccby"
@@ -36,12 +35,9 @@ def rows() -> list[dict]:
     train(str(RECIPE), sets)
     crop = configs.load(str(RECIPE), sets).data.crop
     bound = stride_bound(Store(shards / "train"), crop)
-    events = read_rows(folder / EVENTS)
-    start = next(event["time"] for event in events if event["event"] == "start")
+    start = read_kind(folder, Start)[0].time
     curve = [
-        ((event["time"] - start) / 60, event["PQ"])
-        for event in events
-        if event["event"] == "evaluation"
+        ((event.time - start) / 60, event.scores["PQ"]) for event in read_kind(folder, Evaluation)
     ]
     print("minute  PQ")
     for minute, quality in curve:

@@ -1,10 +1,12 @@
-"""Checkpoints that are whole or not there: files, then their hashes, then COMMITTED."""
+"""Checkpoints that are complete or ignored: files first, then their hashes, then COMMITTED."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from safetensors import SafetensorError
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from shards.errors import UsageError
 from shards.files import sync
+from shards.format.taxonomy import Taxonomy
 
 STATE = "state.safetensors"
 TRAINER_STATE = "trainer_state.json"
@@ -28,27 +31,98 @@ class CheckpointSettings:
     keep: int = 3
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Optimizer steps taken.
+        position: Index of the next sample in the order of the run.
+        updates: Steps whose update was applied; the others had a gradient that is not finite.
+    """
+
+    step: int = 0
+    position: int = 0
+    updates: int = 0
+
+    def after_step(self, images: int, applied: bool) -> "Progress":
+        """Return the progress after one more step on `images` samples."""
+        return Progress(self.step + 1, self.position + images, self.updates + applied)
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What a checkpoint holds besides tensors.
+
+    Attributes:
+        progress: How far the run was.
+        order: Identity of the sample order, which must not change.
+        world_size: Number of workers.
+        zero_stage: ZeRO stage; DeepSpeed's own files exist at stage 3.
+        taxonomy: The classes of the network.
+        versions: Versions of the packages that wrote it.
+    """
+
+    progress: Progress
+    order: dict[str, Any]
+    world_size: int
+    zero_stage: int
+    taxonomy: Taxonomy
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of trainer_state.json."""
+        return {
+            **dataclasses.asdict(self.progress),
+            "order": self.order,
+            "world_size": self.world_size,
+            "zero_stage": self.zero_stage,
+            "taxonomy": self.taxonomy.to_json(),
+            "versions": self.versions,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "TrainerState":
+        """Rebuild the state from the content of trainer_state.json.
+
+        Raises:
+            KeyError: A field is missing.
+        """
+        return cls(
+            Progress(document["step"], document["position"], document["updates"]),
+            document["order"],
+            document["world_size"],
+            document["zero_stage"],
+            Taxonomy.from_json(document["taxonomy"]),
+            document["versions"],
+        )
+
+
 def name_of(step: int, attempt: int) -> str:
-    """Folder name. The attempt keeps a restarted worker out of a dead one's half-written files."""
+    """Return the name of a checkpoint's folder.
+
+    The attempt separates the files of a restarted worker from the partial files of a dead one.
+    """
     return f"step-{step:09d}-a{attempt:02d}"
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint's folder name."""
+    """Return the step in the name of a checkpoint's folder."""
     return int(path.name.split("-")[1])
 
 
-def save(folder: Path, state: dict[str, Tensor], trainer_state: dict) -> None:
+def save(folder: Path, state: dict[str, Tensor], trainer: TrainerState) -> None:
     """Write one checkpoint; a crash at any point leaves a folder without COMMITTED.
 
-    What stands in the folder already (DeepSpeed's shards, at stage 3) becomes part of it.
+    Files that are already in the folder (DeepSpeed's own, at stage 3) become part of it.
 
-    On an OSError (a full disk) the partial folder is removed and the error raised again.
+    Raises:
+        OSError: The disk is full, or does not accept the files; the partial folder is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _save_state(state, folder / STATE)
-        (folder / TRAINER_STATE).write_text(json.dumps(trainer_state, indent=1))
+        (folder / TRAINER_STATE).write_text(json.dumps(trainer.to_json(), indent=1))
         commit(folder)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,13 +132,13 @@ def save(folder: Path, state: dict[str, Tensor], trainer_state: dict) -> None:
 def _save_state(state: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(state, path)
-        path.chmod(0o644)  # safetensors keeps it to the owner; a run folder is shared
-    except SafetensorError as error:  # a failed write is no OSError to safetensors
+        path.chmod(0o644)  # safetensors lets only the owner read; runs are shared
+    except SafetensorError as error:  # safetensors raises its own error for a failed write
         raise OSError(f"{path}: {error}") from error
 
 
 def commit(folder: Path) -> None:
-    """Record size and hash of every file, then mark the folder as whole."""
+    """Record the size and hash of every file, then mark the folder as complete."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
@@ -75,7 +149,7 @@ def commit(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None if every byte is as written."""
+    """Return what is wrong with a checkpoint; None if every byte is as written."""
     if not (folder / COMMITTED).exists():
         return "not committed"
     try:
@@ -87,41 +161,58 @@ def damage(folder: Path) -> str | None:
 
 
 def committed(checkpoints: Path) -> list[Path]:
-    """Folders that carry COMMITTED, newest first (highest step, then latest attempt)."""
+    """Return the folders with COMMITTED, newest first: highest step, then latest attempt."""
     return sorted((path.parent for path in checkpoints.glob(f"step-*/{COMMITTED}")), reverse=True)
 
 
 def newest(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that verifies; what is passed over is reported."""
+    """Return the newest checkpoint whose bytes are as written; report those that are skipped."""
     for folder in committed(checkpoints):
         problem = damage(folder)
         if problem is None:
             return folder
-        report(f"checkpoint {folder.name} is passed over: {problem}")
+        report(f"checkpoint {folder.name} is skipped: {problem}")
     return None
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict]:
-    """Tensors by name and the trainer's state. Raises UsageError if the folder is damaged."""
+def load(folder: Path) -> tuple[dict[str, Tensor], TrainerState]:
+    """Return the tensors of a checkpoint by name, and the state of its trainer.
+
+    Raises:
+        UsageError: The checkpoint is damaged.
+    """
     try:
-        return load_file(folder / STATE), json.loads((folder / TRAINER_STATE).read_text())
+        return load_file(folder / STATE), load_trainer(folder)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UsageError(
-            f"{folder} is damaged ({error}); name another with --checkpoint"
-        ) from error
+        raise damaged(folder, str(error)) from error
 
 
-def load_trainer(folder: Path) -> dict:
-    """The trainer's state alone."""
-    return json.loads((folder / TRAINER_STATE).read_text())
+def load_trainer(folder: Path) -> TrainerState:
+    """Return the state of the trainer alone.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+    try:
+        return TrainerState.from_json(json.loads((folder / TRAINER_STATE).read_text()))
+    except (OSError, ValueError) as error:
+        raise damaged(folder, str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise damaged(folder, f"{TRAINER_STATE} lacks {error}") from error
+
+
+def damaged(folder: Path, problem: str) -> UsageError:
+    """Return the error of a checkpoint that is not as written."""
+    what = f"the checkpoint is damaged ({problem})"
+    return UsageError(what, where=folder, fix="name another with --checkpoint")
 
 
 def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints up to `step` and the one at step `best`.
+    """Remove all but the newest `keep` checkpoints up to `step`, and the one at step `best`.
 
-    COMMITTED goes first, so a crash half-way leaves nothing that looks whole. Folders that were
-    never committed are left-overs of a crash, older than the checkpoint just written, at `step`.
-    Whole ones past it were passed over as damaged: they are left alone and do not count.
+    COMMITTED is removed first, so that a crash leaves no partial folder with it. Folders without
+    COMMITTED were left by a crash before the checkpoint at `step` was written. Committed ones past
+    `step` were skipped as damaged: they stay and do not count.
     """
     whole = committed(checkpoints)
     past = [folder for folder in whole if step_of(folder) > step]

@@ -1,15 +1,23 @@
-"""What a run says: metrics.jsonl, events.jsonl and Weights & Biases. The only import of wandb."""
+"""Metrics of a run, in metrics.jsonl and in Weights & Biases. The only import of wandb."""
 
+import contextlib
 import math
 import time
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from shards.jsonl import append
+from pipeline.run import events
+from shards import jsonl
 
 METRICS = "metrics.jsonl"
-EVENTS = "events.jsonl"
+INIT_TIMEOUT_S = 30  # for the server's first answer
+ALERTS = (
+    *(events.Warned, events.Failure, events.CheckpointFailed),
+    *(events.Damage, events.Quarantined),
+)
 
 
 @dataclass
@@ -28,9 +36,18 @@ class TrackingSettings:
 
 
 class Tracker:
-    """Metrics and events of a run. W&B can fail without harm to the run.
+    """The metrics of a run. A failure of W&B never stops the run.
 
-    Only an `active` tracker writes: rank 0 has one, the other ranks' are silent.
+    If W&B cannot be reached, or fails later, the metrics continue in an offline W&B run, which
+    `wandb sync` sends later; if that fails too, in metrics.jsonl alone. Both are warnings.
+
+    Args:
+        folder: The run folder.
+        settings: How W&B is used.
+        active: Write anything at all: true on rank 0.
+        name: Name of the run.
+        run_id: Identifier of the run, the same after a restart.
+        config: Settings of the run, for W&B.
     """
 
     def __init__(
@@ -41,60 +58,92 @@ class Tracker:
         active: bool,
         name: str,
         run_id: str,
-        config: dict,
+        config: dict[str, Any],
     ):
         self.folder, self.active = folder, active
-        self._run = None
-        if not active or settings.mode == "disabled":
-            return
-        try:
-            import wandb
+        self._settings, self._name, self._run_id, self._config = settings, name, run_id, config
+        self._mode = settings.mode if active else "disabled"
+        self._tail = events.Tail(folder)
+        self._run: Any = None
+        self._call(lambda run: None)  # opens the run
 
-            self._run = wandb.init(
-                project=settings.project,
-                mode=settings.mode,
-                id=run_id,
-                name=name,
-                resume="allow",
-                dir=str(folder),
-                config=config,
-                settings=wandb.Settings(
-                    console="off", silent=True, init_timeout=60, x_transaction_log_flush_interval=1
-                ),
-            )
-            self._run.define_metric("trainer/step")
-            self._run.define_metric("*", step_metric="trainer/step")
-        except Exception as error:  # any failure of a tracker is a warning
-            self._give_up(error)
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one row of scalars at `step`.
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """One row of scalars at `step`; JSON has no NaN, so what is not finite is null."""
+        JSON has no NaN and no infinity: values that are not finite become null.
+        """
         if not self.active:
             return
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        append(self.folder / METRICS, {"step": step, "time": time.time(), **values})
-        self._log({"trainer/step": step, **values})
+        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        jsonl.append(self.folder / METRICS, {"step": step, "time": time.time(), **row})
+        self._call(lambda run: run.log({"trainer/step": step, **row}))
+        self._alert()
 
-    def event(self, name: str, /, **fields) -> None:
-        """Something that happened: a start, a checkpoint, an evaluation, the end."""
+    def event(self, event: events.Event) -> None:
+        """Append an event."""
         if self.active:
-            append(self.folder / EVENTS, {"event": name, "time": time.time(), **fields})
+            events.append(self.folder, event)
 
     def finish(self) -> None:
         """Flush W&B."""
-        if self._run:
+        self._alert()
+        if self._run is not None:
             try:
                 self._run.finish()
-            except Exception as error:
-                self._give_up(error)
+            except Exception as error:  # as in `_call`
+                self._fall_back(error)
 
-    def _log(self, values: dict) -> None:
-        if self._run:
+    def _alert(self) -> None:
+        """Send the new events of all workers that people should know of as W&B alerts."""
+        for event in self._tail.read() if self._mode != "disabled" else ():
+            if isinstance(event, ALERTS):
+                title, text = f"{self._name}: {event.name}", event.describe()
+                self._call(lambda run, title=title, text=text: run.alert(title=title, text=text))
+
+    def _call(self, use: Callable[[Any], Any]) -> None:
+        """Open the W&B run if necessary and use it; after a failure, do so with an offline run."""
+        while self._mode != "disabled":
             try:
-                self._run.log(values)
-            except Exception as error:
-                self._give_up(error)
+                if self._run is None:
+                    self._run = self._open()
+                use(self._run)
+                return
+            except Exception as error:  # whatever fails in a tracker is a warning
+                self._fall_back(error)
 
-    def _give_up(self, error: Exception) -> None:
+    def _fall_back(self, error: Exception) -> None:
+        """Change from online to offline, and from offline to no W&B, with a warning."""
+        was_online = self._mode == "online"
         self._run = None
-        warnings.warn(f"W&B is off for this run: {error}", stacklevel=2)
+        self._mode = "offline" if was_online else "disabled"
+        reason = " ".join(str(error).split())
+        kept = "offline; send them with `wandb sync`" if was_online else f"in {METRICS} alone"
+        warnings.warn(f"W&B is off: {reason}; metrics are kept {kept}", stacklevel=3)
+        if was_online:
+            with contextlib.suppress(Exception):
+                import wandb
+
+                wandb.teardown()  # W&B's service process still holds the id of the run
+
+    def _open(self) -> Any:
+        """Open the run of W&B in the current mode."""
+        import wandb
+
+        run = wandb.init(
+            project=self._settings.project,
+            mode=self._mode,
+            id=self._run_id,
+            name=self._name,
+            resume="allow",
+            dir=str(self.folder),
+            config=self._config,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=INIT_TIMEOUT_S,
+                x_transaction_log_flush_interval=1,
+            ),
+        )
+        run.define_metric("trainer/step")
+        run.define_metric("*", step_metric="trainer/step")
+        return run

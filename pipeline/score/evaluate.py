@@ -12,7 +12,7 @@ import torch.distributed as dist
 from model.mask2former import Mask2Former
 from pipeline.data.stages import read_image
 from pipeline.data.store import Store
-from pipeline.distributed import raise_together
+from pipeline.distributed import raise_on_all_ranks
 from pipeline.score.inference import InferenceSettings, Result, infer
 from pipeline.score.instance import InstanceScores
 from pipeline.score.panoptic import PanopticQuality
@@ -149,7 +149,7 @@ def evaluate(
         advance()
     model.train(was_training)
     if world > 1:
-        raise_together(failure)
+        raise_on_all_ranks(failure)
         parts = [None] * world if rank == 0 else None
         dist.gather_object(scores, parts, dst=0)
         for part in (parts or [])[1:]:

@@ -1,24 +1,29 @@
-"""How fast a run goes, and how much of its time it waits for data."""
+"""The speed of a run, and the part of its time that it waits for data."""
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 
 class Meter:
-    """Times steps between two readings."""
+    """Times the steps between two readings.
+
+    Args:
+        global_batch: Images of one step.
+    """
 
     def __init__(self, global_batch: int):
         self.global_batch = global_batch
         self.restart()
 
     def restart(self) -> None:
-        """Begin a new interval (time spent on evaluations is nobody's)."""
+        """Start a new interval, so that the time since the last reading is excluded."""
         self._started = time.perf_counter()
         self._wait_s, self._steps = 0.0, 0
 
     @contextlib.contextmanager
-    def waiting(self):
-        """Time within is spent on waiting for data."""
+    def waiting(self) -> Iterator[None]:
+        """Count the time within the context as waiting for data."""
         started = time.perf_counter()
         yield
         self._wait_s += time.perf_counter() - started
@@ -28,7 +33,7 @@ class Meter:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Figures of the interval, which ends here."""
+        """Return the figures of the interval since the last reading, and start a new one."""
         interval_s = time.perf_counter() - self._started
         steps, wait_s = self._steps, self._wait_s
         self.restart()

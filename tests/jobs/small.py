@@ -17,6 +17,7 @@ from jobs.__main__ import main
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
 from pipeline.run import checkpoint
+from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.folder import CHECKPOINTS
 from shards.build.build import build
 from shards.files import write_json
@@ -158,6 +159,6 @@ def untrained(folder: Path, shards: Path, *changes: str) -> Path:
     torch.manual_seed(0)
     model = Mask2Former(config.model, len(store.manifest.taxonomy))
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    trainer = {"step": 0, "position": 0, "taxonomy": store.manifest.taxonomy.to_json()}
+    trainer = TrainerState(Progress(), {}, 1, 1, store.manifest.taxonomy, {})
     checkpoint.save(run / CHECKPOINTS / checkpoint.name_of(0, 1), state, trainer)
     return run

@@ -16,8 +16,8 @@ from jobs import export as export_job
 from jobs.check import check
 from model.mask2former import Mask2Former
 from model.weights.load import load
-from pipeline.run.folder import initial_weights, load_model
-from pipeline.run.track import EVENTS
+from pipeline.run.events import EVENTS
+from pipeline.run.restore import initial_weights, load_model
 from shards.errors import UsageError
 from shards.files import write_json
 from shards.jsonl import rows
@@ -44,7 +44,8 @@ def work(photographs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def state(work):
     run = work / "runs" / small.NAME
-    model, _, _ = load_model(configs.load_run(run), run, None, torch.device("cpu"))
+    config = configs.load_run(run)
+    model, _, _ = load_model(config.model, config.task, run, None, torch.device("cpu"))
     return model.state_dict()
 
 
@@ -160,7 +161,9 @@ def test_training_says_what_it_starts_from(work, state, photographs):
     second = work / "runs/second"
     (event,) = [row for row in rows(second / EVENTS) if row["event"] == "init_from"]
     assert event["fresh"] == []
-    model, _, step = load_model(configs.load_run(second), second, "last", torch.device("cpu"))
+    config = configs.load_run(second)
+    device = torch.device("cpu")
+    model, _, step = load_model(config.model, config.task, second, "last", device)
     assert step == 2
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), state[name], rtol=0, atol=1e-6)

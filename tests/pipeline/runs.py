@@ -1,6 +1,7 @@
-"""The smallest run that trains on the photographs, and what interrupts it."""
+"""The smallest run that trains on the photographs, and its interruption."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -8,15 +9,19 @@ from model.criterion import CriterionSettings
 from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
+from pipeline.data.batch import Batch
 from pipeline.data.stream import DataSettings
-from pipeline.run.checkpoint import CheckpointSettings
+from pipeline.run.checkpoint import CheckpointSettings, Progress, TrainerState
 from pipeline.run.track import TrackingSettings, WandbSettings
 from pipeline.score.evaluate import EvaluationSettings
 from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
 from pipeline.step.optimizer import OptimizerSettings
 from pipeline.step.schedule import ScheduleSettings
-from pipeline.train import Worker, train
+from pipeline.step.step import GlobalBatch, TrainingStep
+from pipeline.train import train
+from shards.format.taxonomy import Category, Taxonomy
 
+TAXONOMY = Taxonomy("one class", (Category(1, "thing", True, (255, 0, 0)),))
 MODEL = ModelSettings(
     backbone="resnet",
     backbone_config={
@@ -34,7 +39,7 @@ MODEL = ModelSettings(
 
 
 def smallest(sets: Path, **changes) -> RunSettings:
-    """Four steps of eight crops of 64 pixels; `changes` are fields of `RunSettings`."""
+    """Return settings of four steps of eight crops of 64 pixels, with changed fields."""
     plain = RunSettings(
         name="smallest",
         seed=3,
@@ -58,12 +63,17 @@ def smallest(sets: Path, **changes) -> RunSettings:
     return dataclasses.replace(plain, **changes)
 
 
+def trainer_state(step: int, taxonomy: Taxonomy = TAXONOMY) -> TrainerState:
+    """Return the state of a trainer that has taken `step` steps."""
+    return TrainerState(Progress(step, 8 * step, step), {}, 1, 1, taxonomy, {})
+
+
 class Killed(BaseException):
-    """The worker dies here."""
+    """Stands for the death of the worker."""
 
 
 def attempt(settings: RunSettings, folder: Path) -> str:
-    """Train; what was raised, as text."""
+    """Train, and return the text of what was raised, otherwise "done"."""
     folder.mkdir(exist_ok=True)
     try:
         train(settings, folder)
@@ -73,14 +83,19 @@ def attempt(settings: RunSettings, folder: Path) -> str:
 
 
 def interrupted(settings: RunSettings, folder: Path) -> list[str]:
-    """Die in the fourth step, after a checkpoint at the second and metrics of the third."""
-    one_step = Worker._one_step
+    """Die in step 4, after the checkpoint of step 2 and the metrics of step 3, then resume.
 
-    def until_fourth(self, batches):
-        if self.step == 3:
+    Returns:
+        The outcomes of both attempts.
+    """
+    receive, steps = TrainingStep.receive, []
+
+    def until_fourth(self: TrainingStep, batches: Iterator[Batch]) -> GlobalBatch:
+        if len(steps) == 3:
             raise Killed
-        return one_step(self, batches)
+        steps.append(None)
+        return receive(self, batches)
 
-    with mock.patch.object(Worker, "_one_step", until_fourth):
+    with mock.patch.object(TrainingStep, "receive", until_fourth):
         first = attempt(settings, folder)
     return [first, attempt(settings, folder)]

@@ -1,6 +1,7 @@
 """What `replay` draws is what the net was given, to the bit."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +13,8 @@ import torch.distributed as dist
 from pipeline.data.store import Store
 from pipeline.pictures.replay import SIDE, batches_of_step, pictures
 from pipeline.settings import TrainerSettings
-from pipeline.train import Worker, train
+from pipeline.step.step import TrainingStep
+from pipeline.train import train
 from tests import distributed
 from tests.pipeline.data.test_stages import HERE
 from tests.pipeline.runs import smallest
@@ -26,20 +28,18 @@ def settings_of(sets: Path):
 
 def seen_by_the_net(sets: Path, folder: Path) -> list[tuple[int, tuple]]:
     """Train on this rank; (step, micro-batch) of all that the step was given."""
-    one_step, seen = Worker._one_step, []
+    receive, seen, steps = TrainingStep.receive, [], itertools.count(1)
 
     def recorded(self, batches):
-        def given():
-            for batch in batches:
-                seen.append((self.step + 1, (*batch[:1], *batch.targets, *batch[2:])))
-                yield batch
-
-        return one_step(self, given())
+        received = receive(self, batches)
+        step = next(steps)
+        seen.extend((step, (*batch[:1], *batch.targets, *batch[2:])) for batch in received.batches)
+        return received
 
     if dist.get_rank() == 0:
         folder.mkdir()
     dist.barrier()
-    with mock.patch.object(Worker, "_one_step", recorded):
+    with mock.patch.object(TrainingStep, "receive", recorded):
         train(settings_of(sets), folder)
     return seen
 

@@ -11,6 +11,7 @@ import torch
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE
 from shards.errors import UsageError
+from tests.pipeline.runs import TAXONOMY, trainer_state
 
 
 def state_of(step: int) -> dict[str, torch.Tensor]:
@@ -27,7 +28,7 @@ def save(root: Path, step: int, attempt: int = 1) -> Path:
     folder = root / checkpoint.name_of(step, attempt)
     (folder / "deepspeed").mkdir(parents=True)
     (folder / "deepspeed" / "rank0.pt").write_bytes(bytes(range(100)))
-    checkpoint.save(folder, state_of(step), {"step": step})
+    checkpoint.save(folder, state_of(step), trainer_state(step))
     return folder
 
 
@@ -50,8 +51,26 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
     for name, tensor in state_of(7).items():
         assert state[name].dtype == tensor.dtype
         assert torch.equal(state[name], tensor)
-    assert trainer == {"step": 7}
+    assert trainer == trainer_state(7)
     assert (folder / "deepspeed" / "rank0.pt").read_bytes() == bytes(range(100))
+
+
+def test_the_state_of_the_trainer_has_the_same_json_as_ever(tmp_path):
+    """Readers of old checkpoints, and other programs, rely on these names."""
+    folder = save(tmp_path, 7)
+    document = json.loads((folder / TRAINER_STATE).read_text())
+    assert document == {
+        "step": 7, "position": 56, "updates": 7, "order": {}, "world_size": 1, "zero_stage": 1,
+        "taxonomy": json.loads(json.dumps(TAXONOMY.to_json())), "versions": {},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"step": 7}'])
+def test_a_damaged_state_of_the_trainer_is_a_usage_error(tmp_path, content):
+    folder = save(tmp_path, 7)
+    (folder / TRAINER_STATE).write_text(content)
+    with pytest.raises(UsageError, match="the checkpoint is damaged"):
+        checkpoint.load_trainer(folder)
 
 
 def test_names_carry_step_and_attempt():
@@ -198,7 +217,7 @@ def test_newest_is_the_highest_step_then_the_latest_attempt(tmp_path):
 def test_loading_a_damaged_checkpoint_is_a_usage_error(tmp_path):
     folder = save(tmp_path, 1)
     (folder / STATE).write_bytes((folder / STATE).read_bytes()[:-9])
-    with pytest.raises(UsageError, match=rf"{folder} is damaged .*--checkpoint"):
+    with pytest.raises(UsageError, match=rf"{folder}: the checkpoint is damaged .*--checkpoint"):
         checkpoint.load(folder)
 
 
@@ -224,7 +243,9 @@ def test_a_write_that_really_fails_is_an_os_error(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            checkpoint.save(tmp_path / checkpoint.name_of(1, 1), {"a": torch.zeros(9999)}, {})
+            checkpoint.save(
+                tmp_path / checkpoint.name_of(1, 1), {"a": torch.zeros(9999)}, trainer_state(1)
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []

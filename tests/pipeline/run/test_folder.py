@@ -13,18 +13,18 @@ from pipeline.run.folder import (
     CHECKPOINTS,
     best_step,
     choose_checkpoint,
-    load_model,
     rewind,
     scores_path,
     summarize,
 )
+from pipeline.run.restore import load_model
 from pipeline.run.track import METRICS
 from pipeline.step import meter
 from pipeline.step.meter import Meter
 from shards.errors import UsageError
 from shards.files import write_json
 from shards.jsonl import append, rows
-from tests.pipeline.runs import smallest
+from tests.pipeline.runs import smallest, trainer_state
 
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ def scored(folder: Path, scores: dict[int, float | None]) -> None:
 
 def saved(folder: Path, *steps: int) -> None:
     for step in steps:
-        checkpoint.save(folder / CHECKPOINTS / checkpoint.name_of(step, 1), {}, {"step": step})
+        checkpoint.save(folder / CHECKPOINTS / checkpoint.name_of(step, 1), {}, trainer_state(step))
 
 
 def test_best_is_by_the_metric_of_the_task(tmp_path):
@@ -64,7 +64,8 @@ def test_without_a_score_or_its_checkpoint_best_is_the_last(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("which", "text"), [("15", r"--checkpoint 15: .*\[10, 20\]"), ("newest", "give best, last")]
+    ("which", "text"),
+    [("15", r"--checkpoint 15: .*\[10, 20\]"), ("newest", "give best, last, or a step")],
 )
 def test_an_unknown_checkpoint_is_a_usage_error(tmp_path, which, text):
     saved(tmp_path, 10, 20)
@@ -113,8 +114,8 @@ def test_a_model_comes_back_from_its_checkpoint(tmp_path, photographs):
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     moments = {"exp_avg.masked_decoder.norm.bias": torch.ones(16)}
     folder = tmp_path / CHECKPOINTS / checkpoint.name_of(7, 1)
-    checkpoint.save(folder, state | moments, {"step": 7, "taxonomy": taxonomy.to_json()})
-    loaded, label_space, step = load_model(settings, tmp_path, None, CPU)
+    checkpoint.save(folder, state | moments, trainer_state(7, taxonomy))
+    loaded, label_space, step = load_model(settings.model, "panoptic", tmp_path, None, CPU)
     assert (label_space, step) == (taxonomy, 7)
     assert not loaded.training
     for name, tensor in model.state_dict().items():
@@ -122,7 +123,7 @@ def test_a_model_comes_back_from_its_checkpoint(tmp_path, photographs):
     content = (folder / checkpoint.STATE).read_bytes()
     (folder / checkpoint.STATE).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(UsageError, match="damaged"):
-        load_model(settings, tmp_path, None, CPU)
+        load_model(settings.model, "panoptic", tmp_path, None, CPU)
 
 
 def test_the_meter_counts_images_and_waiting(monkeypatch):
@@ -130,7 +131,7 @@ def test_the_meter_counts_images_and_waiting(monkeypatch):
     monkeypatch.setattr(meter.time, "perf_counter", lambda: now[0])
     measured = Meter(global_batch=16)
     now[0] += 50
-    measured.restart()  # the time of an evaluation is nobody's
+    measured.restart()  # the time of an evaluation is excluded
     for _ in range(4):
         with measured.waiting():
             now[0] += 0.5

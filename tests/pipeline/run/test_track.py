@@ -1,7 +1,8 @@
-"""What a run says of itself, in its own files and in W&B's, and that it never harms the run."""
+"""Metrics and events in the run folder and in W&B, whose failures never stop the run."""
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
-from pipeline.run.track import EVENTS, METRICS, Tracker, WandbSettings
+from pipeline.run import track
+from pipeline.run.events import EVENTS, Checkpoint, Damage, Start, Warned
+from pipeline.run.track import METRICS, Tracker, WandbSettings
 from shards.jsonl import append, keep_rows, rows
 
 OFF = WandbSettings(mode="disabled")
@@ -52,8 +55,8 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 def test_events_carry_their_fields(tmp_path):
     tracked = tracker(tmp_path)
-    tracked.event("start", world_size=2, process_ids=[1, 2])
-    tracked.event("checkpoint", name="step-1")  # a field may be called as the argument is
+    tracked.event(Start(world_size=2, process_ids=[1, 2], step=0))
+    tracked.event(Checkpoint(step=1, position=8, folder="step-1"))
     start, saved = plain_rows(tmp_path / EVENTS)
     assert start.items() >= {"event": "start", "world_size": 2, "process_ids": [1, 2]}.items()
     assert saved.items() >= {"event": "checkpoint", "name": "step-1"}.items()
@@ -62,7 +65,7 @@ def test_events_carry_their_fields(tmp_path):
 def test_an_inactive_tracker_writes_nothing(tmp_path):
     tracked = tracker(tmp_path, WandbSettings(), active=False)
     tracked.metrics(1, {"loss": 1.0})
-    tracked.event("start")
+    tracked.event(Start(world_size=1, step=0))
     tracked.finish()
     assert list(tmp_path.iterdir()) == []
 
@@ -86,7 +89,7 @@ def test_a_line_cut_by_a_crash_is_left_out_and_harms_no_other(tmp_path, kept):
     with path.open("a") as file:
         file.write('{"event": "x"}'[:kept])
     assert rows(path) == [{"n": 1}]
-    append(path, {"n": 2})  # a restarted worker goes on in the same file
+    append(path, {"n": 2})  # a restarted worker appends to the same file
     append(path, {"n": 3})
     assert rows(path) == [{"n": 1}, {"n": 2}, {"n": 3}]
 
@@ -104,38 +107,105 @@ def test_keep_rows_drops_the_rows_that_will_be_written_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [METRICS]
 
 
-def whole_run(folder: Path) -> None:
-    tracked = tracker(folder, WandbSettings())
+def whole_run(folder: Path, mode: str = "offline") -> None:
+    tracked = tracker(folder, WandbSettings(mode=mode))
     tracked.metrics(1, {"loss": 1.0})
     tracked.metrics(2, {"loss": 0.5})
     tracked.finish()
 
 
+class FakeRun:
+    """A run of W&B in which one method fails if it is online."""
+
+    def __init__(self, mode: str, failing: str):
+        self.mode, self.failing = mode, failing
+        self.rows: list[dict] = []
+        self.alerts: list[tuple[str, str]] = []
+
+    def define_metric(self, *_, **__): ...
+
+    def log(self, values: dict) -> None:
+        self.fail_in("log")
+        self.rows.append(values)
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append((title, text))
+
+    def finish(self) -> None:
+        self.fail_in("finish")
+
+    def fail_in(self, method: str) -> None:
+        if self.failing == f"{self.mode} {method}":
+            raise RuntimeError("the server is\non fire")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Replace `wandb.init`; return a function that sets what fails and returns the opened runs."""
+
+    def install(failing: str) -> list[FakeRun]:
+        opened: list[FakeRun] = []
+
+        def init(*, mode: str, **_) -> FakeRun:
+            run = FakeRun(mode, failing)
+            run.fail_in("init")
+            opened.append(run)
+            return run
+
+        monkeypatch.setattr(wandb, "init", init)
+        return opened
+
+    return install
+
+
 @pytest.mark.parametrize("method", ["init", "log", "finish"])
-def test_a_failing_wandb_is_only_a_warning(tmp_path, monkeypatch, method):
-    class Run:
-        def define_metric(self, *_, **__): ...
-
-        def log(self, values): ...
-
-        def finish(self): ...
-
-    calls = []
-
-    def fail(*_, **__):
-        calls.append(method)
-        raise RuntimeError("the server is on fire")
-
-    monkeypatch.setattr(wandb, "init", fail if method == "init" else lambda **_: Run())
-    if method != "init":
-        monkeypatch.setattr(Run, method, fail)
-    with pytest.warns(UserWarning, match="W&B is off for this run: the server is on fire"):
+def test_a_failing_wandb_is_only_a_warning(tmp_path, fake, method):
+    fake(f"offline {method}")
+    text = "W&B is off: the server is on fire; metrics are kept in metrics.jsonl alone"
+    with pytest.warns(UserWarning, match=text) as warned:
         whole_run(tmp_path)
-    assert calls == [method]  # given up after the first failure
+    assert len(warned) == 1  # given up after the first failure
     assert [row["step"] for row in rows(tmp_path / METRICS)] == [1, 2]
 
 
-# W&B's own file: a header of 7 bytes, then LevelDB's log format with protobuf records.
+@pytest.mark.parametrize(
+    ("method", "modes"), [("init", ["offline"]), ("log", ["online", "offline"])]
+)
+def test_a_failing_server_is_replaced_by_an_offline_run(tmp_path, fake, method, modes):
+    opened = fake(f"online {method}")
+    with pytest.warns(UserWarning, match="W&B is off: .* on fire; metrics are kept offline"):
+        whole_run(tmp_path, "online")
+    assert [run.mode for run in opened] == modes
+    assert [row["loss"] for row in opened[-1].rows] == [1.0, 0.5]
+
+
+def test_warnings_of_every_worker_are_alerts_in_wandb(tmp_path, fake):
+    opened = fake("nothing")
+    tracked = tracker(tmp_path, WandbSettings())
+    append(tmp_path / EVENTS, Warned(rank=1, category="UserWarning", text="slow").to_json())
+    tracked.event(Damage(text="checkpoint step-1 is skipped"))
+    tracked.event(Start(world_size=2, step=0))
+    tracked.metrics(1, {"loss": 1.0})
+    assert opened[0].alerts == [
+        ("small: warning", "warning (worker 1): slow"),
+        ("small: damage", "checkpoint step-1 is skipped"),
+    ]
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_gives_a_real_offline_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setattr(track, "INIT_TIMEOUT_S", 2)
+    with pytest.warns(UserWarning, match="W&B is off: .*; metrics are kept offline"):
+        tracked = tracker(tmp_path, WandbSettings(mode="online"))
+    tracked.metrics(1, {"loss": 0.5})
+    tracked.finish()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert [row["loss"] for row in history(path, 1)] == [0.5]
+
+
+# A file of W&B: a header of 7 bytes, then the log format of LevelDB with protobuf records.
 
 BLOCK, HEADER = 32 * 1024, struct.Struct("<IHB")
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -159,8 +229,15 @@ def records(path: Path) -> Iterator[Record]:
             yield Record.FromString(parts)
 
 
-def history(path: Path) -> list[dict]:
-    """The rows that were logged."""
+def history(path: Path, count: int) -> list[dict]:
+    """The rows that were logged, once there are `count`; W&B's own process writes them."""
+    deadline = time.monotonic() + 20
+    while len(logged := history_now(path)) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return logged
+
+
+def history_now(path: Path) -> list[dict]:
     return [
         {".".join(item.nested_key) or item.key: json.loads(item.value_json)
          for item in record.history.item}
@@ -178,7 +255,7 @@ def test_wandb_offline_really_writes_the_rows(tmp_path, monkeypatch):
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     logged = [
         {name: value for name, value in row.items() if not name.startswith("_")}
-        for row in history(path)
+        for row in history(path, 3)
     ]
     assert logged == [
         {"trainer/step": step, "loss": 1 / step, "val/PQ": None} for step in (10, 20, 30)

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.step import engine as engine_module
-from pipeline.step.engine import CPU_HELPER, Engine, ZeroSettings
+from pipeline.step.cpu_helper import CPU_HELPER, DEFAULT_FOLDER
+from pipeline.step.engine import Engine, ZeroSettings
 from tests import distributed
 
 GLOBAL, MICRO, CLIP = 8, 2, 5.0
@@ -302,12 +302,11 @@ def extensions(tmp_path, monkeypatch) -> Path:
 
 
 def _extensions() -> Path:
-    default = Path(engine_module.__file__).parents[2] / ".cache" / "torch_extensions"
-    return Path(os.environ.get("M2F_EXTENSIONS_DIR", default))
+    return Path(os.environ.get("M2F_EXTENSIONS_DIR", DEFAULT_FOLDER))
 
 
 def start() -> subprocess.Popen:
-    code = "from pipeline.step.engine import load_cpu_helper as load; load(); load()"
+    code = "from pipeline.step.cpu_helper import load_cpu_helper as load; load(); load()"
     return subprocess.Popen([sys.executable, "-c", code])
 
 

@@ -1,0 +1,339 @@
+"""The events of a run as typed records, one JSON line each in events.jsonl."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from shards import jsonl
+from shards.errors import M2FError, Problem
+
+EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened in a run, `time` seconds after 1970.
+
+    A line has the name of the event under "event", then `time`, then the fields of its class.
+    """
+
+    name: ClassVar[str]
+    time: float = field(default_factory=time.time)
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        raise NotImplementedError
+
+    def to_json(self) -> jsonl.Row:
+        """Return the row of this event."""
+        return {"event": self.name, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, row: jsonl.Row) -> Self:
+        """Rebuild the event of a row; fields that this class does not know are ignored.
+
+        Raises:
+            TypeError: A field is missing.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in row.items() if name in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Event):
+    """The workers of a run have started, for the first time or again.
+
+    Attributes:
+        attempt: Number of this start in the life of the run, from 1.
+        launch: Identifier of the user's command; the restarts of one command share it.
+        world_size: Number of workers.
+        zero_stage: ZeRO stage.
+        process_ids: Process id of every worker.
+        host: Name of the machine of rank 0.
+        device: Device of rank 0.
+        threads: Threads of torch on rank 0.
+        step: Step of the checkpoint, 0 without one.
+        position: Index of the next sample in the order of the run.
+        checkpoint: Name of the checkpoint's folder; None if the run starts from scratch.
+    """
+
+    name: ClassVar = "start"
+    attempt: int = 1
+    launch: str = ""
+    world_size: int
+    zero_stage: int = 0
+    process_ids: list[int] = field(default_factory=list)
+    host: str = ""
+    device: str = ""
+    threads: int = 0
+    step: int
+    position: int = 0
+    checkpoint: str | None = None
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        origin = f"from {self.checkpoint}" if self.checkpoint else "from scratch"
+        workers = f"{self.world_size} workers, ZeRO {self.zero_stage} on {self.device}"
+        return f"attempt {self.attempt}: {workers}, {origin}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitFrom(Event):
+    """The network has its initial weights from `model.init_from`.
+
+    Attributes:
+        path: File or folder of the weights.
+        text: Summary for people.
+        fresh: Parameters that were not found there and start from random values.
+        unused: Tensors of the file that the network does not have.
+    """
+
+    name: ClassVar = "init_from"
+    path: str
+    text: str
+    fresh: list[str]
+    unused: list[str]
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"model.init_from={self.path}, {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Event):
+    """The network was scored; the line has every score under its own name."""
+
+    name: ClassVar = "evaluation"
+    step: int
+    scores: dict[str, float]
+
+    def to_json(self) -> jsonl.Row:
+        """Return the row of this event."""
+        return {"event": self.name, "time": self.time, "step": self.step, **self.scores}
+
+    @classmethod
+    def from_json(cls, row: jsonl.Row) -> Self:
+        """Rebuild the event of a row."""
+        scores = {name: v for name, v in row.items() if name not in ("event", "time", "step")}
+        return cls(time=row["time"], step=row["step"], scores=scores)
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        scores = "  ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
+        return f"step {self.step}: {scores}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Event):
+    """A checkpoint was written; the line has the name of its folder under "name"."""
+
+    name: ClassVar = "checkpoint"
+    step: int
+    position: int
+    folder: str
+
+    def to_json(self) -> jsonl.Row:
+        """Return the row of this event."""
+        row = super().to_json()
+        return row | {"name": row.pop("folder")}
+
+    @classmethod
+    def from_json(cls, row: jsonl.Row) -> Self:
+        """Rebuild the event of a row."""
+        return super().from_json({**row, "folder": row["name"]})
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"step {self.step}: saved {self.folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointFailed(Event):
+    """A checkpoint could not be written; training continues without it."""
+
+    name: ClassVar = "checkpoint_failed"
+    step: int
+    error: str
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return (
+            f"step {self.step}: no checkpoint could be written ({self.error}); training continues"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage(Event):
+    """A checkpoint was skipped because its bytes are not as written."""
+
+    name: ClassVar = "damage"
+    text: str
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined(Event):
+    """Damaged samples were found and replaced; `samples` are their keys."""
+
+    name: ClassVar = "quarantined"
+    step: int
+    samples: list[str]
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"step {self.step}: damaged samples were replaced: {', '.join(self.samples)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped(Event):
+    """An update was skipped because its gradient norm, here as text, is not finite."""
+
+    name: ClassVar = "skipped"
+    step: int
+    grad_norm: str
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"step {self.step}: the update was skipped, gradient norm {self.grad_norm}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """A worker called `warnings.warn`.
+
+    Attributes:
+        rank: The worker.
+        category: Class of the warning.
+        text: Its text.
+    """
+
+    name: ClassVar = "warning"
+    rank: int
+    category: str
+    text: str
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"warning (worker {self.rank}): {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(Event):
+    """A worker raised an error. The parts of the error are kept, so that it can be rebuilt.
+
+    Attributes:
+        launch: Identifier of the user's command.
+        rank: The worker.
+        kind: Class of the error.
+        text: The whole error as text.
+        what: What is wrong.
+        where: The file or setting that it concerns; may be empty.
+        fix: What the user can do; may be empty.
+        exit_code: Exit code of the command for this error.
+    """
+
+    name: ClassVar = "failure"
+    launch: str
+    rank: int
+    kind: str
+    text: str
+    what: str = ""
+    where: str = ""
+    fix: str = ""
+    exit_code: int = 1
+
+    @classmethod
+    def of(cls, error: Exception, *, launch: str, rank: int) -> Self:
+        """Return the event of an error on a rank."""
+        is_ours = isinstance(error, M2FError)
+        problem = error.problem if is_ours else Problem(f"{type(error).__name__}: {error}")
+        return cls(
+            launch=launch,
+            rank=rank,
+            kind=type(error).__name__,
+            text=str(error).strip(),
+            exit_code=error.exit_code if is_ours else 1,
+            **dataclasses.asdict(problem),
+        )
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"worker {self.rank} failed: {self.kind}: {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish(Event):
+    """The run has taken all its steps."""
+
+    name: ClassVar = "finish"
+    step: int
+    position: int
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"step {self.step}: finished"
+
+
+KINDS: tuple[type[Event], ...] = (
+    *(Start, InitFrom, Evaluation, Checkpoint, CheckpointFailed, Damage),
+    *(Quarantined, Skipped, Warned, Failure, Finish),
+)
+KIND_OF_NAME = {kind.name: kind for kind in KINDS}
+Kind = TypeVar("Kind", bound=Event)
+
+
+def append(folder: Path, event: Event) -> None:
+    """Append an event to the events.jsonl of a run folder. Any process of the run may do so."""
+    jsonl.append(folder / EVENTS, event.to_json())
+
+
+def parse(line: str) -> Event | None:
+    """Return the event of a line; None if it cannot be read or is of an unknown kind."""
+    with contextlib.suppress(json.JSONDecodeError):
+        return _event(json.loads(line))
+    return None
+
+
+def read(folder: Path) -> list[Event]:
+    """Return the events of a run, without the lines that `parse` cannot read."""
+    events = map(_event, jsonl.rows(folder / EVENTS))
+    return [event for event in events if event is not None]
+
+
+def read_kind(folder: Path, kind: type[Kind]) -> list[Kind]:
+    """Return the events of one kind."""
+    return [event for event in read(folder) if isinstance(event, kind)]
+
+
+class Tail:
+    """Reads the events that are appended to the events.jsonl of a run from now on."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / EVENTS
+        self._offset = self._path.stat().st_size if self._path.exists() else 0
+
+    def read(self) -> list[Event]:
+        """Return the events that were completed since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole + newline)
+        events = map(parse, whole.decode(errors="replace").splitlines())
+        return [event for event in events if event is not None]
+
+
+def _event(row: Any) -> Event | None:
+    try:
+        kind = KIND_OF_NAME.get(row["event"])
+        return kind.from_json(row) if kind else None
+    except (TypeError, KeyError):  # a field is missing, or the line is not an object
+        return None

@@ -1,0 +1,255 @@
+"""The records of a run: starts, metrics, checkpoints, damaged samples, and scores."""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.keyed import keyed_seed
+from pipeline.data.order import differences
+from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
+from pipeline.run import checkpoint, events
+from pipeline.run.checkpoint import Progress, TrainerState
+from pipeline.run.folder import (
+    CHECKPOINTS,
+    best_step,
+    rewind,
+    scores_path,
+    summarize,
+)
+from pipeline.run.quarantine import QUARANTINE, Quarantine
+from pipeline.run.track import Tracker, WandbSettings
+from pipeline.score.evaluate import HEADLINE
+from pipeline.step.engine import Engine, Update
+from shards.errors import Failed, UsageError
+from shards.files import write_json
+from shards.format.taxonomy import Taxonomy
+from shards.jsonl import Row, rows
+
+MAX_SKIPPED_IN_A_ROW = 20
+PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What the records have to know about a run.
+
+    Attributes:
+        name: Name of the run.
+        task: The task whose score decides which checkpoint is the best one.
+        launch: Identifier of the user's command; the restarts of one command share it.
+        order: Identity of the sample order.
+        taxonomy: The classes.
+        zero_stage: ZeRO stage.
+        keep: Number of the newest checkpoints that are kept.
+        max_damaged: Largest number of damaged samples.
+        wandb: How Weights & Biases is used.
+        settings: The settings of the run, a dataclass, for Weights & Biases.
+    """
+
+    name: str
+    task: str
+    launch: str
+    order: dict[str, Any]
+    taxonomy: Taxonomy
+    zero_stage: int
+    keep: int
+    max_damaged: int
+    wandb: WandbSettings
+    settings: Any
+
+
+class Journal:
+    """The records of a run. Every rank has a journal, and rank 0 alone writes.
+
+    The constructor finds the checkpoint to resume from, and records the start before anything else
+    can fail: workers that fail while they set up would otherwise be restarted without end. It
+    leaves the run folder as it was at that checkpoint.
+
+    Args:
+        folder: The run folder.
+        info: What the records have to know about the run.
+        device: This rank's device.
+
+    Attributes:
+        checkpoint: The checkpoint to resume from; None at the start of a run.
+
+    Raises:
+        UsageError: Every checkpoint is damaged, or the sample order has changed since.
+    """
+
+    def __init__(self, folder: Path, info: RunInfo, device: torch.device):
+        self.folder, self.info = folder, info
+        self.rank, self.world = rank_and_world()
+        starts = from_rank_0(lambda: events.read_kind(folder, events.Start))
+        self.attempt = len(starts) + 1
+        self._tracker = Tracker(
+            folder,
+            info.wandb,
+            active=self.rank == 0,
+            name=info.name,
+            run_id=f"{info.name}-{keyed_seed(folder) % 16**8:08x}",
+            config={**dataclasses.asdict(info.settings), "world_size": self.world},
+        )
+        self.checkpoint = from_rank_0(self._newest)
+        self._resumed = from_rank_0(self._state_of_checkpoint)
+        progress = self._resumed.progress if self._resumed else Progress()
+        self._record_start(progress, device)
+        self._check_resumable()
+        if self.rank == 0:
+            rewind(folder, progress.step)
+        known = from_rank_0(lambda: rows(folder / QUARANTINE))
+        self._quarantine = Quarantine(folder, info.max_damaged, known)
+        self._skipped_in_a_row = 0
+
+    def resume(self, engine: Engine) -> Progress:
+        """Load the checkpoint, if there is one, into the engine; return the run's progress."""
+        if self.checkpoint is None or self._resumed is None:
+            return Progress()
+        path, progress = self.checkpoint, self._resumed.progress
+        state, _ = call_on_all_ranks(lambda: checkpoint.load(path))
+        if self.info.zero_stage == 3:
+            engine.load_shards(path / "deepspeed")
+        else:
+            engine.load_state(state, progress.updates)
+        return progress
+
+    def save(self, progress: Progress, engine: Engine) -> None:
+        """Write a checkpoint, and remove those that are not kept. All ranks must call it.
+
+        A full disk costs this checkpoint and does not stop the run.
+
+        Raises:
+            OSError: The first checkpoint of the run cannot be written.
+        """
+        folder = self.folder / CHECKPOINTS / checkpoint.name_of(progress.step, self.attempt)
+        state = engine.state()
+        if self.info.zero_stage == 3:
+            engine.save_shards(folder / "deepspeed")
+        if self.rank > 0:
+            return
+        trainer = TrainerState(
+            progress,
+            self.info.order,
+            self.world,
+            self.info.zero_stage,
+            self.info.taxonomy,
+            {name: version(name) for name in PACKAGES},
+        )
+        try:
+            checkpoint.save(folder, state, trainer)
+        except OSError as error:
+            if progress.step == 0:
+                raise
+            self.event(events.CheckpointFailed(step=progress.step, error=str(error)))
+            return
+        self.event(events.Checkpoint(
+            step=progress.step, position=progress.position, folder=folder.name
+        ))  # fmt: skip
+        best = best_step(self.folder, self.info.task)
+        checkpoint.prune(self.folder / CHECKPOINTS, progress.step, self.info.keep, best)
+
+    def event(self, event: events.Event) -> None:
+        """Record an event."""
+        self._tracker.event(event)
+
+    def metrics(self, progress: Progress, values: Mapping[str, float]) -> None:
+        """Record the metrics of a step."""
+        counts = {"position": progress.position, "damaged_samples": len(self._quarantine)}
+        self._tracker.metrics(progress.step, {**counts, **values})
+
+    def damaged(self, step: int, found: Sequence[Row]) -> None:
+        """Record the damaged samples that all ranks found at a step.
+
+        Raises:
+            DataError: More samples are damaged than the run allows.
+        """
+        if found:
+            keys = sorted({row["key"] for row in found})
+            self.event(events.Quarantined(step=step, samples=keys))
+            self._quarantine.add(step, found, write=self.rank == 0)
+
+    def updated(self, step: int, update: Update) -> None:
+        """Record a step whose update was skipped.
+
+        Raises:
+            Failed: So were all of the last MAX_SKIPPED_IN_A_ROW updates.
+        """
+        if update.applied:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        self.event(events.Skipped(step=step, grad_norm=str(update.grad_norm)))
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise Failed(
+                f"{self._skipped_in_a_row} gradients in a row are not finite",
+                where=f"step {step}",
+                fix="lower optimizer.lr",
+            )
+
+    def is_scored(self, step: int) -> bool:
+        """Return whether a step has been scored, perhaps before a restart."""
+        return from_rank_0(lambda: scores_path(self.folder, step).exists())
+
+    def scored(self, step: int, scores: Mapping[str, Any] | None) -> None:
+        """Record the scores of a step, which rank 0 alone has."""
+        if self.rank > 0 or scores is None:
+            return
+        write_json(scores_path(self.folder, step), {"step": step, **scores})
+        known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}
+        self._tracker.metrics(step, {f"val/{name}": value for name, value in known.items()})
+        self.event(events.Evaluation(step=step, scores=known))
+
+    def finish(self, progress: Progress) -> None:
+        """Write the summary, and record the end of the run."""
+        if self.rank == 0:
+            summarize(self.folder, self.info.task)
+        self.event(events.Finish(step=progress.step, position=progress.position))
+        self._tracker.finish()
+
+    def _newest(self) -> Path | None:
+        def report(text: str) -> None:
+            self.event(events.Damage(text=text))
+
+        return checkpoint.newest(self.folder / CHECKPOINTS, report)
+
+    def _state_of_checkpoint(self) -> TrainerState | None:
+        return checkpoint.load_trainer(self.checkpoint) if self.checkpoint else None
+
+    def _record_start(self, progress: Progress, device: torch.device) -> None:
+        self.event(events.Start(
+            attempt=self.attempt,
+            launch=self.info.launch,
+            world_size=self.world,
+            zero_stage=self.info.zero_stage,
+            process_ids=all_gather(os.getpid()),
+            host=platform.node(),
+            device=str(device),
+            threads=torch.get_num_threads(),
+            step=progress.step,
+            position=progress.position,
+            checkpoint=self.checkpoint.name if self.checkpoint else None,
+        ))  # fmt: skip
+
+    def _check_resumable(self) -> None:
+        checkpoints = self.folder / CHECKPOINTS
+        if self._resumed is None:
+            if from_rank_0(lambda: checkpoint.committed(checkpoints)):
+                raise UsageError(
+                    f"every checkpoint is damaged (see {events.EVENTS})",
+                    where=checkpoints,
+                    fix="restore one, or remove them all to start from scratch",
+                )
+        elif changed := differences(self._resumed.order, self.info.order):
+            raise UsageError(
+                f"the data order has changed: {', '.join(changed)}",
+                where=self.checkpoint,
+                fix="give the settings and shards that the run was started with, "
+                "or another name=NAME",
+            )

@@ -1,0 +1,78 @@
+"""Networks from checkpoints: the network of a run, and the initial weights of another."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from model.mask2former import Mask2Former, ModelSettings
+from model.weights.load import load
+from pipeline.run import checkpoint, events
+from pipeline.run.folder import CHECKPOINTS, choose_checkpoint
+from shards.errors import UsageError
+from shards.format.taxonomy import Taxonomy
+
+
+def load_model(
+    settings: ModelSettings, task: str, folder: Path, which: str | None, device: torch.device
+) -> tuple[Mask2Former, Taxonomy, int]:
+    """Load the network of a run.
+
+    Args:
+        settings: The network's settings.
+        task: The task whose score decides which checkpoint is the best one.
+        folder: The run folder.
+        which: "best", "last", or a step; see `choose_checkpoint`.
+        device: Where the network is put.
+
+    Returns:
+        The network in eval mode, its label space, and the checkpoint's step.
+
+    Raises:
+        UsageError: The run has no such checkpoint, or its bytes are not as written.
+    """
+    path = choose_checkpoint(folder, which, task)
+    if problem := checkpoint.damage(path):
+        raise checkpoint.damaged(path, problem)
+    state, trainer = checkpoint.load(path)
+    bare = dataclasses.replace(settings, weights="none", compile=False)
+    model = Mask2Former(bare, len(trainer.taxonomy))
+    weights = {name.removeprefix("model."): tensor for name, tensor in state.items()
+               if name.startswith("model.")}  # fmt: skip
+    model.load_state_dict(weights)
+    return model.to(device).eval(), trainer.taxonomy, trainer.progress.step
+
+
+def initial_weights(init_from: str, task: str) -> Path:
+    """Return the file or folder that `model.init_from` names: of a run, its best checkpoint.
+
+    Raises:
+        UsageError: The run has no checkpoint, or its bytes are not as written.
+    """
+    path = Path(init_from)
+    if (path / CHECKPOINTS).is_dir():
+        path = choose_checkpoint(path, None, task)
+    if (path / checkpoint.MANIFEST).is_file() and (problem := checkpoint.damage(path)):
+        raise UsageError(
+            f"the checkpoint is damaged ({problem})",
+            where=f"model.init_from={path}",
+            fix="name another",
+        )
+    return path
+
+
+def initialize(model: Mask2Former, init_from: str, task: str) -> events.InitFrom:
+    """Load the weights that `model.init_from` names into a new network.
+
+    Returns:
+        The event that lists the parameters that were not found and the tensors that do not fit.
+
+    Raises:
+        UsageError: There are no such weights.
+        ValueError: They do not fit the network.
+    """
+    path = initial_weights(init_from, task)
+    loaded = load(model, path)
+    return events.InitFrom(
+        path=str(path), text=str(loaded), fresh=loaded.fresh, unused=loaded.unused
+    )

@@ -1,0 +1,165 @@
+"""One training step on one global batch: receive, normalize, forward, criterion, backward.
+
+It needs an engine (a network that also does backward) and batches, and keeps no files, so that a
+training run, a benchmark, and a plain loop take the same step.
+"""
+
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.criterion import Criterion, CriterionSettings, Normalizers, normalizers
+from model.mask2former import normalize
+from model.masked_decoder import Predictions
+from model.targets import Draw
+from pipeline.data.batch import Batch
+from pipeline.data.keyed import keyed_uniform
+from pipeline.data.split import BatchSplit
+from pipeline.distributed import all_gather, raise_on_all_ranks, sum_over_ranks
+from pipeline.step.meter import Meter
+
+
+class Network(Protocol):
+    """What a step needs of `Engine`, or of `PlainNetwork` in a single process."""
+
+    def __call__(self, images: Tensor, draw: Draw) -> Predictions:
+        """Return the predictions for normalized images float32 [B, 3, H, W]."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch, whose loss is its part of the global loss."""
+        ...
+
+
+class PlainNetwork:
+    """A model under plain torch in one process; bfloat16 autocast on a GPU, as `Engine` has."""
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        self.model, self.device = model, device
+
+    def __call__(self, images: Tensor, draw: Draw) -> Predictions:
+        """Return the predictions for normalized images float32 [B, 3, H, W]."""
+        gpu = self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=gpu):
+            return self.model(images, draw)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch."""
+        loss.backward()
+
+
+class GlobalBatch(NamedTuple):
+    """This rank's part of the batch of one optimizer step."""
+
+    batches: list[Batch]  # micro-batches, on the device
+    totals: Normalizers  # sums over the batches of all ranks
+    damaged: list[dict[str, Any]]  # rows for quarantine.jsonl, of all ranks
+
+
+def draws(seed: int, batch: Batch) -> Draw:
+    """Return a source of uniform numbers that is keyed by (seed, epoch, sample key, purpose).
+
+    A sample gets the same numbers on any rank and in any micro-batch.
+    """
+
+    def draw(image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        key = seed, batch.epochs[image], batch.keys[image], purpose
+        return keyed_uniform(shape, *key, device=batch.images.device)
+
+    return draw
+
+
+class TrainingStep:
+    """The losses and gradients of one global batch.
+
+    Args:
+        network: The network, with backward.
+        criterion: Settings of the losses.
+        queries: Number of the network's queries.
+        seed: Key of all random numbers.
+        split: This rank's part of every global batch.
+        device: Where the network is.
+
+    Attributes:
+        meter: Times the steps.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        criterion: CriterionSettings,
+        *,
+        queries: int,
+        seed: int,
+        split: BatchSplit,
+        device: torch.device,
+    ):
+        self.network, self.settings = network, criterion
+        self.criterion = Criterion(criterion)
+        self.queries, self.seed, self.device = queries, seed, device
+        self.micro_steps = split.micro_steps
+        self.meter = Meter(split.global_batch)
+
+    def receive(self, batches: Iterator[Batch]) -> GlobalBatch:
+        """Take the micro-batches of the next step, and sum over those of all ranks.
+
+        The denominators of the losses follow from the truth alone, so that one all-reduce before
+        the first forward gives them. The same all-reduce tells every rank whether any rank failed
+        to get its batches or found damaged samples: then all ranks stop, or record it, together.
+
+        Raises:
+            Exception: What kept any rank from getting its batches, on every rank.
+        """
+        received: list[Batch] = []
+        error: Exception | None = None
+        try:
+            with self.meter.waiting():
+                received = [next(batches).to(self.device) for _ in range(self.micro_steps)]
+        except Exception as raised:  # the other ranks have to learn of it
+            error = raised
+        size = len(Normalizers._fields)
+        sums = torch.zeros(size + 2, dtype=torch.float64, device=self.device)
+        for batch in received:
+            parts = normalizers(batch.targets.categories, self.queries, self.settings)
+            sums[:size] += torch.stack([torch.as_tensor(part) for part in parts])
+            sums[-2] += len(batch.damaged)
+        sums[-1] = error is not None
+        *totals, damaged, failed = sum_over_ranks(sums)
+        if failed:
+            raise_on_all_ranks(error)
+        rows = [row for batch in received for row in batch.damaged]
+        if damaged:
+            rows = [row for part in all_gather(rows) for row in part]
+        return GlobalBatch(received, Normalizers(*totals), rows)
+
+    def losses(self, batch: Batch, totals: Normalizers) -> dict[str, Tensor]:
+        """Return the weighted losses of one micro-batch, as its part of the global batch's."""
+        draw = draws(self.seed, batch)
+        predictions = self.network(normalize(batch.images), draw)
+        return self.criterion(predictions, batch.targets, draw, totals)
+
+    def forward_backward(self, batch: GlobalBatch) -> dict[str, Tensor]:
+        """Add the gradients of all micro-batches; return this rank's part of the losses."""
+        total: dict[str, Tensor] = {}
+        for micro_batch in batch.batches:
+            losses = self.losses(micro_batch, batch.totals)
+            self.network.backward(sum_of(losses))
+            for name, loss in losses.items():
+                total[name] = total[name] + loss.detach() if name in total else loss.detach()
+        self.meter.step()
+        return total
+
+
+def sum_of(losses: dict[str, Tensor]) -> Tensor:
+    """Return the sum of all terms."""
+    return functools.reduce(operator.add, losses.values())
+
+
+def global_losses(losses: dict[str, Tensor]) -> dict[str, float]:
+    """Sum the losses of all ranks; `loss`, the sum of all terms, comes first."""
+    values = sum_over_ranks(torch.stack(list(losses.values()))).tolist()
+    return {"loss": sum(values), **dict(zip(losses, values, strict=True))}

@@ -1,0 +1,121 @@
+"""Events: their JSON lines, what is skipped when they are read, and warnings as events."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from pipeline.run import events
+from pipeline.run.events import EVENTS
+from pipeline.run.warn import recorded_warnings
+from shards.errors import DataError
+
+# One line of every kind, as the first version of the program that had the kind wrote it.
+LINES = [
+    {"event": "start", "time": 1.0, "attempt": 2, "launch": "17.000", "world_size": 2,
+     "zero_stage": 1, "process_ids": [5, 6], "host": "a", "device": "cpu", "threads": 1,
+     "step": 4, "position": 32, "checkpoint": "step-000000004-a01"},
+    {"event": "init_from", "time": 1.0, "path": "w", "text": "all of it", "fresh": ["head [3]"],
+     "unused": []},
+    {"event": "evaluation", "time": 1.0, "step": 4, "PQ": 50.5, "mIoU": 60.0},
+    {"event": "checkpoint", "time": 1.0, "step": 4, "position": 32, "name": "step-000000004-a01"},
+    {"event": "checkpoint_failed", "time": 1.0, "step": 4, "error": "No space left on device"},
+    {"event": "damage", "time": 1.0, "text": "checkpoint step-000000004-a01 is skipped"},
+    {"event": "quarantined", "time": 1.0, "step": 3, "samples": ["000007"]},
+    {"event": "skipped", "time": 1.0, "step": 3, "grad_norm": "nan"},
+    {"event": "warning", "time": 1.0, "rank": 1, "category": "UserWarning", "text": "slow"},
+    {"event": "failure", "time": 1.0, "launch": "17.000", "rank": 1, "kind": "DataError",
+     "text": "a.tar: damaged"},
+    {"event": "finish", "time": 1.0, "step": 4, "position": 32},
+]  # fmt: skip
+
+
+def test_there_is_a_line_of_every_kind():
+    assert [line["event"] for line in LINES] == [kind.name for kind in events.KINDS]
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line["event"])
+def test_a_line_is_read_and_written_again_as_it_was(tmp_path, line):
+    (tmp_path / EVENTS).write_text(json.dumps(line) + "\n")
+    (event,) = events.read(tmp_path)
+    written = event.to_json()
+    assert list(written)[:2] == ["event", "time"]
+    assert written.items() >= line.items()
+    assert event.describe()
+
+
+def test_lines_of_unknown_kinds_and_damaged_lines_are_skipped(tmp_path):
+    finish = events.Finish(step=4, position=32)
+    lines = [
+        *('{"event": "eclipse", "time": 1.0}', '{"event": "finish", "st', "[]", "7", "null"),
+        '{"event": "finish", "time": 1.0}',  # without its fields
+        '{"no": "event"}',
+        '{"event": []}',
+        json.dumps(finish.to_json() | {"field": "of a later version"}),
+    ]
+    (tmp_path / EVENTS).write_text("\n".join(lines) + "\n")
+    assert events.read(tmp_path) == [finish]
+    assert events.read_kind(tmp_path, events.Start) == []
+    assert events.read(tmp_path / "nowhere") == []
+
+
+def test_a_tail_reads_whole_lines_once(tmp_path):
+    events.append(tmp_path, events.Damage(text="before"))
+    tail = events.Tail(tmp_path)
+    assert tail.read() == []
+    after = events.Damage(text="ä" * 5)
+    line = json.dumps(after.to_json(), ensure_ascii=False).encode()
+    with (tmp_path / EVENTS).open("ab") as file:
+        file.write(line[:-10])
+        file.flush()
+        assert tail.read() == []
+        file.write(line[-10:] + b"\n")
+    assert tail.read() == [after]
+    assert tail.read() == []
+
+
+def test_a_failure_keeps_the_parts_of_the_error():
+    error = DataError("its hash differs", where="a.tar", fix="build it again")
+    failure = events.Failure.of(error, launch="17.000", rank=1)
+    assert (failure.what, failure.where) == ("its hash differs", "a.tar")
+    assert (failure.fix, failure.exit_code) == ("build it again", 3)
+    assert failure.text == "a.tar: its hash differs; build it again"
+    other = events.Failure.of(KeyError("depth"), launch="17.000", rank=1)
+    assert (other.kind, other.exit_code) == ("KeyError", 1)
+
+
+def test_warnings_are_events_of_their_rank(tmp_path):
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        with recorded_warnings(tmp_path, rank=3):
+            _warn()
+        assert warnings.showwarning is before
+    (warned,) = events.read(tmp_path)
+    assert isinstance(warned, events.Warned)
+    assert (warned.rank, warned.category) == (3, "UserWarning")
+    assert warned.describe() == "warning (worker 3): the cache is small"
+
+
+def _warn() -> None:
+    warnings.warn("the cache is small", stacklevel=1)
+    warnings.warn("this name is deprecated", DeprecationWarning, stacklevel=1)
+
+
+def test_processes_append_to_one_file_without_mixing_lines(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pipeline.run import events\n"
+        "for n in range(200):\n"
+        "    warned = events.Warned(rank=int(sys.argv[2]), category='', text=str(n) * 50)\n"
+        "    events.append(Path(sys.argv[1]), warned)"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(rank)]) for rank in (0, 1)
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    found = events.read_kind(tmp_path, events.Warned)
+    for rank in (0, 1):
+        texts = [event.text for event in found if event.rank == rank]
+        assert texts == [str(n) * 50 for n in range(200)]
