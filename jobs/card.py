@@ -66,10 +66,9 @@ def _scores(folder: Path, step: int) -> dict[str, str]:
 
 def _data(folder: Path, config: Config) -> list[str]:
     """Return lines about each train set: its source, its size, and the licenses of its images."""
-    train = config.data.train
     known = configs.load_environment(folder)["data"]["train"]
     lines = []
-    for path in map(Path, [train] if isinstance(train, str) else train):
+    for path in map(Path, config.data.train):
         try:
             manifest = Manifest.load(path)
         except M2FError:

@@ -1,95 +1,54 @@
-"""A config is looked at before anything is started: what a worker would trip over is exit 2."""
+"""Check a config against this machine, the data, and the weights before any worker starts."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jobs.config import Config, flat, to_dict
+from jobs.config import Config
 from model.mask2former import Mask2Former
 from model.weights.load import fit
-from pipeline.data.augment.recipes import RECIPES
-from pipeline.data.augment.resize import BACKENDS
-from pipeline.data.split import BatchSplit
 from pipeline.data.stages import load_stage
 from pipeline.data.store import Store
 from pipeline.data.stream import order_of, train_sets
 from pipeline.run.restore import initial_weights
-from pipeline.step.schedule import lr_multiplier
 from shards.errors import UsageError
-from shards.format.schema import TASKS
-
-AT_LEAST = {
-    1: (
-        "trainer.steps trainer.log_every batch.size batch.micro scaling.workers "
-        "data.limit data.window checkpoint.every_steps checkpoint.keep "
-        "data.base data.stall_timeout_s "
-        "evaluation.every_steps evaluation.images evaluation.short evaluation.long"
-    ),
-    0: (
-        "data.loader_workers data.max_damaged failure.max_restarts schedule.warmup_steps "
-        "optimizer.lr optimizer.weight_decay"
-    ),
-}
-CHOICES = {
-    "task": TASKS,
-    "zero.stage": (0, 1, 2, 3),
-    "data.augment": tuple(RECIPES),
-    "data.resize": BACKENDS,
-    "tracking.wandb.mode": ("offline", "online", "disabled"),
-}
-MULTIPLES_OF_32 = ("data.crop", "data.crop_width", "evaluation.size_divisor")
+from shards.format.taxonomy import Taxonomy
 
 
 def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
-    """The train sets and the val set of a config that can be trained.
+    """Return the training sets and the validation set of a config that can be trained.
 
-    A run that is not `fresh` goes on from its checkpoint: what it was to start from may be gone.
+    Args:
+        config: The config.
+        fresh: Whether the run starts at step 0. A run that resumes from its checkpoint does not
+            need the weights that it started from.
 
-    Raises UsageError naming the key, the value and what to do; DataError for shards that are not
-    whole.
+    Raises:
+        UsageError: Something does not fit. The error names the key, the value, and the fix.
+        DataError: A shard set is incomplete.
     """
-    _check_values(config)
+    _check_gpus(config.scaling.gpu, config.scaling.workers or 1)
+    for name in config.data.stages:
+        load_stage(name)
     train, val = _check_data(config)
-    _check_model(config, len(val.manifest.taxonomy), fresh)
+    try:
+        _check_model(config, len(val.manifest.taxonomy), fresh)
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
     return train, val
 
 
-def _check_values(config: Config) -> None:
-    if not re.fullmatch(r"\w[\w.-]*", config.name):
-        raise UsageError(f"name={config.name}: use letters, digits, '.', '_' and '-'")
-    values = flat(to_dict(config))
-    for least, keys in AT_LEAST.items():
-        for key in keys.split():
-            if values[key] is not None and values[key] < least:
-                raise UsageError(f"{key}={values[key]}: at least {least} is needed")
-    for key, known in CHOICES.items():
-        if values[key] not in known:
-            raise UsageError(f"{key}={values[key]}: known are {', '.join(map(str, known))}")
-    for key in MULTIPLES_OF_32:
-        if values[key] is not None and (values[key] < 1 or values[key] % 32):
-            raise UsageError(f"{key}={values[key]} is not a multiple of 32")
-    scale = config.data.scale
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
-        raise UsageError(f"data.scale={scale}: give the least and the largest, as [0.1,2.0]")
-    if not 0 < config.data.category_max_area <= 1:
-        raise UsageError(
-            f"data.category_max_area={config.data.category_max_area}: give a share, up to 1"
-        )
-    for name in config.data.stages:
-        load_stage(name)
-    workers = config.scaling.workers
-    BatchSplit(config.batch.size, config.batch.micro, workers)
+def _check_gpus(gpu: bool | None, workers: int) -> None:
     gpus = torch.cuda.device_count()
-    if config.scaling.gpu and gpus == 0:
-        raise UsageError("scaling.gpu=true: this machine has no GPU that torch can use")
-    if config.scaling.gpu is not False and 0 < gpus < workers:
-        raise UsageError(
-            f"scaling.workers={workers}: this machine has {gpus} GPUs; "
-            f"give scaling.workers={gpus} or scaling.gpu=false"
-        )
+    if gpu and gpus == 0:
+        what, fix = "this machine has no GPU that torch can use", "write scaling.gpu=false"
+        raise UsageError(what, where="scaling.gpu=true", fix=fix)
+    if gpu is not False and 0 < gpus < workers:
+        what = f"this machine has only {gpus} of the GPUs that {workers} workers need"
+        fix = f"write scaling.workers={gpus} or scaling.gpu=false"
+        raise UsageError(what, where=f"scaling.workers={workers}", fix=fix)
 
 
 def _check_data(config: Config) -> tuple[list[Store], Store]:
@@ -97,25 +56,41 @@ def _check_data(config: Config) -> tuple[list[Store], Store]:
     val = _opened("data.val", lambda: Store(config.data.val, cache=config.data.cache))
     for key, store in (*(("data.train", store) for store in train), ("data.val", val)):
         store.check_shards()
+        where, tasks = f"{key}={store.location}", store.manifest.tasks
         if len(store) == 0:
-            raise UsageError(f"{key}={store.location} holds no sample")
-        if config.task not in store.manifest.tasks:
-            served = ", ".join(store.manifest.tasks)
-            raise UsageError(f"task={config.task}: {key}={store.location} serves {served}")
-    if train[0].manifest.taxonomy != val.manifest.taxonomy:
+            raise UsageError("the set holds no sample", where=where, fix="build it again")
+        if config.task not in tasks:
+            fix = f"write task={tasks[0]}, or build the set from data with the truth for it"
+            what = f"the set serves {', '.join(tasks)}, and task={config.task}"
+            raise UsageError(what, where=where, fix=fix)
+    if difference := _difference(train[0].manifest.taxonomy, val.manifest.taxonomy):
         raise UsageError(
-            f"data.train={train[0].location} and data.val={val.location}: other classes; "
-            "give two splits of one data set"
+            f"data.train={train[0].location} and data.val={val.location} have other classes: "
+            f"{difference}",
+            fix="give two splits of one data set",
         )
     order_of(train, config.data, config.seed)
     return train, val
 
 
 def _opened(key: str, sets: Callable[[], Any]) -> Any:
+    """Open shard sets and name their setting in an error."""
     try:
         return sets()
     except UsageError as error:
-        raise UsageError(f"{key}: {error}") from error
+        where = error.problem.where
+        raise error.at(f"{key}={where}" if where else key) from error
+
+
+def _difference(train: Taxonomy, val: Taxonomy) -> str:
+    """Return how two label spaces differ, or "" if they are equal."""
+    if train == val:
+        return ""
+    if len(train) != len(val):
+        return f"{len(train)} and {len(val)} of them"
+    pairs = zip(train.categories, val.categories, strict=True)
+    index, first, second = next((i, a, b) for i, (a, b) in enumerate(pairs) if a != b)
+    return f"class {index} is {first.name!r} (id {first.id}) and {second.name!r} (id {second.id})"
 
 
 def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
@@ -123,19 +98,12 @@ def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
     weights = config.model.weights if init_from == "none" else "none"
     if weights != "none" and not Path(weights).is_dir():
         raise UsageError(
-            f"model.weights={weights} is no folder; the preset's header has the command that "
-            "fetches it, model.weights=none trains from scratch"
+            "there is no such folder",
+            where=f"model.weights={weights}",
+            fix="the preset's header has the command that fetches it; model.weights=none trains "
+            "from scratch",
         )
-    if config.model.compile and config.zero.stage == 3:
-        raise UsageError(
-            "model.compile=true with zero.stage=3: stage 3 fetches parameters layer by layer, "
-            "which compiled code cannot wait for; leave one of them out"
-        )
-    try:
-        lr_multiplier(config.schedule, config.trainer.steps)
-        with torch.device("meta" if weights == "none" else "cpu"):  # weights need memory
-            model = Mask2Former(config.model, num_classes)
-        if init_from != "none" and fresh:
-            fit(model, initial_weights(init_from, config.task))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    with torch.device("meta" if weights == "none" else "cpu"):  # only weights need memory
+        model = Mask2Former(config.model, num_classes)
+    if init_from != "none" and fresh:
+        fit(model, initial_weights(init_from, config.task))

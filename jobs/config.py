@@ -1,19 +1,19 @@
-"""A run's settings: defaults < preset < key=value."""
+"""The settings of a run: defaults < preset < key=value."""
 
+import contextlib
 import dataclasses
-import difflib
 import json
-import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from model.settings import SettingError
+from jobs.values import construct, nearest, opaque, read_override, read_yaml
+from model.settings import SettingError, Settings, setting
+from pipeline.data.split import BatchSplit
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
 from shards.files import is_url, whole_file
@@ -23,128 +23,164 @@ RUNS = Path("runs")
 
 
 @dataclass
-class ScalingSettings:
-    """Number of workers (null: one for each GPU of this machine, or one), and whether each has a
-    GPU (null: if this machine has one)."""
+class ScalingSettings(Settings):
+    """Workers of a run."""
 
-    workers: int | None = None
-    gpu: bool | None = None
+    workers: int | None = setting(
+        None,
+        "Number of workers; null takes one per GPU of this machine, or one without a GPU.",
+        unit="workers",
+        at_least=1,
+    )
+    gpu: bool | None = setting(
+        None, "Give each worker a GPU; null does so if this machine has one."
+    )
 
 
 @dataclass
-class FailureSettings:
-    """How often workers that died are started again."""
+class FailureSettings(Settings):
+    """What happens after a worker has died."""
 
-    max_restarts: int = 20
+    max_restarts: int = setting(
+        20, "Number of times that the workers of a run are restarted.", at_least=0
+    )
 
 
 @dataclass
 class Config(RunSettings):
-    """Everything a preset or the command line can set."""
+    """Everything that a preset or the command line can set."""
 
-    scaling: ScalingSettings = field(default_factory=ScalingSettings)
-    failure: FailureSettings = field(default_factory=FailureSettings)
+    scaling: ScalingSettings = setting(ScalingSettings, "Workers of the run.")  # noqa: RUF009
+    failure: FailureSettings = setting(FailureSettings, "Restarts.")  # noqa: RUF009
+
+    def check(self) -> None:
+        """Check that the workers can share the batch evenly."""
+        super().check()
+        if self.scaling.workers is not None:
+            BatchSplit(self.batch.size, self.batch.micro, self.scaling.workers)
 
 
-def load(preset: str, overrides: list[str]) -> Config:
-    """The config of a preset (its name, or a YAML file) with `key=value` overrides.
+def load(preset: str, overrides: Sequence[str]) -> Config:
+    """Return the config of a preset (its name, or a YAML file) with `key=value` overrides.
 
-    Raises UsageError for unknown presets, keys and values; unknown keys with the nearest known.
+    Paths become absolute, and the name and the number of workers are filled in.
+
+    Raises:
+        UsageError: The preset or a key is unknown, or a value is refused.
     """
+    path = preset_path(preset)
+    config = merge(read_yaml(path), overrides)
+    for field in dataclasses.fields(config.data):
+        if field.metadata["rule"].required and not getattr(config.data, field.name):
+            key = f"data.{field.name}"
+            raise UsageError(f"{key} is not set", fix=f"add {key}=SHARDS/{field.name}")
+    with _usage_errors():
+        return _resolved(config, path.stem)
+
+
+def preset_path(preset: str) -> Path:
+    """Return the file of a preset. Raises UsageError if there is none."""
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
-        raise UsageError(
-            f"no preset {preset!r}{_nearest(preset, known)}; known: {', '.join(known)}"
-        )
-    config = merge(_read(path), overrides)
-    config.name = config.name or path.stem
-    config.data.val = _absolute(config.data.val)
-    config.data.train = _sets(config.data.train)
-    if config.scaling.workers is None:
-        gpus = 0 if config.scaling.gpu is False else torch.cuda.device_count()
-        config.scaling.workers = max(1, gpus)
-    if config.model.weights != "none":
-        config.model.weights = _absolute(config.model.weights)
-    if config.model.init_from != "none":  # a name under runs/, or a path
-        run = RUNS / config.model.init_from
-        is_run = (run / "config.yaml").is_file()
-        config.model.init_from = _absolute(str(run) if is_run else config.model.init_from)
-    return config
+        fix = nearest(preset, known) or f"the presets are {', '.join(known)}"
+        raise UsageError(f"no preset {preset!r}", fix=fix)
+    return path
 
 
-def merge(settings: dict[str, Any], overrides: list[str]) -> Config:
-    """Defaults < settings < `key=value` overrides, typed. Raises UsageError naming the key."""
-    parts = [{key: value} for key, value in settings.items()]
-    parts += [_parse(override) for override in overrides]
-    config = OmegaConf.structured(Config)
-    known = _dotted(OmegaConf.to_container(config))
-    section = ""
+def merge(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    """Return the config of defaults < settings < `key=value` overrides.
+
+    Raises:
+        UsageError: A key is unknown, or a value is refused. The error names the key.
+    """
+    with _usage_errors():
+        parts = [settings, *(read_override(override, Config) for override in overrides)]
+        empty = OmegaConf.create({}, flags={"allow_objects": True})
+        merged = OmegaConf.merge(empty, *map(opaque, parts))
+        return construct(Config, OmegaConf.to_container(merged))
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
     try:
-        for part in parts:
-            section = str(next(iter(part)))
-            config = OmegaConf.merge(config, part)
-        return OmegaConf.to_object(config)
+        yield
     except SettingError as error:
-        named = [key for part in parts for key in flat(part) if key.endswith(error.key)]
-        raise UsageError(f"{[error.key, *named][-1]}{error.what}; {error.fix}") from error
-    except MissingMandatoryValue as error:
-        name = error.full_key
-        raise UsageError(
-            f"{name} is not set; add {name}={name.replace('data.', 'SHARDS/')}"
-        ) from error
-    except OmegaConfBaseException as error:
-        key = error.full_key or section
-        if error.key is not None and key not in known and "not in" in str(error):
-            raise UsageError(f"unknown key {key}{_nearest(key, known)}") from error
-        raise UsageError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{error.key}{error.what}", fix=error.fix) from error
 
 
-def _parse(override: str) -> dict[str, Any]:
-    """The nested mapping of one `key=value`; the value is YAML."""
-    key, equals, value = override.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise UsageError(f"{override!r} is not key=value")
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"{key}={value}: the value cannot be read; quote it, as YAML") from error
+def _resolved(config: Config, name: str) -> Config:
+    data = replace(
+        config.data,
+        train=[_absolute(location) for location in config.data.train],
+        val=_absolute(config.data.val),
+    )
+    model = replace(
+        config.model,
+        weights=_absolute(config.model.weights),
+        init_from=_absolute(_run_or_path(config.model.init_from)),
+    )
+    workers = config.scaling.workers or _default_workers(config.scaling)
+    scaling = replace(config.scaling, workers=workers)
+    return replace(config, name=config.name or name, data=data, model=model, scaling=scaling)
+
+
+def _absolute(location: str) -> str:
+    if location == "none" or is_url(location):
+        return location
+    return str(Path(location).expanduser().absolute())
+
+
+def _run_or_path(name: str) -> str:
+    """Return the folder of a run by its name, otherwise the name, which is a path."""
+    return str(RUNS / name) if (RUNS / name / "config.yaml").is_file() else name
+
+
+def _default_workers(scaling: ScalingSettings) -> int:
+    if scaling.gpu is False:
+        return 1
+    import torch  # takes seconds, which an error in a setting should not wait for
+
+    return max(1, torch.cuda.device_count())
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain data; `merge(to_dict(c), [])` gives `c` back."""
+    """Return plain data; `merge(to_dict(config), [])` gives the config back."""
     return dataclasses.asdict(config)
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the resolved config."""
+    """Write the resolved config as YAML."""
     with whole_file(path) as file:
         file.write(yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
 
 def run_folder(run: str) -> Path:
-    """The folder of a run by name or path. Raises UsageError if there is none."""
+    """Return the folder of a run by name or path. Raises UsageError if there is none."""
     for folder in (Path(run), RUNS / run):
         if (folder / "config.yaml").is_file():
             return folder.absolute()
     known = sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))
-    raise UsageError(
-        f"no run {run!r}{_nearest(run, known)}; runs: {', '.join(known) or 'none yet'}"
-    )
+    fix = nearest(run, known) or f"the runs are {', '.join(known)}" if known else ""
+    raise UsageError(f"no run {run!r}", fix=fix or "start one with ./launch.sh train")
 
 
 def load_run(folder: Path) -> Config:
-    """The resolved config of a run."""
-    return merge(_read(folder / "config.yaml"), [])
+    """Return the resolved config of a run."""
+    settings = read_yaml(folder / "config.yaml")
+    batch = settings.get("batch")
+    if isinstance(batch, dict) and "global" in batch:  # its name until version 0.1
+        batch["size"] = batch.pop("global")
+    return merge(settings, [])
 
 
 def load_environment(folder: Path) -> dict[str, Any]:
-    """What a run was started with, beside its config."""
+    """Return what a run was started with besides its config."""
     return json.loads((folder / "environment.json").read_text())
 
 
 def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[str]:
-    """`key: old -> new` for every key that differs, but for those that start as `may_change`."""
+    """Return `key: old -> new` for each key that differs and does not start as `may_change`."""
     before, after = (flat(to_dict(config)) for config in (old, new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
@@ -153,35 +189,8 @@ def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[s
     ]
 
 
-def _sets(train: Any) -> str | list[str]:
-    if isinstance(train, list) and train and all(isinstance(path, str) for path in train):
-        return [_absolute(path) for path in train]
-    if not isinstance(train, str):
-        raise UsageError(f"data.train={train}: give the folder of a shard set, or a list of them")
-    return _absolute(train)
-
-
-def _absolute(path: str) -> str:
-    return path if is_url(path) else str(Path(path).expanduser().absolute())
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: {error}") from error
-    if not isinstance(settings, dict):
-        raise UsageError(f"{path}: not a mapping of settings")
-    return settings
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key."""
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted key."""
     leaves = {}
     for key, value in node.items():
         if isinstance(value, dict) and value:
@@ -189,10 +198,3 @@ def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves
-
-
-def _dotted(node: dict[str, Any]) -> list[str]:
-    """Every key and section."""
-    leaves = list(flat(node))
-    sections = {leaf.rsplit(".", n)[0] for leaf in leaves for n in range(1, leaf.count(".") + 1)}
-    return sorted({*leaves, *sections})

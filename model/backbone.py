@@ -28,7 +28,6 @@ from model.norms import ChannelNorm, replace_batch_norm
 from model.targets import Draw
 
 STRIDES = (4, 8, 16, 32)
-NORMS = ("frozen_batch", "batch", "sync_batch", "group")
 
 
 class Family(NamedTuple):

@@ -3,7 +3,6 @@
 Mask2Former, arXiv 2112.01527, section 3.3; every prediction of the decoder is supervised.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,46 +11,12 @@ from torch import Tensor
 
 from model.masked_decoder import Predictions
 from model.matcher import Matches, match
+from model.network_settings import CriterionSettings
 from model.points import neighbors, sample, sample_pairs, uncertain_points
 from model.recompute import recompute
-from model.settings import Settings, setting
 from model.targets import Draw, Targets
 
 __all__ = ["Criterion", "CriterionSettings", "Draw", "Normalizers", "Targets", "normalizers"]
-
-
-@dataclass
-class CriterionSettings(Settings):
-    """Weights of matching costs and losses, and the points that masks are compared at."""
-
-    class_weight: float = setting(
-        2.0, "Weight of the classification in the matching cost and in the loss.", at_least=0
-    )
-    mask_weight: float = setting(
-        5.0, "Weight of the mask cross entropy in the matching cost and in the loss.", at_least=0
-    )
-    dice_weight: float = setting(
-        5.0, "Weight of the dice term in the matching cost and in the loss.", at_least=0
-    )
-    no_object_weight: float = setting(
-        0.1, 'Class weight of "no object" in the cross entropy of the classes.', at_least=0
-    )
-    points: int = setting(
-        12544, "Points per mask in the matching cost and in the loss.", at_least=1
-    )
-    oversample: float = setting(
-        3.0, "Candidates drawn per point to find the most uncertain ones.", at_least=1
-    )
-    importance: float = setting(
-        0.75, "Share of the points of the loss that are uncertain ones.", at_least=0, at_most=1
-    )
-    class_normalizer: str = setting(
-        "global",
-        "What the class loss is divided by: global uses the class weights of the whole batch; "
-        "local uses those of each micro-batch and averages micro-batches, as the paper's code "
-        "does.",
-        choices=("global", "local"),
-    )
 
 
 class Normalizers(NamedTuple):

@@ -1,85 +1,20 @@
 """Mask2Former: backbone, pixel decoder and masked-attention decoder as one network."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from model import kernels
-from model.backbone import BACKBONES, NORMS, RESNET, STRIDES, Backbone
-from model.masked_decoder import MaskedDecoder, MaskedDecoderSettings, Predictions
-from model.pixel_decoder import LEVELS, PixelDecoder, PixelDecoderSettings
+from model.backbone import STRIDES, Backbone
+from model.masked_decoder import MaskedDecoder, Predictions
+from model.network_settings import ModelSettings
+from model.pixel_decoder import LEVELS, PixelDecoder
 from model.position import constant
-from model.settings import SettingError, Settings, setting
 from model.targets import Draw
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "Mask2Former", "ModelSettings", "Predictions", "normalize"]
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0-255: ImageNet
 PIXEL_STD = (58.395, 57.12, 57.375)
-
-
-@dataclass
-class ModelSettings(Settings):
-    """Architecture of the network and where its weights come from."""
-
-    backbone: str = setting(
-        "resnet50",
-        "Architecture of the backbone; the names without a size take it from backbone_config.",
-        choices=tuple(BACKBONES),
-    )
-    backbone_config: dict[str, Any] = setting(  # noqa: RUF009
-        {}, "Fields of the backbone's transformers config that differ from the named architecture."
-    )
-    norm: str = setting(
-        "frozen_batch",
-        "Normalization layers of a ResNet; other backbones have their own.",
-        choices=NORMS,
-    )
-    weights: str = setting(
-        "none",
-        "Folder of transformers with pretrained weights of the backbone, or none for random ones.",
-    )
-    drop_path: float = setting(
-        0.3,
-        "Rate of stochastic depth in the last block of a backbone that is not a ResNet; it grows "
-        "linearly from 0 in the first block.",
-        at_least=0,
-        below=1,
-    )
-    init_from: str = setting(
-        "none",
-        "Run, folder, or file of weights that the whole network or its backbone starts from, "
-        "instead of model.weights.",
-    )
-    queries: int = setting(100, "Number of queries, the most segments per image.", at_least=1)
-    dim: int = setting(256, "Channels of both decoders.", at_least=8, multiple_of=8)
-    checkpoint_activations: bool = setting(
-        False,
-        "Keep only the inputs of each decoder layer and run the layer again in backward, which "
-        "takes less memory and gives the same gradients.",
-    )
-    compile: bool = setting(
-        False, "Run the backbone and both decoders through torch.compile, for images of one size."
-    )
-    pixel_decoder: PixelDecoderSettings = setting(  # noqa: RUF009
-        PixelDecoderSettings, "Sizes of the pixel decoder."
-    )
-    masked_decoder: MaskedDecoderSettings = setting(  # noqa: RUF009
-        MaskedDecoderSettings, "Sizes of the transformer decoder."
-    )
-
-    def check(self) -> None:
-        """Check that the heads divide the channels and that the backbone has the norm."""
-        for part in ("pixel_decoder", "masked_decoder"):
-            heads = getattr(self, part).heads
-            if self.dim % heads:
-                raise SettingError(f"{part}.heads", f"={heads}", f"it must divide dim={self.dim}")
-        if self.norm != NORMS[0] and BACKBONES[self.backbone][0] is not RESNET:
-            raise SettingError(
-                "norm", f"={self.norm} is for ResNets", f"leave it out for {self.backbone}"
-            )
 
 
 class Mask2Former(nn.Module):

@@ -1,7 +1,6 @@
 """Transformer decoder with masked attention (Mask2Former, arXiv 2112.01527, section 3.2)."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -9,21 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.network_settings import MaskedDecoderSettings
 from model.position import sine_encoding
 from model.recompute import recompute
-from model.settings import Settings, setting
 from model.token_linear import TokenLinear
-
-
-@dataclass
-class MaskedDecoderSettings(Settings):
-    """Sizes of the transformer decoder."""
-
-    layers: int = setting(
-        9, "Number of decoder layers, which make one prediction more than their number.", at_least=1
-    )
-    heads: int = setting(8, "Number of attention heads, which divides model.dim.", at_least=1)
-    feedforward: int = setting(2048, "Hidden channels of the feed-forward blocks.", at_least=1)
 
 
 class Predictions(NamedTuple):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,29 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.deformable_attention import deformable_attention
+from model.network_settings import PixelDecoderSettings
 from model.norms import group_norm
 from model.position import level_sizes, pixel_centers, sine_encoding
 from model.recompute import recompute
-from model.settings import Settings, setting
 from model.token_linear import TokenLinear
 
 LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
-
-
-@dataclass
-class PixelDecoderSettings(Settings):
-    """Sizes and precision of the deformable encoder."""
-
-    layers: int = setting(6, "Number of encoder layers.", at_least=1)
-    heads: int = setting(8, "Number of attention heads, which divides model.dim.", at_least=1)
-    points: int = setting(4, "Sampling points per head and level.", at_least=1)
-    feedforward: int = setting(1024, "Hidden channels of the feed-forward blocks.", at_least=1)
-    dtype: str = setting(
-        "fp32",
-        "Precision under autocast: fp32 leaves autocast, as published; bf16 takes part in it, "
-        "except for coordinates, softmax, and the sums of deformable attention.",
-        choices=("fp32", "bf16"),
-    )
 
 
 class PixelDecoder(nn.Module):

@@ -5,7 +5,6 @@ queries that can appear in the result are resized to the image, a few rows at a 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,32 +13,13 @@ from torch import Tensor
 
 from model.kernels import REFERENCE, implementation
 from model.masked_decoder import Predictions
-from model.settings import Settings, setting
+from model.network_settings import SegmentSettings
 
 STRIDE = 4  # of the mask features
 # Mask logits at the size of the image that one band of rows holds: 2 MiB of float32 stay in a CPU's
 # cache, 128 MiB fill a GPU. This keeps the panoptic merge of a photograph of 3000x4000 pixels with
 # 20 queries at 624 MiB (transformers, which resizes all masks at once, takes 1,835 MiB).
 BAND = {"cpu": 1 << 19, "cuda": 1 << 25}
-
-
-@dataclass
-class SegmentSettings(Settings):
-    """Thresholds of the panoptic merge, and the number of instances per image."""
-
-    object_threshold: float = setting(
-        0.8,
-        "Least class probability of a query that the panoptic merge keeps.",
-        at_least=0,
-        at_most=1,
-    )
-    overlap_threshold: float = setting(
-        0.8,
-        "Least share of its mask that a query must win to become a panoptic segment.",
-        at_least=0,
-        at_most=1,
-    )
-    detections: int = setting(100, "Number of instances reported per image.", at_least=1)
 
 
 class ImagePrediction(NamedTuple):

@@ -7,6 +7,7 @@ come from YAML, from the command line, or from Python.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import types
@@ -31,10 +32,22 @@ class SettingError(ValueError):
     def __str__(self) -> str:
         return f"{self.key}{self.what}" + (f"; {self.fix}" if self.fix else "")
 
+    def under(self, section: str) -> "SettingError":
+        """Return the same error with the key below a section."""
+        return SettingError(f"{section}.{self.key}" if section else self.key, self.what, self.fix)
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What the values of a setting must satisfy. Lists are checked entry by entry."""
+    """What the values of a setting must satisfy. Lists are checked entry by entry.
+
+    Attributes:
+        help: One sentence that says what the setting does.
+        unit: Unit of a number, for the documentation.
+        pattern: Regular expression that a whole text matches; `pattern_help` is the advice for a
+            text that does not.
+        required: Whether a run cannot start with the default.
+    """
 
     help: str
     unit: str = ""
@@ -45,13 +58,15 @@ class Rule:
     choices: tuple[Any, ...] = ()
     multiple_of: int | None = None
     pattern: str = ""
+    pattern_help: str = ""
+    required: bool = False
 
     def problem(self, value: Any) -> str:
         """Return why `value` is refused, or "" if it is accepted."""
         if self.choices and value not in self.choices:
             return f"choose one of {', '.join(map(str, self.choices))}"
         if isinstance(value, str) and self.pattern and not _full_match(self.pattern, value):
-            return f"it must match {self.pattern}"
+            return self.pattern_help or f"it must match {self.pattern}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return ""
         if not math.isfinite(value):
@@ -76,8 +91,7 @@ def setting(default: Any, help: str, **rules: Any) -> Any:
         default: The default value. A class or function is called to make it, as
             `default_factory` of `dataclasses.field` is; lists and dictionaries are copied.
         help: One sentence that says what the setting does.
-        **rules: Fields of `Rule`: unit, at_least, above, at_most, below, choices,
-            multiple_of, pattern.
+        **rules: Other fields of `Rule`.
     """
     metadata = {"rule": Rule(help, **rules)}
     if isinstance(default, list | dict):
@@ -93,7 +107,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every field, then the rules between fields. Raises SettingError."""
-        hints = typing.get_type_hints(type(self))
+        hints = field_types(type(self))
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             fitted = fit(value, hints[field.name], field.name)
@@ -111,19 +125,20 @@ class Settings:
 def fit(value: Any, kind: Any, key: str) -> Any:
     """Return `value` as the declared type `kind`, without changing what it means.
 
-    An int is accepted for a float, a tuple for a list; nothing else is converted, so that "010"
-    never becomes a number and `yes` never becomes a Boolean.
+    An int is accepted for a float, a tuple for a list, and a text for a list of one text; nothing
+    else is converted, so that "010" never becomes a number and `yes` never becomes a Boolean.
 
     Raises:
         SettingError: The value has another type.
     """
+    declared, (kind, is_optional) = kind, without_none(kind)
+    if value is None and is_optional:
+        return None
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return fit(value, next(arg for arg in args if arg is not type(None)), key)
     if kind is Any:
         return value
+    if kind == list[str] and isinstance(value, str):
+        return [value]
     if origin is list and isinstance(value, list | tuple):
         return [fit(entry, args[0], key) for entry in value]
     if origin is tuple and isinstance(value, list | tuple):
@@ -131,19 +146,49 @@ def fit(value: Any, kind: Any, key: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise SettingError(key, f"={value}", "it must be finite") from error
     is_bool = isinstance(value, bool)  # Python counts bool as int; settings do not
     if isinstance(kind, type) and isinstance(value, kind) and is_bool <= (kind is bool):
         return value
-    raise SettingError(
-        key, f"={show(value)}", f"it must be {_TYPE_NAMES.get(origin or kind, kind)}"
-    )
+    raise SettingError(key, f"={show(value)}", f"it must be {type_name(declared)}")
+
+
+@functools.cache
+def field_types(kind: type) -> dict[str, Any]:
+    """Return the declared types of the fields of a settings class."""
+    return typing.get_type_hints(kind)
+
+
+def without_none(kind: Any) -> tuple[Any, bool]:
+    """Return a declared type without None, and whether None was part of it."""
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType):
+        return kind, False
+    return next(arg for arg in typing.get_args(kind) if arg is not type(None)), True
+
+
+def is_settings(kind: Any) -> bool:
+    """Return whether a declared type is a settings class."""
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
+def type_name(kind: Any) -> str:
+    """Return a declared type in words."""
+    kind, is_optional = without_none(kind)
+    name = "a section" if is_settings(kind) else _TYPE_NAMES[typing.get_origin(kind) or kind]
+    if is_optional:
+        return "true, false, or null" if kind is bool else f"{name} or null"
+    return name
 
 
 def show(value: Any) -> str:
     """Return a value as a user would write it."""
     if value is None:
         return "null"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(show, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -1,49 +1,194 @@
-"""All settings of a run that do not concern the cluster, composed from the packages' own."""
+"""Settings of a run that do not concern the cluster.
 
-from dataclasses import dataclass, field
+This module imports neither torch nor the code that it configures, so that a command reads and
+checks its settings in tenths of a second. The modules that use a class import it from here.
+"""
+# ruff: noqa: RUF009 (`setting` returns a dataclasses.field, so that no default is shared)
 
-from model.criterion import CriterionSettings
-from model.mask2former import ModelSettings
-from pipeline.data.stream import DataSettings
-from pipeline.run.checkpoint import CheckpointSettings
-from pipeline.run.track import TrackingSettings
-from pipeline.score.evaluate import EvaluationSettings
-from pipeline.step.engine import ZeroSettings
-from pipeline.step.optimizer import OptimizerSettings
-from pipeline.step.schedule import ScheduleSettings
+from dataclasses import dataclass
 
-
-@dataclass
-class BatchSettings:
-    """`size` images make one optimizer step, `micro` of them one pass on one worker."""
-
-    size: int = 16
-    micro: int = 2
+from model.network_settings import CriterionSettings, ModelSettings, SegmentSettings
+from model.settings import SettingError, Settings, setting
+from pipeline.data.settings import DataSettings
+from shards.format.schema import TASKS
 
 
 @dataclass
-class TrainerSettings:
-    """`steps` optimizer steps; metrics every `log_every` of them."""
+class BatchSettings(Settings):
+    """Sizes of batches."""
 
-    steps: int = 368_750
-    log_every: int = 20
+    size: int = setting(16, "Images per optimizer step.", unit="images", at_least=1)
+    micro: int = setting(
+        2, "Images per forward and backward pass of one worker.", unit="images", at_least=1
+    )
 
 
 @dataclass
-class RunSettings:
-    """What `pipeline.train` needs to know."""
+class OptimizerSettings(Settings):
+    """AdamW."""
 
-    name: str = ""
-    seed: int = 42
-    task: str = "panoptic"
-    data: DataSettings = field(default_factory=DataSettings)
-    batch: BatchSettings = field(default_factory=BatchSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    criterion: CriterionSettings = field(default_factory=CriterionSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    trainer: TrainerSettings = field(default_factory=TrainerSettings)
-    zero: ZeroSettings = field(default_factory=ZeroSettings)
-    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+    lr: float = setting(1e-4, "Learning rate of the decoders.", at_least=0)
+    weight_decay: float = setting(
+        0.05, "Weight decay of everything except norms and embeddings.", at_least=0
+    )
+    backbone_lr_multiplier: float = setting(
+        0.1, "Learning rate of the backbone relative to that of the decoders.", at_least=0
+    )
+    clip: float = setting(
+        0.01, "Largest L2 norm of all gradients together; larger ones are scaled down.", above=0
+    )
+
+
+@dataclass
+class ScheduleSettings(Settings):
+    """Learning rate over the steps of a run."""
+
+    name: str = setting(
+        "step",
+        "Shape: step multiplies by a factor at milestones; poly is (1 - t/T)^power.",
+        choices=("step", "poly"),
+    )
+    milestones: list[float] = setting(
+        [327_778 / 368_750, 355_092 / 368_750],
+        "Fractions of all steps at which the rate is multiplied by the factor (step).",
+        above=0,
+        at_most=1,
+    )
+    factor: float = setting(0.1, "Multiplier at each milestone (step).", above=0, at_most=1)
+    power: float = setting(0.9, "Exponent of the decay (poly).", at_least=0)
+    warmup_steps: int = setting(0, "Steps of linear rise at the start.", unit="steps", at_least=0)
+
+
+@dataclass
+class TrainerSettings(Settings):
+    """Length of a run."""
+
+    steps: int = setting(368_750, "Optimizer steps of the run.", unit="steps", at_least=1)
+    log_every: int = setting(20, "Interval between rows of metrics.", unit="steps", at_least=1)
+
+
+@dataclass
+class ZeroSettings(Settings):
+    """DeepSpeed's ZeRO."""
+
+    stage: int = setting(
+        1,
+        "ZeRO stage: 0 replicates everything, 1 shards the moments, 2 also the gradients, "
+        "3 also the parameters.",
+        choices=(0, 1, 2, 3),
+    )
+
+
+@dataclass
+class CheckpointSettings(Settings):
+    """Checkpoints while training."""
+
+    every_steps: int = setting(
+        1000, "Interval between checkpoints; the last step has one, too.", unit="steps", at_least=1
+    )
+    keep: int = setting(3, "Number of newest checkpoints that are kept.", at_least=1)
+
+
+@dataclass
+class InferenceSettings(Settings):
+    """Size of an image at test time, and how its prediction becomes segments."""
+
+    short: int = setting(
+        800,
+        "Length of the shorter side, unless that makes the longer side too long.",
+        unit="pixels",
+        at_least=1,
+    )
+    long: int = setting(1333, "Greatest length of the longer side.", unit="pixels", at_least=1)
+    size_divisor: int = setting(
+        32,
+        "Sides are padded to multiples of this number.",
+        unit="pixels",
+        at_least=32,
+        multiple_of=32,
+    )
+    segment: SegmentSettings = setting(SegmentSettings, "Thresholds of the segmentations.")
+
+    def check(self) -> None:
+        """Check that the shorter side is not longer than the longer one."""
+        if self.short > self.long:
+            raise SettingError(
+                "short",
+                f"={self.short} is greater than long={self.long}",
+                f"write at most {self.long}, or raise long",
+            )
+
+
+@dataclass
+class EvaluationSettings(InferenceSettings):
+    """Evaluation while training, and the size of images in it."""
+
+    every_steps: int = setting(
+        5000, "Interval between evaluations; the last step has one, too.", unit="steps", at_least=1
+    )
+    images: int | None = setting(
+        None,
+        "Evaluate on the first images of the validation set only; null takes all of them.",
+        unit="images",
+        at_least=1,
+    )
+    at_start: bool = setting(False, "Evaluate before the first step, too.")
+
+
+@dataclass
+class WandbSettings(Settings):
+    """Weights & Biases."""
+
+    mode: str = setting(
+        "offline",
+        "Mode of W&B: offline records for a later wandb sync, and online sends at once.",
+        choices=("offline", "online", "disabled"),
+    )
+    project: str = setting(
+        "mask2former",
+        "Name of the project in W&B.",
+        pattern=r"[^/\\#?%:]{1,128}",
+        pattern_help=r"use 1 to 128 characters without / \ # ? % :",
+    )
+
+
+@dataclass
+class TrackingSettings(Settings):
+    """Where metrics are recorded besides the run's folder."""
+
+    wandb: WandbSettings = setting(WandbSettings, "Weights & Biases.")
+
+
+@dataclass
+class RunSettings(Settings):
+    """Everything that training on given workers depends on."""
+
+    name: str = setting(
+        "",
+        "Name of the run and of its folder under runs/; without one, the name of the preset.",
+        pattern=r"(\w[\w.-]*)?",
+        pattern_help="use letters, digits, '.', '_' and '-', and start with a letter or a digit",
+    )
+    seed: int = setting(42, "Seed of everything random.", at_least=0)
+    task: str = setting("panoptic", "Task to train and to score by.", choices=TASKS)
+    data: DataSettings = setting(DataSettings, "Shard sets and how they are read.")
+    batch: BatchSettings = setting(BatchSettings, "Sizes of batches.")
+    model: ModelSettings = setting(ModelSettings, "Architecture of the network.")
+    criterion: CriterionSettings = setting(CriterionSettings, "Matching and loss.")
+    optimizer: OptimizerSettings = setting(OptimizerSettings, "AdamW.")
+    schedule: ScheduleSettings = setting(ScheduleSettings, "Learning rate over the steps.")
+    trainer: TrainerSettings = setting(TrainerSettings, "Length of the run.")
+    zero: ZeroSettings = setting(ZeroSettings, "DeepSpeed's ZeRO.")
+    checkpoint: CheckpointSettings = setting(CheckpointSettings, "Checkpoints while training.")
+    evaluation: EvaluationSettings = setting(EvaluationSettings, "Evaluation while training.")
+    tracking: TrackingSettings = setting(TrackingSettings, "Records besides the run's folder.")
+
+    def check(self) -> None:
+        """Check that a compiled network is not sharded by ZeRO's stage 3."""
+        if self.model.compile and self.zero.stage == 3:
+            raise SettingError(
+                "model.compile",
+                "=true with zero.stage=3: stage 3 fetches parameters layer by layer, and compiled "
+                "code cannot wait for them",
+                "leave one of the two out",
+            )

@@ -70,7 +70,7 @@ def test_commands_reach_the_application_from_any_folder(venv, tmp_path):
         assert command in done.stdout
     wrong = launch("evaluate", "nothing", cwd=tmp_path, M2F_VENV=str(venv))
     assert wrong.returncode == 2
-    assert wrong.stderr == "error: no run 'nothing'; runs: none yet\n"
+    assert wrong.stderr == "error: no run 'nothing'; start one with ./launch.sh train\n"
 
 
 def test_test_hands_its_arguments_to_pytest(venv, tmp_path):

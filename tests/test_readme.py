@@ -11,6 +11,7 @@ import typer
 from jobs import config as configs
 from jobs.__main__ import app
 from jobs.check import check
+from jobs.values import keys
 from tests.jobs import small
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +126,7 @@ def test_files_it_points_at_exist(document):
 
 
 def test_settings_it_names_exist():
-    known = configs._dotted(configs.to_dict(configs.Config()))
+    known = {key for key, _ in keys(configs.Config)}
     text = re.sub(r"```python.*?```", "", DOCUMENTS["README.md"], flags=re.DOTALL)
     packages = "data|batch|model|criterion|optimizer|schedule|trainer|zero|scaling|failure|tracking"
     named = re.findall(rf"`?\b((?:{packages})\.[\w.]+)", text)

@@ -4,25 +4,13 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from pipeline.data.settings import CacheSettings
 from shards.errors import DataError
 from shards.files import file_lock, sync
 from shards.format.manifest import Shard
-
-
-@dataclass
-class CacheSettings:
-    """Where each node keeps shards that come from a URL, and how many GiB of them.
-
-    Those used longest ago make room. Samples of shards without room are read one by one, which is
-    slower; from a server that gives whole files only, a shard without room is an error (exit 2).
-    """
-
-    folder: str = "~/.cache/mask2former"
-    gib: float = 100.0
 
 
 class _CachedFile(NamedTuple):

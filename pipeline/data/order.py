@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.data.keyed import keyed_permutation, keyed_seed
+from pipeline.data.settings import WINDOW
 from shards.errors import UsageError
 
 ORDER_VERSION = 1
-WINDOW = 16  # shards that are shuffled together
 BLOCK = 1000  # positions in which every set of a mixture has its exact share
 
 

@@ -27,12 +27,15 @@ class BatchSplit:
     rank: int = 0
 
     def __post_init__(self) -> None:
-        if self.global_batch % (self.micro_batch * self.world_size):
+        multiple = self.micro_batch * self.world_size
+        if self.global_batch % multiple:
+            less = self.global_batch // multiple * multiple
+            nearest = f"{less} or {less + multiple}" if less else f"{multiple}"
             raise UsageError(
                 f"{self.global_batch} is not a multiple of batch.micro={self.micro_batch} x "
                 f"scaling.workers={self.world_size}",
                 where="batch.size",
-                fix="change one of the three",
+                fix=f"write batch.size={nearest}, or change the other two",
             )
 
     @property

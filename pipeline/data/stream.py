@@ -2,17 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.data.augment.recipes import AugmentSettings
 from pipeline.data.batch import collate
-from pipeline.data.cache import CacheSettings
-from pipeline.data.order import WINDOW, Order, SetOrder
+from pipeline.data.order import Order, SetOrder
+from pipeline.data.settings import DataSettings
 from pipeline.data.split import BatchSplit, batches_of_process, micro_batch_positions
 from pipeline.data.stages import augment_stage, decode_stage, user_stage
 from pipeline.data.store import Store
@@ -22,32 +20,6 @@ from shards.files import is_url
 SUBSTITUTES = 16  # samples to try instead of a damaged one before giving up
 
 
-@dataclass
-class DataSettings(AugmentSettings):
-    """Shard sets and how they are read.
-
-    `train` is one shard set or a list of them, of one taxonomy; then `weights` says how often each
-    has its turn (none: every sample as often as any other). The samples of `window` shards are
-    shuffled together. `limit` trains on the first samples of each set only. A set may be a URL;
-    its shards go through `cache`. A run with more than `max_damaged` damaged samples stops.
-
-    `stages` are functions of the user's, `package.module:function`, that every sample goes through
-    between decoding and augmentation (see `pipeline.data.stages.user_stage`). `loader_workers`
-    processes a rank prepare batches; a rank that gets none for `stall_timeout_s` fails.
-    """
-
-    train: Any = "???"
-    val: str = "???"
-    weights: list[float] = field(default_factory=list)
-    window: int = WINDOW
-    limit: int | None = None
-    max_damaged: int = 100
-    cache: CacheSettings = field(default_factory=CacheSettings)
-    stages: list[str] = field(default_factory=list)
-    loader_workers: int = 4
-    stall_timeout_s: int = 120
-
-
 def train_sets(settings: DataSettings) -> list[Store]:
     """Open the shard sets of `data.train`, and warn if the cache is too small for them.
 
@@ -55,8 +27,7 @@ def train_sets(settings: DataSettings) -> list[Store]:
         UsageError: A path is not a shard set, or the sets have different classes.
         DataError: A manifest or an index is damaged.
     """
-    sets = [settings.train] if isinstance(settings.train, str) else settings.train
-    stores = [Store(location, settings.limit, settings.cache) for location in sets]
+    stores = [Store(location, settings.limit, settings.cache) for location in settings.train]
     for store in stores[1:]:
         if store.manifest.taxonomy != stores[0].manifest.taxonomy:
             raise UsageError(

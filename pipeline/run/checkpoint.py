@@ -23,14 +23,6 @@ MANIFEST = "MANIFEST.json"
 COMMITTED = "COMMITTED"
 
 
-@dataclass
-class CheckpointSettings:
-    """Save every `every_steps` optimizer steps and at the end; keep the newest `keep`."""
-
-    every_steps: int = 1000
-    keep: int = 3
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a run is.

@@ -5,11 +5,11 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.run import events
+from pipeline.settings import WandbSettings
 from shards import jsonl
 
 METRICS = "metrics.jsonl"
@@ -18,21 +18,6 @@ ALERTS = (
     *(events.Warned, events.Failure, events.CheckpointFailed),
     *(events.Damage, events.Quarantined),
 )
-
-
-@dataclass
-class WandbSettings:
-    """`mode`: offline | online | disabled."""
-
-    mode: str = "offline"
-    project: str = "mask2former"
-
-
-@dataclass
-class TrackingSettings:
-    """Where a run is watched."""
-
-    wandb: WandbSettings = field(default_factory=WandbSettings)
 
 
 class Tracker:

@@ -13,26 +13,17 @@ from model.mask2former import Mask2Former
 from pipeline.data.stages import read_image
 from pipeline.data.store import Store
 from pipeline.distributed import raise_on_all_ranks
-from pipeline.score.inference import InferenceSettings, Result, infer
+from pipeline.score.inference import Result, infer
 from pipeline.score.instance import InstanceScores
 from pipeline.score.panoptic import PanopticQuality
 from pipeline.score.semantic import SemanticScores
+from pipeline.settings import EvaluationSettings
 from shards.format.schema import Sample
 from shards.format.taxonomy import Taxonomy
 
 HEADLINE = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU")
 BLANK = np.zeros((32, 32, 3), np.uint8)
 METRIC_OF_TASK = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
-
-
-@dataclass
-class EvaluationSettings(InferenceSettings):
-    """Evaluate every `every_steps` steps and at the end, on the first `images` of the val set
-    (all: null); `at_start` scores the untrained net too."""
-
-    every_steps: int = 5000
-    images: int | None = None
-    at_start: bool = False
 
 
 @dataclass

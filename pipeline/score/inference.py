@@ -1,7 +1,7 @@
 """One picture of any size through the network, to panoptic, instance and semantic results."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,9 @@ from torch import Tensor
 
 from model import segment
 from model.mask2former import Mask2Former, normalize
-from model.segment import ImagePrediction, SegmentSettings
+from model.segment import ImagePrediction
 from pipeline.data.augment.resize import resize
-
-
-@dataclass
-class InferenceSettings:
-    """Test-time size: the shorter side becomes `short` unless the longer would pass `long`.
-
-    Sides are then padded to multiples of `size_divisor`.
-    """
-
-    short: int = 800
-    long: int = 1333
-    size_divisor: int = 32
-    segment: SegmentSettings = field(default_factory=SegmentSettings)
+from pipeline.settings import InferenceSettings
 
 
 @dataclass(frozen=True)

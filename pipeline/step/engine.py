@@ -13,17 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.settings import ZeroSettings
 from pipeline.step.cpu_helper import import_deepspeed, load_cpu_helper
 from shards.errors import UsageError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass
-class ZeroSettings:
-    """ZeRO stage: 0 replicates, 1 shards moments, 2 also gradients, 3 also parameters."""
-
-    stage: int = 1
 
 
 @dataclass(frozen=True)

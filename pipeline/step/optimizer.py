@@ -1,8 +1,8 @@
 """AdamW's parameter groups: which tensor decays, and at which rate it learns."""
 
-from dataclasses import dataclass
-
 from torch import nn
+
+from pipeline.settings import OptimizerSettings
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -13,16 +13,6 @@ NORMS = (
 
 
 POSITIONS = ("relative_position_bias_table", "continuous_position_bias_mlp", "logit_scale")
-
-
-@dataclass
-class OptimizerSettings:
-    """AdamW with the reference's constants; `clip` is the global L2 norm of all gradients."""
-
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    backbone_lr_multiplier: float = 0.1
-    clip: float = 0.01
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict]:

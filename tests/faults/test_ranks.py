@@ -66,7 +66,7 @@ def lives(sets: Path, root: Path) -> dict:
             data = dataclasses.replace(plain.data, stages=[f"{HERE}:{stage}"], loader_workers=1)
             said[stage] = attempt(dataclasses.replace(plain, data=data), root / stage)
         if dist.get_rank() == 1:
-            plain.data.train = str(root / "not on this node")
+            plain.data.train = [str(root / "not on this node")]
         said["no set"] = attempt(plain, root / "no set")
     return said
 

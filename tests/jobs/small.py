@@ -152,7 +152,7 @@ def untrained(folder: Path, shards: Path, *changes: str) -> Path:
     config = configs.load(preset, overrides)
     run = folder / "runs" / config.name
     run.mkdir(parents=True)
-    store = Store(Path(config.data.train))
+    store = Store(config.data.train[0])
     fingerprints = {name: Store(shards / name).manifest.fingerprint for name in ("train", "val")}
     write_json(run / "environment.json", {"data": fingerprints})
     configs.save(config, run / "config.yaml")

@@ -10,13 +10,19 @@ from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
 from pipeline.data.batch import Batch
-from pipeline.data.stream import DataSettings
-from pipeline.run.checkpoint import CheckpointSettings, Progress, TrainerState
-from pipeline.run.track import TrackingSettings, WandbSettings
-from pipeline.score.evaluate import EvaluationSettings
-from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
-from pipeline.step.optimizer import OptimizerSettings
-from pipeline.step.schedule import ScheduleSettings
+from pipeline.data.settings import DataSettings
+from pipeline.run.checkpoint import Progress, TrainerState
+from pipeline.settings import (
+    BatchSettings,
+    CheckpointSettings,
+    EvaluationSettings,
+    OptimizerSettings,
+    RunSettings,
+    ScheduleSettings,
+    TrackingSettings,
+    TrainerSettings,
+    WandbSettings,
+)
 from pipeline.step.step import GlobalBatch, TrainingStep
 from pipeline.train import train
 from shards.format.taxonomy import Category, Taxonomy

@@ -4,7 +4,6 @@ Order and draws of the operations are those of the reference.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -12,47 +11,12 @@ import numpy as np
 from pipeline.data.augment.color import jitter_color
 from pipeline.data.augment.resize import Window, image_window, maps_window
 from pipeline.data.batch import Truth
+from pipeline.data.settings import AugmentSettings
 
 PAD_VALUE = 128  # level of image padding before normalization; maps are padded with 0 (none)
 BASE_SCALES = range(5, 21)  # sizes that `shortest_edge` chooses from, in tenths of `base`
 LONGEST = 4  # largest size of the longer side, in units of `base`
 CROP_TRIES = 10
-
-
-@dataclass
-class AugmentSettings:
-    """What a sample is turned into: a crop of `crop` x `crop_width` (null: square) pixels.
-
-    `augment` is one of
-    `lsj`: flip, resize by `scale` of the crop, crop or pad (the reference's for COCO);
-    `shortest_edge`: shorter side to 0.5-2 times `base`, crop, color, flip, pad (for the others);
-    `none`: fit the crop, no randomness.
-    `category_max_area`: crops where one class has a larger share of what is labeled are drawn
-    again, up to ten times (`shortest_edge` only; 1: any crop will do).
-    `resize` is `cv2`, or `pil` for the reference's pixels.
-    `keep_empty` keeps segments that the crop has cut away; null is the reference's choice for the
-    task: panoptic keeps them, semantic does not, instance does but under `lsj`.
-    """
-
-    crop: int = 1024
-    crop_width: int | None = None
-    augment: str = "lsj"
-    scale: list[float] = field(default_factory=lambda: [0.1, 2.0])
-    base: int = 640
-    category_max_area: float = 1.0
-    resize: str = "cv2"
-    keep_empty: bool | None = None
-
-    @property
-    def crop_size(self) -> tuple[int, int]:
-        """The height and width of every sample."""
-        return self.crop, self.crop_width or self.crop
-
-    def keeps_empty(self, task: str) -> bool:
-        """Return whether segments without a pixel are kept."""
-        if self.keep_empty is not None:
-            return self.keep_empty
-        return task == "panoptic" or (task == "instance" and self.augment != "lsj")
 
 
 def augment(

@@ -211,7 +211,7 @@ def test_a_batch_that_does_not_divide_is_refused(batch, micro, world):
     with pytest.raises(
         UsageError,
         match=rf"batch\.size: {batch} is not a multiple of batch\.micro={micro} x "
-        rf"scaling\.workers={world}; change one",
+        rf"scaling\.workers={world}; write batch\.size=\d+",
     ):
         BatchSplit(batch, micro, world)
 

@@ -55,5 +55,5 @@ def test_warm_up_rises_in_a_line_and_then_leaves_the_schedule_alone(name):
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known():
-    with pytest.raises(ValueError, match=r"schedule\.name=cosine: known are step, poly"):
+    with pytest.raises(ValueError, match=r"name=cosine; choose one of step, poly"):
         lr_multiplier(ScheduleSettings(name="cosine"), 10)

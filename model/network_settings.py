@@ -1,0 +1,178 @@
+"""Settings of the network, the criterion, and the segmentations.
+
+They live apart from the code that they configure, so that a command reads and checks its settings
+without importing torch or transformers, which takes seconds.
+"""
+# ruff: noqa: RUF009 (`setting` returns a dataclasses.field, so that no default is shared)
+
+from dataclasses import dataclass
+from typing import Any
+
+from model.settings import SettingError, Settings, setting
+
+BACKBONE_NAMES = (
+    "resnet",
+    "resnet50",
+    "resnet101",
+    "swin",
+    "swin_tiny",
+    "swin_small",
+    "swin_base",
+    "swin_large",
+    "swinv2",
+    "swinv2_tiny",
+    "swinv2_small",
+    "swinv2_base",
+    "convnext",
+    "convnext_tiny",
+    "convnext_small",
+    "convnext_base",
+    "convnext_large",
+    "dinov3_vit",
+    "dinov3_vit_small",
+    "dinov3_vit_base",
+    "dinov3_vit_large",
+)
+NORMS = ("frozen_batch", "batch", "sync_batch", "group")  # of a ResNet; others have their own
+
+
+@dataclass
+class PixelDecoderSettings(Settings):
+    """Sizes and precision of the deformable encoder."""
+
+    layers: int = setting(6, "Number of encoder layers.", at_least=1)
+    heads: int = setting(8, "Number of attention heads, which divides model.dim.", at_least=1)
+    points: int = setting(4, "Sampling points per head and level.", at_least=1)
+    feedforward: int = setting(1024, "Hidden channels of the feed-forward blocks.", at_least=1)
+    dtype: str = setting(
+        "fp32",
+        "Precision under autocast: fp32 leaves autocast, as published; bf16 takes part in it, "
+        "except for coordinates, softmax, and the sums of deformable attention.",
+        choices=("fp32", "bf16"),
+    )
+
+
+@dataclass
+class MaskedDecoderSettings(Settings):
+    """Sizes of the transformer decoder."""
+
+    layers: int = setting(
+        9, "Number of decoder layers, which make one prediction more than their number.", at_least=1
+    )
+    heads: int = setting(8, "Number of attention heads, which divides model.dim.", at_least=1)
+    feedforward: int = setting(2048, "Hidden channels of the feed-forward blocks.", at_least=1)
+
+
+@dataclass
+class ModelSettings(Settings):
+    """Architecture of the network and where its weights come from."""
+
+    backbone: str = setting(
+        "resnet50",
+        "Architecture of the backbone; the names without a size take it from backbone_config.",
+        choices=BACKBONE_NAMES,
+    )
+    backbone_config: dict[str, Any] = setting(
+        {}, "Fields of the backbone's transformers config that differ from the named architecture."
+    )
+    norm: str = setting(
+        "frozen_batch",
+        "Normalization layers of a ResNet; other backbones have their own.",
+        choices=NORMS,
+    )
+    weights: str = setting(
+        "none",
+        "Folder of transformers with pretrained weights of the backbone, or none for random ones.",
+    )
+    drop_path: float = setting(
+        0.3,
+        "Rate of stochastic depth in the last block of a backbone that is not a ResNet; it grows "
+        "linearly from 0 in the first block.",
+        at_least=0,
+        below=1,
+    )
+    init_from: str = setting(
+        "none",
+        "Run, folder, or file of weights that the whole network or its backbone starts from, "
+        "instead of model.weights.",
+    )
+    queries: int = setting(100, "Number of queries, the most segments per image.", at_least=1)
+    dim: int = setting(256, "Channels of both decoders.", at_least=8, multiple_of=8)
+    checkpoint_activations: bool = setting(
+        False,
+        "Keep only the inputs of each decoder layer and run the layer again in backward, which "
+        "takes less memory and gives the same gradients.",
+    )
+    compile: bool = setting(
+        False, "Run the backbone and both decoders through torch.compile, for images of one size."
+    )
+    pixel_decoder: PixelDecoderSettings = setting(
+        PixelDecoderSettings, "Sizes of the pixel decoder."
+    )
+    masked_decoder: MaskedDecoderSettings = setting(
+        MaskedDecoderSettings, "Sizes of the transformer decoder."
+    )
+
+    def check(self) -> None:
+        """Check that the heads divide the channels and that the backbone has the norm."""
+        for part in ("pixel_decoder", "masked_decoder"):
+            heads = getattr(self, part).heads
+            if self.dim % heads:
+                raise SettingError(f"{part}.heads", f"={heads}", f"it must divide dim={self.dim}")
+        if self.norm != NORMS[0] and not self.backbone.startswith("resnet"):
+            raise SettingError(
+                "norm", f"={self.norm} is for ResNets", f"leave it out for {self.backbone}"
+            )
+
+
+@dataclass
+class CriterionSettings(Settings):
+    """Weights of matching costs and losses, and the points that masks are compared at."""
+
+    class_weight: float = setting(
+        2.0, "Weight of the classification in the matching cost and in the loss.", at_least=0
+    )
+    mask_weight: float = setting(
+        5.0, "Weight of the mask cross entropy in the matching cost and in the loss.", at_least=0
+    )
+    dice_weight: float = setting(
+        5.0, "Weight of the dice term in the matching cost and in the loss.", at_least=0
+    )
+    no_object_weight: float = setting(
+        0.1, 'Class weight of "no object" in the cross entropy of the classes.', at_least=0
+    )
+    points: int = setting(
+        12544, "Points per mask in the matching cost and in the loss.", at_least=1
+    )
+    oversample: float = setting(
+        3.0, "Candidates drawn per point to find the most uncertain ones.", at_least=1
+    )
+    importance: float = setting(
+        0.75, "Share of the points of the loss that are uncertain ones.", at_least=0, at_most=1
+    )
+    class_normalizer: str = setting(
+        "global",
+        "What the class loss is divided by: global uses the class weights of the whole batch; "
+        "local uses those of each micro-batch and averages micro-batches, as the paper's code "
+        "does.",
+        choices=("global", "local"),
+    )
+
+
+@dataclass
+class SegmentSettings(Settings):
+    """Thresholds of the panoptic merge, and the number of instances per image."""
+
+    object_threshold: float = setting(
+        0.8,
+        "Least class probability of a query that the panoptic merge keeps.",
+        at_least=0,
+        at_most=1,
+    )
+    overlap_threshold: float = setting(
+        0.8,
+        "Least share of its mask that a query must win to become a panoptic segment.",
+        at_least=0,
+        at_most=1,
+    )
+    detections: int = setting(100, "Number of instances reported per image.", at_least=1)
