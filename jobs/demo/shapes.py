@@ -1,8 +1,9 @@
-"""The painted world as a data set in COCO's raw panoptic + instances layout.
+"""The painted data set in COCO's raw layout, with panoptic and instance truth.
 
-Masks, areas and boxes are those of the visible pixels, exactly.
+Masks, areas, and boxes are exactly those of the visible pixels.
 """
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from jobs.demo.painting import STUFF, THINGS, Array, paint
+from jobs.demo.geometry import Array
+from jobs.demo.painting import STUFF, THINGS, Scene, paint
+
+MIN_SIDE = 64  # px; the shapes cannot be told apart in smaller images
+Entry = dict[str, Any]
 
 _COLORS = {
     1: (230, 85, 70), 2: (66, 135, 205), 4: (245, 185, 60), 7: (150, 95, 190), 9: (45, 165, 130),
@@ -21,12 +26,17 @@ _COLORS = {
 def generate(root: Path, train: int, val: int, size: int, seed: int) -> None:
     """Write `train` + `val` images of `size` x `size` pixels below `root`, annotations last.
 
-    The same arguments give the same files, and image n of a split does not depend on how many
-    follow. The splits draw from different random streams. Raises ValueError for sides too small to
-    tell the shapes apart.
+    The same arguments give the same files. Image n of a split depends on the seed, the split, and n
+    only, not on the number of images.
+
+    Raises:
+        ValueError: The size is below MIN_SIDE.
+        OSError: A file cannot be written.
     """
-    if size < 64:
-        raise ValueError(f"size={size}: the shapes need images of at least 64 pixels a side")
+    if size < MIN_SIDE:
+        raise ValueError(
+            f"size={size}: the shapes need images of at least {MIN_SIDE} pixels a side"
+        )
     for stream, (split, count) in enumerate([("train2017", train), ("val2017", val)]):
         _write_split(Path(root), split, count, size, (seed, stream))
 
@@ -35,45 +45,55 @@ def _write_split(root: Path, split: str, count: int, size: int, seed: tuple[int,
     pictures, maps = root / split, root / "annotations" / f"panoptic_{split}"
     pictures.mkdir(parents=True, exist_ok=True)
     maps.mkdir(parents=True, exist_ok=True)
-    images: list[dict] = []
-    panoptic: list[dict] = []
-    instances: list[dict] = []
+    images: list[Entry] = []
+    panoptic: list[Entry] = []
+    instances: list[Entry] = []
     for n in range(1, count + 1):
         rng = np.random.default_rng((*seed, n))
-        painted = paint(rng, size)
+        scene = paint(rng, size)
         stem = f"{n:012d}"
-        ids = _segment_ids(rng, [category for category, _ in painted.segments])
-        infos = []
-        for value, (segment_id, (category, iscrowd)) in enumerate(
-            zip(ids, painted.segments, strict=True), start=1
-        ):
-            mask = (painted.owner == value).astype(np.uint8)
-            x, y, w, h = cv2.boundingRect(mask)
-            about = {
-                "category_id": category,
-                "iscrowd": iscrowd,
-                "bbox": [x, y, w, h],
-                "area": int(mask.sum()),
-            }
-            infos.append({"id": segment_id, **about})
-            if category in THINGS:
-                shape = run_lengths(mask) if iscrowd else outlines(mask)
-                instances.append(
-                    {"id": len(instances) + 1, "image_id": n, "segmentation": shape, **about}
-                )
+        ids = _segment_ids(rng, [category for category, _ in scene.segments])
+        segments, objects = _annotations(scene, ids)
         images.append(
             {"id": n, "file_name": f"{stem}.jpg", "width": size, "height": size, "license": 1,
              "date_captured": "2017-01-01 00:00:00", "coco_url": "", "flickr_url": ""}
         )  # fmt: skip
-        panoptic.append({"image_id": n, "file_name": f"{stem}.png", "segments_info": infos})
-        codes = np.array([0, *ids])[painted.owner]
-        _write_image(pictures / f"{stem}.jpg", painted.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
-        _write_image(
-            maps / f"{stem}.png",
-            np.stack([codes, codes >> 8, codes >> 16], -1).astype(np.uint8),
-            [],
-        )
+        panoptic.append({"image_id": n, "file_name": f"{stem}.png", "segments_info": segments})
+        for entry in objects:
+            instances.append({"id": len(instances) + 1, "image_id": n, **entry})
+        _write_image(pictures / f"{stem}.jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        codes = np.array([0, *ids])[scene.owner]
+        id_map = np.stack([codes, codes >> 8, codes >> 16], -1).astype(np.uint8)
+        _write_image(maps / f"{stem}.png", id_map, [])
+    _write_documents(root, split, images, panoptic, instances)
 
+
+def _annotations(scene: Scene, ids: list[int]) -> tuple[list[Entry], list[Entry]]:
+    """Return COCO's entries of a scene: all segments, and the things with their masks."""
+    segments: list[Entry] = []
+    objects: list[Entry] = []
+    for n, (segment_id, (category, iscrowd)) in enumerate(
+        zip(ids, scene.segments, strict=True), start=1
+    ):
+        mask = (scene.owner == n).astype(np.uint8)
+        x, y, width, height = cv2.boundingRect(mask)
+        common = {
+            "category_id": category,
+            "iscrowd": iscrowd,
+            "bbox": [x, y, width, height],
+            "area": int(mask.sum()),
+        }
+        segments.append({"id": segment_id, **common})
+        if category in THINGS:
+            segmentation = run_lengths(mask) if iscrowd else outlines(mask)
+            objects.append({"segmentation": segmentation, **common})
+    return segments, objects
+
+
+def _write_documents(
+    root: Path, split: str, images: list[Entry], panoptic: list[Entry], instances: list[Entry]
+) -> None:
+    """Write the two annotation files of a split."""
     head = {
         "info": {"description": f"Painted shapes, {split}", "version": "1.0", "year": 2017,
                  "url": "", "contributor": "", "date_created": "2017/01/01"},
@@ -83,20 +103,25 @@ def _write_split(root: Path, split: str, count: int, size: int, seed: tuple[int,
     }  # fmt: skip
     things = [{"supercategory": "shape", "id": n, "name": name} for n, name in THINGS.items()]
     stuff = [{"supercategory": "ground", "id": n, "name": name} for n, name in STUFF.items()]
-    everything = [
-        {**c, "isthing": int(c["id"] in THINGS), "color": list(_COLORS[c["id"]])}
-        for c in things + stuff
+    categories = [
+        {
+            **category,
+            "isthing": int(category["id"] in THINGS),
+            "color": list(_COLORS[category["id"]]),
+        }
+        for category in things + stuff
     ]
-    _write_json(
-        root, f"panoptic_{split}", {**head, "annotations": panoptic, "categories": everything}
-    )
-    _write_json(
-        root, f"instances_{split}", {**head, "annotations": instances, "categories": things}
-    )
+    documents = {
+        "panoptic": {**head, "annotations": panoptic, "categories": categories},
+        "instances": {**head, "annotations": instances, "categories": things},
+    }
+    for kind, document in documents.items():
+        path = root / "annotations" / f"{kind}_{split}.json"
+        path.write_text(json.dumps(document))
 
 
 def _segment_ids(rng: np.random.Generator, categories: list[int]) -> list[int]:
-    """Unique ids R + 256 G + 65536 B that look like the category's color, as COCO's do."""
+    """Return unique ids R + 256 G + 65536 B near the category's color, as COCO's are."""
     ids: list[int] = []
     for category in categories:
         while True:
@@ -110,14 +135,20 @@ def _segment_ids(rng: np.random.Generator, categories: list[int]) -> list[int]:
 
 
 def outlines(mask: Array) -> list[list[float]]:
-    """COCO polygons [x0, y0, x1, y1, …] along the pixel edges of `mask` (uint8 [H, W]).
+    """Return COCO polygons [x0, y0, x1, y1, …] along the pixel edges of a mask.
 
-    pycocotools rasterises them back to exactly `mask`. COCO's polygons know no holes: a hole is
-    joined to its outline by a slit of no width.
+    pycocotools rasterizes them to exactly the same mask. COCO's polygons have no holes, so a slit
+    of zero width joins each hole to its outline.
+
+    OpenCV traces pixel centers, not edges. In a mask of twice the size, the centers of the border
+    pixels are half a pixel from the edges, on a known side: rounding gives the pixel corners.
+
+    Args:
+        mask: uint8 `[H, W]`.
     """
     doubled = mask.repeat(2, 0).repeat(2, 1)
     contours, links = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [(c[:, 0] + 1) // 2 for c in contours]  # centers of half pixels -> corners of pixels
+    rings = [(c[:, 0] + 1) // 2 for c in contours]  # to pixel corners
     polygons = []
     for n, (ring, link) in enumerate(zip(rings, links[0], strict=True)):
         if link[3] < 0:
@@ -132,16 +163,16 @@ def outlines(mask: Array) -> list[list[float]]:
 
 
 def run_lengths(mask: Array) -> dict[str, Any]:
-    """COCO's uncompressed run lengths of `mask` (uint8 [H, W]): column by column, zeros first."""
+    """Return COCO's uncompressed run lengths of a mask, uint8 `[H, W]`.
+
+    Runs follow the columns and start with the zeros.
+    """
     flat = np.concatenate([[0], mask.T.ravel()])
     edges = np.flatnonzero(np.diff(flat))
-    return {"size": list(mask.shape), "counts": np.diff([0, *edges, mask.size]).tolist()}
+    counts = np.diff(np.array([0, *edges.tolist(), mask.size]))
+    return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
 def _write_image(path: Path, rgb: Array, options: list[int]) -> None:
     if not cv2.imwrite(str(path), rgb[..., ::-1], options):
-        raise OSError(f"{path} could not be written")
-
-
-def _write_json(root: Path, name: str, content: dict) -> None:
-    (root / "annotations" / f"{name}.json").write_text(json.dumps(content))
+        raise OSError(errno.EIO, "the image cannot be written", str(path))
