@@ -238,8 +238,8 @@ def test_classes_of_maps_every_label_and_keeps_the_least_type():
 
 def test_segments_of_counts_and_boxes():
     ids = np.array([[0, 70000, 70000], [3, 70000, 0]], np.uint32)
-    segments, places = segments_of(ids, lambda id: (id % 7, int(id == 3)))
-    assert places.tolist() == [[0, 2, 2], [1, 2, 0]]
+    segments, numbered = segments_of(ids, lambda id: (id % 7, int(id == 3)))
+    assert numbered.tolist() == [[0, 2, 2], [1, 2, 0]]
     assert [(s.id, s.category, s.iscrowd, s.area, s.bbox) for s in segments] == [
         (3, 3, 1, 1, [0, 1, 1, 1]),
         (70000, 0, 0, 3, [1, 0, 2, 2]),
