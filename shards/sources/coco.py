@@ -19,6 +19,7 @@ from typing import Any
 from shards.errors import DataError, UsageError
 from shards.format.manifest import digest
 from shards.format.schema import INSTANCES, SEGMENTS, TASKS, key_of
+from shards.format.taxonomy import Taxonomy
 from shards.sources.coco_index import CocoIndex, Photo
 from shards.sources.coco_item import CocoFiles, CocoItem
 from shards.sources.split import Split
@@ -79,28 +80,29 @@ def read(
         for kind, path in (("panoptic", files.panoptic), ("instances", files.instances))
         if path
     ]
-    items = _items(files, indices, _common_photos(indices, split, report))
+    photos = _common_photos(indices, split, report)
+    taxonomy = indices[0].taxonomy()
+    items = _items(files, indices, photos, taxonomy)
     if void := sum(item.panoptic is not None and not item.panoptic for item in items):
         report(f"{split}: {void} images have no panoptic annotation, so their maps are void")
     served = {task for index in indices for task in _KINDS[index.kind][0]}
     return Split(
         name=split,
         source="coco",
-        taxonomy=indices[0].taxonomy(),
+        taxonomy=taxonomy,
         tasks=tuple(task for task in TASKS if task in served & set(tasks or TASKS)),
         truths=tuple(_KINDS[index.kind][1] for index in indices),
         licenses=tuple(indices[0].licenses),
         items=items,
-        findings=tuple(dict.fromkeys(one for index in indices for one in index.findings())),
+        findings=tuple(dict.fromkeys(finding for index in indices for finding in index.findings())),
     )
 
 
 def _items(
-    files: CocoFiles, indices: Sequence[CocoIndex], photos: dict[Any, Photo]
+    files: CocoFiles, indices: Sequence[CocoIndex], photos: dict[Any, Photo], taxonomy: Taxonomy
 ) -> list[CocoItem]:
     """Return an item for every photo; names and rights come from the first index."""
     main = indices[0]
-    taxonomy = main.taxonomy()
     by_kind = {index.kind: index for index in indices}
     return [
         CocoItem(

@@ -98,6 +98,10 @@ def test_what_map_and_json_do_not_share_is_found(tmp_path):
         ("config.json", "{"),
         ("config.json", "{}"),
         ("config.json", '{"labels": [{"readable": "Bird"}]}'),
+        (
+            "config.json",
+            '{"labels": [{"readable": "Bird", "instances": true, "evaluate": true, "color": [1]}]}',
+        ),
         ("training/panoptic/panoptic_2018.json", None),
         ("training/panoptic/panoptic_2018.json", '{"annotations": ['),
         ("training/panoptic/panoptic_2018.json", '{"annotations": [{}]}'),
