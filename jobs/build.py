@@ -1,6 +1,7 @@
-"""`build`: raw data to shards, and what the result is good for."""
+"""`build`: raw data to shards, on this machine or on a Ray cluster."""
 
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
@@ -8,83 +9,101 @@ from pathlib import Path
 from typing import Any
 
 from jobs.on_ray import tasks as ray_tasks
-from shards.build.build import build as build_shards
+from shards.build.build import build_sets
+from shards.build.options import BuildOptions
 from shards.errors import UsageError
-from shards.files import is_url
 from shards.parallel import Runner
 from shards.sources.coco_item import CocoFiles
 
 
-def build(
-    source: str,
-    root: Path | None,
-    out: Path | str,
-    splits: str | None = None,
-    limit: int | None = None,
-    jobs: int | None = None,
-    tasks: str | None = None,
-    shards: int | None = None,
-    drop_empty: bool = False,
-    strict: bool = False,
-    *,
-    images: Path | None = None,
-    instances: Path | None = None,
-    panoptic: Path | None = None,
-    maps: Path | None = None,
-    split: str | None = None,
-    work: Path | None = None,
-    on: str = "auto",
-) -> dict[str, dict[str, Any]]:
-    """Build the shard sets and say what they serve. `images` to `split` stand for `root`."""
-    files = {"images": images, "instances": instances, "panoptic": panoptic, "maps": maps}
-    given = [f"--{name}" for name, value in {**files, "split": split}.items() if value]
-    if given and (root or splits):
-        other = "--root" if root else "--splits"
-        raise UsageError(f"{given[0]} does not go with {other}; leave one of them out")
-    if given and not (images and split):
-        raise UsageError(f"{given[0]} needs --images D and --split NAME; add them")
-    if not (given or root):
-        raise UsageError("--root is not given; give the folder of the raw data set")
+def build(options: BuildOptions, on: str = "auto") -> dict[str, dict[str, Any]]:
+    """Build the shard sets and print what they serve.
+
+    Args:
+        options: What to build.
+        on: Where shards are built: local; HOST:PORT or ray://HOST:PORT, a Ray cluster; auto, the
+            cluster of RAY_ADDRESS if that is set, otherwise local.
+
+    Returns:
+        The summary of every split; see `build_sets`.
+    """
     address = _cluster(on)
-    if address:  # whose processes have current folders of their own
-        files = {name: path and path.absolute() for name, path in files.items()}
-        root = root and root.absolute()
-        out = out if is_url(out) else Path(out).absolute()
-    with _runner(address, jobs, [root, *files.values(), out]) as runner:
-        return build_shards(
-            source,
-            root or CocoFiles(**files),
-            out,
-            splits=[split] if given else splits.split(",") if splits else None,
-            limit=limit,
-            jobs=jobs,
-            tasks=tasks.split(",") if tasks else None,
-            shards=shards,
-            drop_empty=drop_empty,
-            strict=strict,
-            runner=runner,
-            work=work,
-        )
+    if address:  # its processes have other working directories
+        options = _absolute(options)
+    with _runner(address, options) as runner:
+        return build_sets(options, runner)
+
+
+def raw_data(
+    root: Path | None, splits: str | None, files: dict[str, Path | None], split: str | None
+) -> tuple[Path | CocoFiles, tuple[str, ...]]:
+    """Return the `root` and the `splits` of BuildOptions from the options of the command line.
+
+    Args:
+        root: --root, the folder of the raw data set.
+        splits: --splits, separated by commas.
+        files: --images, --instances, --panoptic, and --maps, which stand for --root.
+        split: --split, the name of the set that `files` make.
+
+    Raises:
+        UsageError: The options contradict each other, or one is missing.
+    """
+    given = [f"--{name}" for name, value in {**files, "split": split}.items() if value]
+    if not given:
+        if root is None:
+            raise UsageError(
+                "is not given", where="--root", fix="give the folder of the raw data set"
+            )
+        return root, tuple(splits.split(",")) if splits else ()
+    if root or splits:
+        other = "--root" if root else "--splits"
+        raise UsageError(f"does not go with {other}", where=given[0], fix="leave one of them out")
+    images = files["images"]
+    if not (images and split):
+        raise UsageError("needs --images D and --split NAME", where=given[0], fix="add them")
+    return CocoFiles(images, files["instances"], files["panoptic"], files["maps"]), (split,)
+
+
+def _absolute(options: BuildOptions) -> BuildOptions:
+    """Return the options with absolute paths."""
+    root, out = options.root, options.out
+    if isinstance(root, CocoFiles):
+        paths = dataclasses.asdict(root).items()
+        root = CocoFiles(**{name: path and path.absolute() for name, path in paths})
+    else:
+        root = root.absolute()
+    return dataclasses.replace(options, root=root, out=options.url or Path(out).absolute())
 
 
 def _cluster(on: str) -> str | None:
-    """The address of the Ray cluster where shards are made, None for this machine."""
+    """Return the address of the Ray cluster where shards are built, None for this machine."""
     if on == "auto":
         return os.environ.get("RAY_ADDRESS")
     if on != "local" and not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:\d+", on):
-        raise UsageError(f"--on {on}: give auto, local, HOST:PORT or ray://HOST:PORT")
+        raise UsageError(
+            f"{on!r} is not an address",
+            where="--on",
+            fix="give auto, local, HOST:PORT or ray://HOST:PORT",
+        )
     return None if on == "local" else on
 
 
 @contextlib.contextmanager
-def _runner(
-    address: str | None, jobs: int | None, places: list[Path | str | None]
-) -> Iterator[Runner | None]:
-    """What makes the shards: tasks of the cluster, None for processes here."""
+def _runner(address: str | None, options: BuildOptions) -> Iterator[Runner | None]:
+    """Yield the runner of a cluster, or None for processes on this machine."""
     if not address:
         yield None
         return
-    if jobs:
-        raise UsageError(f"--jobs is for processes here, the shards are made on {address}")
-    with ray_tasks(address, [place for place in places if place and not is_url(place)]) as runner:
+    if options.jobs:
+        raise UsageError(
+            f"is for processes on this machine, and the shards are built on {address}",
+            where="--jobs",
+            fix="leave it out",
+        )
+    root = options.root
+    paths = dataclasses.astuple(root) if isinstance(root, CocoFiles) else (root,)
+    shared = [path for path in paths if path]
+    if not options.url:
+        shared.append(Path(options.out))
+    with ray_tasks(address, shared) as runner:
         yield runner

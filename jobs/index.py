@@ -1,4 +1,4 @@
-"""`index`: tars that others have written, as a shard set."""
+"""`index`: third-party tars, made a shard set in place."""
 
 from pathlib import Path
 
@@ -15,7 +15,16 @@ def index(
     instances: str | None,
     jobs: int | None,
 ) -> None:
-    """Make the tars in `folder` a shard set where they are, and say so."""
+    """Index the tars in `folder`; see `index_tars`.
+
+    Args:
+        folder: The folder of the tars.
+        classes: The classes.yaml. Default: the one in `folder`.
+        image: The extension of the images.
+        labels: The extension of the label maps.
+        instances: The extension of the instance-id maps.
+        jobs: Number of processes. Default: the number of CPUs.
+    """
     index_tars(
         folder,
         classes or folder / CLASSES,

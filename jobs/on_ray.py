@@ -1,50 +1,61 @@
 """Work on a Ray cluster: pieces as tasks, and the code that the nodes run."""
 
 import contextlib
+import logging
 import os
 import platform
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
-from shards.parallel import ATTEMPTS, Piece, Runner, dead
+from shards.parallel import ATTEMPTS, Piece, Runner, Work, died
 
 ROOT = Path(__file__).parents[1]
-ANSWER_S = 10
+CONNECT_TIMEOUT_S = 10
 
 
 def python_path() -> str:
-    """Ours first, then the user's, where the functions of `data.stages` are."""
-    theirs = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    return os.pathsep.join(dict.fromkeys([str(ROOT), *theirs]))
+    """Return the PYTHONPATH of workers: this checkout, then the user's, which has their stages."""
+    user = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *user]))
 
 
 @contextlib.contextmanager
 def tasks(address: str, shared: Collection[Path]) -> Iterator[Runner]:
-    """A runner on the cluster at `address`, whose nodes all have to have the paths in `shared`.
+    """Connect to a cluster.
 
-    A piece is a task of one CPU, which is tried ATTEMPTS times where its process or node dies.
-    Raises UsageError where no cluster answers.
+    Args:
+        address: HOST:PORT or ray://HOST:PORT.
+        shared: The paths that every node must have.
+
+    Yields:
+        A runner. A piece is a task of one CPU, which is tried ATTEMPTS times if its process or node
+        dies.
+
+    Raises:
+        UsageError: No cluster answers.
     """
     import ray
 
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host:  # Ray itself would wait for minutes
-            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
         ray.init(
             address=address,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
         )
     except (OSError, ImportError, RuntimeError, ValueError) as error:
-        why = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"--on {address}: no Ray cluster answers ({why}); start it, or give --on local"
+            f"no Ray cluster answers ({reason})",
+            where=f"--on {address}",
+            fix="start it, or give --on local",
         ) from error
     try:
         yield partial(_in_tasks, shared=shared)
@@ -53,30 +64,32 @@ def tasks(address: str, shared: Collection[Path]) -> Iterator[Runner]:
 
 
 def _in_tasks(
-    work: Callable[[Any], Any], pieces: list[Piece], *, shared: Collection[Path]
+    work: Work, pieces: Sequence[Piece], *, shared: Collection[Path]
 ) -> Iterator[tuple[int, Any]]:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     task = ray.remote(max_retries=ATTEMPTS - 1)(_do)
-    waiting = {task.remote(work, piece, shared): number for number, piece in enumerate(pieces)}
+    waiting = {task.remote(work, piece, shared): index for index, piece in enumerate(pieces)}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
-        number = waiting.pop(done)
+        index = waiting.pop(done)
         try:
-            yield number, ray.get(done)
+            yield index, ray.get(done)
         except RayTaskError as error:
             error.cause.add_note(str(error))
             raise error.cause from None
         except RayError as error:
-            raise dead(pieces[number], type(error).__name__) from error
+            raise died(pieces[index], type(error).__name__) from error
 
 
-def _do(work: Callable[[Any], Any], piece: Piece, shared: Collection[Path]) -> Any:
+def _do(work: Work, piece: Piece, shared: Collection[Path]) -> Any:
+    """Do one piece of work on a node."""
     for path in shared:
         if not path.exists():
             raise UsageError(
-                f"{path} is not there on the node {platform.node()}; give a folder that all nodes "
-                "share, or for --out a URL"
+                f"is missing on the node {platform.node()}",
+                where=path,
+                fix="give a folder that all nodes share, or a URL as --out",
             )
     return work(piece)

@@ -1,7 +1,6 @@
 """The errors that end a command: data that says where, what, and how to fix it."""
 
 import copy
-import copyreg
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -50,7 +49,7 @@ class M2FError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # The attributes (the problem, notes, and those of subclasses) are restored after
         # `__new__`; `__init__` does not run, because subclasses take other arguments.
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
+        return _without_init, (type(self), self.args), self.__dict__
 
     def at(self, where: object) -> Self:
         """Return a copy of the error with another `where`."""
@@ -79,3 +78,7 @@ class Failed(M2FError, RuntimeError):
 
 class LoaderError(Failed):
     """A loader process died, or none delivers a batch. A restart from a checkpoint may help."""
+
+
+def _without_init(kind: type[M2FError], args: tuple[Any, ...]) -> M2FError:
+    return kind.__new__(kind, *args)

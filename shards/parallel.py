@@ -1,4 +1,9 @@
-"""Work on shards, several at a time: each is a unit that is tried again where its process dies."""
+"""Work on shards in several processes at a time.
+
+Why not a pool of a library: `concurrent.futures` gives up the whole pool when one process dies,
+and its workers outlive a parent that was killed. Here every piece of work has a process, which ends
+with its parent, and a piece whose process dies (usually for want of memory) is tried again alone.
+"""
 
 import multiprocessing
 import os
@@ -6,9 +11,10 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,82 +23,104 @@ from shards.progress import progress
 
 ATTEMPTS = 3
 
+Work = Callable[[Any], Any]
+
 
 class Piece(Protocol):
-    """What one unit is about: the shard at `tar`. Picklable."""
+    """The input of one unit of work on a shard. It is picklable."""
 
-    tar: Path
+    @property
+    def tar(self) -> Path:
+        """The shard."""
+        ...
 
 
-# Does the work of every piece and yields (place in the list, result) as they are ready. Raises the
-# errors of the work, and Failed where a piece's process has died ATTEMPTS times.
-Runner = Callable[[Callable[[Any], Any], list[Piece]], Iterator[tuple[int, Any]]]
+class Runner(Protocol):
+    """Runs a function on every piece, somewhere."""
+
+    def __call__(self, work: Work, pieces: Sequence[Piece]) -> Iterator[tuple[int, Any]]:
+        """Yield (index of the piece, result) in the order in which results are ready.
+
+        Raises:
+            Failed: The process of a piece died ATTEMPTS times.
+            Exception: The first error that `work` raises.
+        """
+        ...
 
 
 def run(
-    work: Callable[[Any], Any], pieces: list[Piece], runner: Runner, name: str, sizes: list[int]
+    work: Work, pieces: Sequence[Piece], runner: Runner, name: str, sizes: Sequence[int]
 ) -> list[Any]:
-    """The results of `work`, in the order of `pieces`; a terminal sees progress in `sizes`."""
+    """Return the results of `work` in the order of `pieces`, and show progress on a terminal.
+
+    Args:
+        work: A picklable function of one piece.
+        pieces: The pieces.
+        runner: Runs the function.
+        name: The name of the progress bar.
+        sizes: How far each piece advances the bar.
+    """
     results: list[Any] = [None] * len(pieces)
     with progress(name, sum(sizes)) as advance:
-        for number, result in runner(work, pieces):
-            results[number] = result
-            advance(sizes[number])
+        for index, result in runner(work, pieces):
+            results[index] = result
+            advance(sizes[index])
     return results
 
 
 def cpus() -> int:
-    """How many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def processes(count: int | None = None) -> Runner:
-    """A runner on this machine: `count` processes at a time (default: the CPUs), one a piece."""
+    """Return a runner with `count` processes at a time on this machine (default: the CPUs)."""
     return partial(_in_processes, count=count or cpus())
 
 
-def dead(piece: Piece, how: str) -> Failed:
-    """The error for a piece whose process has died ATTEMPTS times."""
+def died(piece: Piece, how: str) -> Failed:
+    """Return the error for a piece whose process died ATTEMPTS times."""
     return Failed(
-        f"{piece.tar}: its process died {ATTEMPTS} times ({how}), perhaps for want of memory; "
-        "run again to go on, with fewer --jobs"
+        f"its process died {ATTEMPTS} times ({how}), perhaps because memory ran out",
+        where=piece.tar,
+        fix="run the same command to resume, with fewer --jobs",
     )
 
 
-def _in_processes(
-    work: Callable[[Any], Any], pieces: list[Piece], *, count: int
-) -> Iterator[tuple[int, Any]]:
+def _in_processes(work: Work, pieces: Sequence[Piece], *, count: int) -> Iterator[tuple[int, Any]]:
     if min(count, len(pieces)) <= 1:
-        yield from ((number, work(piece)) for number, piece in enumerate(pieces))
+        yield from ((index, work(piece)) for index, piece in enumerate(pieces))
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([type(pieces[0]).__module__])
-    waiting = deque((number, 1) for number in range(len(pieces)))
-    running = {}  # the end of a pipe -> process, number, attempt
+    function = work.func if isinstance(work, partial) else work
+    context.set_forkserver_preload([type(pieces[0]).__module__, function.__module__])
+    waiting = deque((index, 1) for index in range(len(pieces)))
+    running: dict[Any, tuple[ForkServerProcess, int, int]] = {}  # by the receiving end of a pipe
     try:
         while waiting or running:
             while waiting and len(running) < count:
-                number, attempt = waiting.popleft()
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_serve, args=(theirs, work, pieces[number]))
+                index, attempt = waiting.popleft()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_serve, args=(sender, work, pieces[index]))
                 process.start()
-                theirs.close()
-                running[ours] = process, number, attempt
-            for pipe in wait(list(running)):
-                process, number, attempt = running[pipe]
-                with pipe:
-                    result = _receive(pipe)
+                sender.close()  # so that the death of the process ends the pipe
+                running[receiver] = process, index, attempt
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                process, index, attempt = running[ready]
+                with ready:
+                    outcome = _receive(ready)
                 process.join()
-                del running[pipe]
-                if result is not None:
-                    outcome, error = result
+                del running[ready]
+                if outcome is not None:
+                    result, error = outcome
                     if error is not None:
                         raise error
-                    yield number, outcome
+                    yield index, result
                 elif attempt < ATTEMPTS:
-                    waiting.appendleft((number, attempt + 1))
+                    waiting.appendleft((index, attempt + 1))
                 else:
-                    raise dead(pieces[number], f"exit code {process.exitcode}")
+                    raise died(pieces[index], f"exit code {process.exitcode}")
     finally:
         for process, *_ in running.values():
             process.terminate()
@@ -100,26 +128,29 @@ def _in_processes(
 
 
 def _receive(pipe: Connection) -> tuple[Any, Exception | None] | None:
-    """(result, error) of a piece, or None if its process died."""
+    """Return (result, error) of a piece, or None if its process died."""
     try:
         return pipe.recv()
     except (EOFError, ConnectionResetError):
         return None
 
 
-def _serve(pipe: Connection, work: Callable[[Any], Any], piece: Piece) -> None:
-    """Do one piece in a process of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of Ctrl-C and ends us
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _serve(pipe: Connection, work: Work, piece: Piece) -> None:
+    """Do one piece of work in this process and send the outcome to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this one
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    outcome: tuple[Any, Exception | None]
     try:
-        result = work(piece), None
+        outcome = work(piece), None
     except Exception as error:
         error.add_note(traceback.format_exc())
-        result = None, error
-    pipe.send(result)
+        outcome = None, error
+    pipe.send(outcome)
 
 
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would work on for nobody; end it instead."""
-    multiprocessing.parent_process().join()
+def _exit_with_parent() -> None:
+    """End this process as soon as its parent is gone; otherwise it would finish its piece."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

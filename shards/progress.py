@@ -1,4 +1,4 @@
-"""What a terminal shows of work that takes a while; other outputs are left alone."""
+"""Progress bars for work that takes a while."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,7 +16,16 @@ from rich.progress import (
 
 @contextlib.contextmanager
 def progress(name: str, total: int, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr; the function it gives says how much more is done."""
+    """Show a bar on stderr if that is a terminal.
+
+    Args:
+        name: The text before the bar.
+        total: The amount of work.
+        in_bytes: Show the amount in bytes.
+
+    Yields:
+        A function that advances the bar by an amount.
+    """
     console = Console(stderr=True)
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = TextColumn(name), BarColumn(), amount, TimeRemainingColumn()

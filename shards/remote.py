@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 
 from shards.errors import Failed, UsageError
 from shards.files import whole_file
@@ -163,8 +164,8 @@ class RemoteFolder:
         try:
             # Without a size, read at once: fsspec reports every HTTP error of `info` as a missing
             # file, and only a read tells a refusal (Failed) from a missing file.
-            known = info is not None and info.bytes is not None
-            pieces = self.pieces(name, info.bytes) if known else iter([self.read(name)])
+            size = info.bytes if info else None
+            pieces = iter([self.read(name)]) if size is None else self.pieces(name, size)
             with whole_file(path) as file:
                 file.writelines(pieces)
         except FileNotFoundError:
@@ -216,7 +217,7 @@ class RemoteFolder:
             return getattr(self._fs, method)(*args, **options)
         # The synchronous methods of fsspec accept no time limit; their coroutines do.
         coroutine, limit = getattr(self._fs, f"_{method}"), self.policy.limit(size)
-        return fsspec.asyn.sync(self._fs.loop, coroutine, *args, timeout=limit, **options)
+        return sync(self._fs.loop, coroutine, *args, timeout=limit, **options)
 
     def _retry(self, name: str, request: Callable[[], T]) -> T:
         """Return what a request returns, and repeat it as the policy says if it fails."""

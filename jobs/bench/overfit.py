@@ -19,6 +19,7 @@ from pipeline.data.store import Store
 from pipeline.run.events import Evaluation, Start, read_kind
 from pipeline.score.evaluate import load_sample
 from pipeline.score.panoptic import PanopticQuality
+from shards.build.options import BuildOptions
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 SAMPLE = ROOT / "tests" / "data" / "coco_ccby"
@@ -30,7 +31,7 @@ def rows() -> list[dict]:
     folder = configs.RUNS / "overfit"
     shutil.rmtree(folder, ignore_errors=True)
     shards = configs.RUNS / "overfit-shards"
-    build("coco", SAMPLE, shards, splits="train", limit=IMAGES)
+    build(BuildOptions("coco", SAMPLE, shards, splits=("train",), limit=IMAGES))
     sets = [f"data.{name}={shards / 'train'}" for name in ("train", "val")]
     train(str(RECIPE), sets)
     crop = configs.load(str(RECIPE), sets).data.crop

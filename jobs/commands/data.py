@@ -1,7 +1,7 @@
 """Commands that make, check, and describe shard sets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,20 +79,25 @@ def build(
     An interrupted build resumes if you run the same command again.
     """
     from jobs.build import build as job
+    from jobs.build import raw_data
+    from shards.build.options import BuildOptions
 
-    report(
-        lambda: job(
-            *(source, root, out, splits, limit, jobs, tasks, shards, drop_empty, strict),
-            images=images,
-            instances=instances,
-            panoptic=panoptic,
-            maps=maps,
-            split=split,
+    def run() -> dict[str, Any]:
+        files = {"images": images, "instances": instances, "panoptic": panoptic, "maps": maps}
+        data, names = raw_data(root, splits, files, split)
+        options = BuildOptions(
+            *(source, data, out, names),
+            limit=limit,
+            jobs=jobs,
+            tasks=tuple(tasks.split(",")) if tasks else (),
+            shards=shards,
+            drop_empty=drop_empty,
+            strict=strict,
             work=work,
-            on=on,
-        ),
-        as_json,
-    )
+        )
+        return job(options, on)
+
+    report(run, as_json)
 
 
 def verify(

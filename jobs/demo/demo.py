@@ -11,6 +11,7 @@ from jobs.evaluate import evaluate
 from jobs.train import train
 from pipeline.run.folder import PICTURES, all_scores
 from pipeline.score.evaluate import HEADLINE
+from shards.build.options import BuildOptions
 from shards.errors import UsageError
 
 TRAIN_IMAGES, VAL_IMAGES, SIDE, SEED = 2000, 100, 96, 0
@@ -34,7 +35,7 @@ def demo(out: Path) -> dict[str, Any]:
     _print_title("1/4 paint a data set in COCO's raw layout (panoptic and instances)")
     _paint(raw)
     _print_title("2/4 build shards, as for COCO: ./launch.sh build coco")
-    build("coco", raw, shards)
+    build(BuildOptions("coco", raw, shards))
     _print_title("3/4 train: ./launch.sh train tiny, 2 Ray workers with DeepSpeed ZeRO-1")
     folder = train(
         "tiny",

@@ -10,7 +10,7 @@ import xxhash
 
 from shards.build.memory import keep_freed_memory
 from shards.build.plan import versions
-from shards.build.writer import Made
+from shards.build.writer import BuiltShard
 from shards.doctor import FINDINGS, Doctor, Finding, Reject, report_findings, save_findings
 from shards.errors import DataError, UsageError
 from shards.files import disk_errors, sha256
@@ -104,7 +104,7 @@ def _index(
     return manifest
 
 
-def examine(piece: Tar) -> Made:
+def examine(piece: Tar) -> BuiltShard:
     """Read all of a tar; the rows are those of its sound samples.
 
     Raises DataError if it is damaged, compressed or hostile.
@@ -134,7 +134,7 @@ def examine(piece: Tar) -> Made:
             })  # fmt: skip
     size = piece.tar.stat().st_size
     shard = Shard(piece.tar.name, size, sha256(piece.tar), len(rows))
-    return Made(shard, rows, findings)
+    return BuiltShard(shard, rows, findings)
 
 
 def _examine_image(
@@ -184,7 +184,7 @@ def _kind(ext: str) -> str:
     return ext.rpartition(".")[2].lower()
 
 
-def _without_copies(examined: list[Made]) -> tuple[list[list[dict[str, Any]]], list[Finding]]:
+def _without_copies(examined: list[BuiltShard]) -> tuple[list[list[dict[str, Any]]], list[Finding]]:
     """The rows of each tar but those of keys that occur more than once, and the findings."""
     counts = Counter(row["key"] for one in examined for row in one.rows)
     twice = [

@@ -1,7 +1,8 @@
-"""What goes into which shard, and what its bytes depend on: known before the first one is made."""
+"""Which sample goes into which shard, and what the bytes depend on, before any shard is built."""
 
 import filecmp
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -9,113 +10,151 @@ from pathlib import Path
 import cv2
 import xxhash
 
-from shards.build.writer import Job
+from shards.build.options import BuildOptions
 from shards.doctor import Finding, refuse
 from shards.errors import DataError
+from shards.format.index import offsets_path
 from shards.format.manifest import digest
 from shards.format.schema import SCHEMA, image_ext
 from shards.sources.split import Item, Split
 
-SHARD_BYTES = 128 * 2**20  # of raw files, at most, on average
-_MORE_BYTES = 12 << 10  # a sample has beyond its raw files: JSON, layers of instances, tar headers
+STATE = ".build"  # folder beside the shards for their receipts and the lock
+SHARD_BYTES = 128 * 2**20  # the largest mean size of the raw files of a shard
+_MORE_BYTES = 12 << 10  # per sample beyond its raw files: JSON, layers of instances, tar headers
+_MISSING = (-1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """A shard to build.
+
+    Attributes:
+        tar: The path of the shard.
+        items: Its samples, in order.
+        inputs: A digest of everything that the bytes depend on.
+        changed: When the newest raw file changed, in ns since the epoch.
+        room: The number of bytes that the shard is likely to take.
+        drop_empty: Leave out samples without truth.
+        strict: Raise an error for a sample that the doctor rejects.
+    """
+
+    tar: Path
+    items: list[Item]
+    inputs: str
+    changed: int
+    room: int
+    drop_empty: bool
+    strict: bool
+
+    @property
+    def receipt(self) -> Path:
+        """The file that says which shard was built from which inputs."""
+        return self.tar.parent / STATE / f"{self.tar.stem}.json"
+
+    @property
+    def offsets(self) -> Path:
+        """The index file beside the shard."""
+        return offsets_path(self.tar)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The shards of a split; `inputs` is a digest of all that the finished set depends on."""
+class SplitPlan:
+    """The shards of a split.
+
+    Attributes:
+        split: The split of the raw data set.
+        folder: The folder where the shards are built.
+        ext: The extension of all images.
+        shards: The shards, in order.
+        inputs: A digest of everything that the finished set depends on.
+        findings: The findings that concern the split. Those of its samples come with the shards.
+    """
 
     split: Split
     folder: Path
     ext: str
-    jobs: list[Job]
+    shards: list[ShardPlan]
     inputs: str
-    findings: list[Finding]  # of the split; those of its samples come with the shards
+    findings: list[Finding]
 
     @property
     def changed(self) -> int:
-        """When the newest raw file was changed, ns since epoch."""
-        return max(job.changed for job in self.jobs)
+        """When the newest raw file changed, in ns since the epoch."""
+        return max(shard.changed for shard in self.shards)
 
 
-def plan_splits(
-    splits: list[Split],
-    out: Path,
-    *,
-    limit: int | None,
-    shards: int | None,
-    drop_empty: bool,
-    strict: bool,
-) -> list[Plan]:
-    """Plan every split. Raises DataError for one without images or with several formats of them,
-    and with `strict` for the first finding that rejects."""
-    plans: list[Plan] = []
+def plan_splits(splits: Sequence[Split], out: Path, options: BuildOptions) -> list[SplitPlan]:
+    """Plan the shards of every split, below `out`.
+
+    Raises:
+        DataError: A split has no images or images of several formats, or the build is strict and
+            a finding rejects an image.
+    """
+    plans: list[SplitPlan] = []
     for split in splits:
         items, findings = _unique(split.items)
-        items = sorted(items, key=lambda item: item.key)[:limit]
-        findings += [*split.findings, *_seen_before(items, split.name, plans)]
-        if strict:
+        items = sorted(items, key=lambda item: item.key)[: options.limit]
+        findings = [*findings, *split.findings, *_seen_before(items, plans)]
+        if options.strict:
             refuse(findings)
-        plans.append(_plan(split, items, findings, out / split.name, shards, drop_empty, strict))
+        plans.append(_plan(split, items, findings, out / split.name, options))
     return plans
 
 
 def _plan(
-    split: Split,
-    items: list[Item],
-    findings: list[Finding],
-    folder: Path,
-    shards: int | None,
-    drop_empty: bool,
-    strict: bool,
-) -> Plan:
+    split: Split, items: list[Item], findings: list[Finding], folder: Path, options: BuildOptions
+) -> SplitPlan:
     exts = {image_ext(item.file_name): item.file_name for item in items}
     if not exts:
         refuse(findings)
-        raise DataError(f"{split.name} has no images; give a data set that has some")
+        raise DataError(f"split {split.name} has no images", fix="give a data set that has some")
     if len(exts) > 1:
         raise DataError(
-            f"the images have several formats ({', '.join(exts.values())}); convert them to one"
+            f"the images have several formats ({', '.join(exts.values())})",
+            where=f"split {split.name}",
+            fix="convert them to one",
         )
     stats = [[_stat(path) for path in item.files] for item in items]
-    count = shards or _shard_count(sum(size for files in stats for size, _ in files))
+    count = options.shards or _shard_count(sum(size for files in stats for size, _ in files))
     groups: list[list[int]] = [[] for _ in range(count)]
-    for place, item in enumerate(items):
-        groups[xxhash.xxh3_64_intdigest(item.key.encode()) % count].append(place)
+    for i, item in enumerate(items):
+        groups[xxhash.xxh3_64_intdigest(item.key.encode()) % count].append(i)
     common = [
-        *(SCHEMA, versions(), split.source, split.taxonomy.to_json(), split.truths, drop_empty)
+        *(SCHEMA, versions(), split.source, split.taxonomy.to_json()),
+        *(split.truths, options.drop_empty),
     ]
-    jobs = []
+    shards = []
     for number, group in enumerate(groups):
-        said = [
+        of_items = [
             (items[i].key, items[i].file_name, items[i].annotation, [size for size, _ in stats[i]])
             for i in group
         ]
-        jobs.append(
-            Job(
+        sizes = [size for i in group for size, _ in stats[i]]
+        shards.append(
+            ShardPlan(
                 tar=folder / f"{number:06d}.tar",
                 items=[items[i] for i in group],
-                inputs=digest([common, said]),
-                # ctime, for a file that is swapped for an older one is new to us all the same
+                inputs=digest([common, of_items]),
+                # ctime, because mtime misses a file that was replaced by an older one
                 changed=max((time for i in group for _, time in stats[i]), default=0),
-                room=sum(max(0, size) for i in group for size, _ in stats[i])
-                + len(group) * _MORE_BYTES,
-                drop_empty=drop_empty,
-                strict=strict,
+                room=sum(max(0, size) for size in sizes) + len(group) * _MORE_BYTES,
+                drop_empty=options.drop_empty,
+                strict=options.strict,
             )
         )
-    found = [astuple(finding) for finding in findings]
-    inputs = digest([[job.inputs for job in jobs], split.tasks, split.licenses, found])
-    return Plan(split, folder, next(iter(exts)), jobs, inputs, findings)
+    of_findings = [astuple(finding) for finding in findings]
+    inputs = digest([[shard.inputs for shard in shards], split.tasks, split.licenses, of_findings])
+    return SplitPlan(split, folder, next(iter(exts)), shards, inputs, findings)
 
 
 def versions() -> dict[str, str]:
-    """The libraries that shape the bytes of a shard set."""
+    """Return the versions of the libraries that determine the bytes of a shard set."""
     named = {name: version(name) for name in ("pyarrow", "pycocotools", "webdataset")}
     return {"opencv": cv2.__version__, **named}
 
 
-def _unique(items: list[Item]) -> tuple[list[Item], list[Finding]]:
-    """The items whose key no other has, and a finding for each of the others."""
+def _unique(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
+    """Return the items with a key of their own, and a finding for each of the others."""
     by_key: defaultdict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_key[item.key].append(item)
@@ -129,14 +168,14 @@ def _unique(items: list[Item]) -> tuple[list[Item], list[Finding]]:
     return [twins[0] for twins in by_key.values() if len(twins) == 1], findings
 
 
-def _seen_before(items: list[Item], name: str, earlier: list[Plan]) -> list[Finding]:
-    """A finding for each image that is in an earlier split too, byte by byte."""
+def _seen_before(items: list[Item], earlier: list[SplitPlan]) -> list[Finding]:
+    """Return a finding for each image that an earlier split holds too, byte by byte."""
     if not earlier:
         return []
     by_size: defaultdict[int, list[tuple[Item, str]]] = defaultdict(list)
     for plan in earlier:
-        for job in plan.jobs:
-            for item in job.items:
+        for shard in plan.shards:
+            for item in shard.items:
                 by_size[_stat(item.files[0])[0]].append((item, plan.split.name))
     by_size.pop(_MISSING[0], None)
     return [
@@ -147,11 +186,8 @@ def _seen_before(items: list[Item], name: str, earlier: list[Plan]) -> list[Find
     ]
 
 
-_MISSING = (-1, 0)
-
-
 def _stat(path: Path) -> tuple[int, int]:
-    """Size and ctime (ns) of a file."""
+    """Return the size and the ctime (ns) of a file."""
     try:
         stat = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -160,4 +196,5 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _shard_count(size: int) -> int:
+    """Return the least power of two with at most SHARD_BYTES per shard."""
     return 1 << (max(1, -(-size // SHARD_BYTES)) - 1).bit_length()

@@ -54,7 +54,7 @@ def test_a_cluster_makes_the_same_bytes(cluster, tmp_path, photographs, monkeypa
     assert tree(tmp_path / "sent") == tree(photographs)
     outcome = build(tmp_path, "--out", "out", "--jobs", "2")
     assert outcome.code == 2
-    assert "--jobs is for processes here" in small.complaint(outcome)
+    assert "--jobs: is for processes on this machine" in small.complaint(outcome)
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_piece_is_tried_again_and_its_errors_arrive(cluster, tmp_path):
         assert "in work" in error.value.__notes__[0]
     with (
         tasks(cluster, [tmp_path / "here alone"]) as runner,
-        pytest.raises(UsageError, match="here alone is not there on the node"),
+        pytest.raises(UsageError, match="here alone is missing on the node"),
     ):
         run(work, [Piece(tmp_path / "good")], runner, "pieces", [1])
 
@@ -87,7 +87,10 @@ def test_a_piece_is_tried_again_and_its_errors_arrive(cluster, tmp_path):
 @pytest.mark.parametrize(
     ("on", "pattern"),
     [
-        ("nowhere", r"--on nowhere: give auto, local, HOST:PORT or ray://HOST:PORT"),
+        (
+            "nowhere",
+            r"--on: 'nowhere' is not an address; give auto, local, HOST:PORT or ray://HOST:PORT",
+        ),
         ("127.0.0.1:1", r"--on 127\.0\.0\.1:1: no Ray cluster answers"),
         ("ray://127.0.0.1:1", r"--on ray://127\.0\.0\.1:1: no Ray cluster answers"),
     ],

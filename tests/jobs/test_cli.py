@@ -180,7 +180,7 @@ def test_stage_3_is_for_one_number_of_workers(tmp_path, photographs):
 @pytest.mark.parametrize(
     ("options", "code", "pattern"),
     [
-        (["--root", "nowhere", "--out", "out"], 2, r"--root nowhere is not a folder"),
+        (["--root", "nowhere", "--out", "out"], 2, r"--root: nowhere is not a folder"),
         (["--root", SAMPLE, "--out", "file/out"], 2, r"file/out"),
         (["--root", SAMPLE, "--out", "out", "--splits", "test"], 2, r"test"),
         (["--root", SAMPLE, "--out", "out", "--tasks", "boxes"], 2, r"unknown task 'boxes'"),

@@ -97,11 +97,11 @@ def test_workers_do_not_outlive_a_killed_build(tmp_path):
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from shards.build import build as build_module\n"
+        "from shards.build import destination\n"
         "from shards.build.build import build\n"
         "from tests.shards.build.test_build import sleep_in_worker\n"
         "if __name__ == '__main__':\n"
-        "    build_module.write_shard = sleep_in_worker\n"
+        "    destination.write_shard = sleep_in_worker\n"
         "    build('coco', Path(sys.argv[1]), Path(sys.argv[2]), shards=2, jobs=2)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}

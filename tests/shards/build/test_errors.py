@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shards.build.build import build
-from shards.build.output import locked
+from shards.build.destination import FolderDestination
 from shards.errors import DataError, Failed, UsageError
 from tests.shards.raw import RawImage, edit, sky, write
 
@@ -143,7 +143,7 @@ DAMAGED = {
     "backslash in the name": (lambda raw: both_names(raw, "..\\a.png"), r"plain relative path"),
     "line end in the name": (lambda raw: both_names(raw, "a\n.png"), r"plain relative path"),
     "number for a name": (lambda raw: both_names(raw, 7), r"file_name 7"),
-    "no image name": (lambda raw: both_names(raw, "a.txt"), r"'a\.txt' is not an image"),
+    "no image name": (lambda raw: both_names(raw, "a.txt"), r"'a\.txt' has none of the extensions"),
     "long name": (lambda raw: both_names(raw, "a" * 90 + ".png"), r"too long"),
     "map name leaves the folder": (
         change("panoptic", "annotations", file_name="../../a.png"),
@@ -201,8 +201,8 @@ def test_a_task_without_its_truth(raw, tmp_path):
     [
         ({"splits": ["train"]}, "no train2017/"),
         ({"tasks": ["boxes"]}, "unknown task 'boxes'"),
-        ({"limit": 0}, "--limit 0"),
-        ({"shards": 0}, "--shards 0"),
+        ({"limit": 0}, "--limit: 0 is too small"),
+        ({"shards": 0}, "--shards: 0 is too small"),
     ],
 )
 def test_wrong_arguments(raw, tmp_path, options, pattern):
@@ -213,7 +213,7 @@ def test_wrong_folders(raw, tmp_path):
     failing(tmp_path / "nowhere", tmp_path / "out", UsageError, "nowhere is not a folder")
     failing(raw / "annotations", tmp_path / "out", UsageError, "neither train2017/ nor val2017/")
     assert not (tmp_path / "out").exists()
-    failing(raw, raw, UsageError, "is no shard set")
+    failing(raw, raw, UsageError, "is not a shard set")
     (tmp_path / "file").write_text("")
     failing(raw, tmp_path / "file", UsageError, "is not a folder")
     failing(raw, tmp_path / "file/out", UsageError, "file/out")
@@ -224,12 +224,12 @@ def test_wrong_folders(raw, tmp_path):
 def test_foreign_files_are_left_alone(raw, tmp_path):
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/000000.tar").write_text("mine")
-    failing(raw, tmp_path / "out", UsageError, "train, which is no shard set")
+    failing(raw, tmp_path / "out", UsageError, "train, which is not a shard set")
     assert (tmp_path / "out/train/000000.tar").read_text() == "mine"
 
 
 def test_one_build_at_a_time(raw, tmp_path):
-    with locked(tmp_path / "out/val"):
+    with FolderDestination(tmp_path / "out/val").locked():
         failing(raw, tmp_path / "out", UsageError, "another process is building here")
     build("coco", raw, tmp_path / "out", report=lambda line: None)
 
@@ -240,7 +240,12 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(raw, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        failing(raw, tmp_path / "out", Failed, "the disk is full; free space")
+        failing(
+            raw,
+            tmp_path / "out",
+            Failed,
+            "out: the disk is full; free space and run the same command",
+        )
     assert not [path for path in (tmp_path / "out").rglob("*.tar*") if path.is_file()]
     build("coco", raw, tmp_path / "out", report=lambda line: None)
     assert (tmp_path / "out/val/manifest.json").exists()

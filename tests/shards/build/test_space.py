@@ -54,7 +54,7 @@ def test_too_little_room_is_said_before_the_start(raw, tmp_path, monkeypatch):
     command = ["build", "coco", "--jobs", "1", "--root", str(raw), "--out", "out"]
     outcome = small.call(tmp_path, *command)
     assert outcome.code == 1
-    pattern = r"^error: out: the shards to come take about (\S+) GiB and 0\.00 GiB are free; free"
+    pattern = r"^error: out: the missing shards take about (\S+) GiB and 0\.00 GiB are free; free"
     assert float(re.search(pattern, small.complaint(outcome))[1]) < 2 * images / 2**30 + 0.005
     assert not list(tmp_path.rglob("*.tar"))
     assert small.call(tmp_path, *command).code == 0
@@ -65,7 +65,7 @@ def test_the_estimate_is_near_the_truth_and_rather_above(raw, tmp_path, monkeypa
     asked = []
     monkeypatch.setattr(
         "shards.build.build.check_space",
-        lambda _, jobs: asked.append(sum(job.room for job in jobs)),
+        lambda _, needed: asked.append(needed),
     )
     for name, data, most in (("tiny", raw, 1.25), ("photographs", small.SAMPLE, 1.05)):
         made = build("coco", data, tmp_path / name, jobs=1, report=lambda _: None)
@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards_and_the_next_run_goes_on(raw, 
     done = subprocess.run(command, capture_output=True, cwd=small.ROOT, check=False)
     assert done.returncode == 0, done.stderr.decode()
     full, left, receipts, whole = json.loads(done.stdout)
-    assert full.endswith("out: the disk is full; free space and run again to go on")
+    assert full.endswith("out: the disk is full; free space and run the same command to resume")
     tars = {path.split("/")[-1][:6]: made for path, made in left.items() if path.endswith(".tar")}
     assert 0 < len(tars) < SHARDS
     assert {name[:6]: said["shard"]["sha256"] for name, said in receipts.items()} == tars

@@ -226,7 +226,7 @@ def test_fewer_shards_and_changed_images(raw, tmp_path):
 def test_what_is_not_ours_is_left_alone(raw, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there/thesis.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"there holds thesis\.txt, which is no shard set"):
+    with pytest.raises(UsageError, match=r"there holds thesis\.txt, which is not a shard set"):
         run(raw, tmp_path)
     (tmp_path / "there/thesis.txt").unlink()
     run(raw, tmp_path)
