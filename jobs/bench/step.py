@@ -1,10 +1,11 @@
-"""One training step of R50 beside transformers with the same weights, inputs and draws.
+"""One training step of R50 beside transformers, with the same weights, inputs, and random numbers.
 
-On a CPU one image of 512 pixels in fp32; on a GPU eight of 1024 under bf16 autocast, where images/s
-and host syncs are rows too (no figure of a GPU has been published yet). The peer trains with its
-BatchNorms in eval(), as ours are frozen. Saved bytes are unique storages that autograd keeps for
-backward, without parameters, buffers and inputs. Peak memory is of a model and one step: what the
-GPU's allocator says, or the resident set of a process of its own.
+On a CPU the batch is one image of 512 x 512 pixels in float32; on a GPU it is eight of 1024 x 1024
+under bfloat16 autocast, and images per second and host synchronizations are measured too. The step
+is that of a training run (`TrainingStep`) without DeepSpeed. The peer trains with its batch norms
+in eval mode, because ours are frozen. Saved bytes are the unique storages that autograd keeps for
+backward, without parameters, buffers, and images. Peak memory is that of a model and one step: the
+peak of the GPU's allocator, or the resident set of a separate process.
 """
 
 import statistics
@@ -21,13 +22,15 @@ from torch import Tensor, nn
 from transformers import Mask2FormerForUniversalSegmentation
 
 from jobs.bench import alternate, peak_mib, row
-from model.criterion import Criterion, CriterionSettings, normalizers
-from model.mask2former import Mask2Former, ModelSettings
+from model.criterion import CriterionSettings
+from model.mask2former import Mask2Former, ModelSettings, normalize
 from model.targets import Targets
 from model.weights.export import transformers_config, transformers_state
-from pipeline.data.keyed import keyed_uniform
+from pipeline.data.batch import Batch
+from pipeline.data.split import BatchSplit
+from pipeline.step.step import PlainNetwork, TrainingStep, draws, sum_of
 
-CLASSES, MASKS = 133, 20
+CLASSES, MASKS, SEED = 133, 20, 0
 SETTINGS = ModelSettings(drop_path=0)
 AIMS = {
     "cpu": {"time": "<= 0.6x", "saved_bytes": "<= 0.45x"},
@@ -36,18 +39,19 @@ AIMS = {
 
 
 class Side(NamedTuple):
-    """A network, and its loss of the one batch."""
+    """A network, and the function that returns its loss of the batch."""
 
     model: nn.Module
     loss: Callable[[], Tensor]
 
 
 def rows() -> list[dict]:
-    """Seconds, memory and difference in loss of forward, criterion and backward."""
+    """Return seconds, memory, and difference in loss of forward, criterion, and backward."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images, targets = case(device)
-    sides = build(SETTINGS, CriterionSettings(), images, targets)
-    difference = loss_difference(sides, CriterionSettings(), len(images))
+    batch = random_batch(device)
+    images = batch.images
+    sides = build(SETTINGS, CriterionSettings(), batch)
+    difference = loss_difference(sides, CriterionSettings(), batch)
     seconds = measure_seconds(sides, device)
     measured = [(part, "s", values) for part, values in seconds.items()]
     measured.append(("saved_bytes", "MiB", {n: saved_bytes(s, images) for n, s in sides.items()}))
@@ -76,8 +80,8 @@ def rows() -> list[dict]:
     return [*table, row(name, unit, difference, better="lower", target="<= 1e-4")]
 
 
-def case(device: torch.device) -> tuple[Tensor, Targets]:
-    """Random images, and 20 boxes in each."""
+def random_batch(device: torch.device) -> Batch:
+    """Return random images with 20 boxes in each."""
     batch, size = (8, 1024) if device.type == "cuda" else (1, 512)
     torch.manual_seed(0)
     maps = torch.zeros(batch, 1, size, size, dtype=torch.uint8)
@@ -89,16 +93,22 @@ def case(device: torch.device) -> tuple[Tensor, Targets]:
     categories = torch.randint(0, CLASSES, (batch, MASKS))
     values = torch.arange(1, MASKS + 1).expand(batch, MASKS)
     targets = Targets(maps, categories, torch.zeros_like(values), values)
-    images = torch.randn(batch, 3, size, size, device=device)
-    return images, targets.to(device)
+    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
+    return batch_of(images, targets).to(device)
 
 
-def build(
-    settings: ModelSettings, criterion: CriterionSettings, images: Tensor, targets: Targets
-) -> dict[str, Side]:
-    """Ours and the peer, with the same weights."""
+def batch_of(images: Tensor, targets: Targets) -> Batch:
+    """Return the batch of images uint8 [B, 3, H, W] and their truth; the keys are numbers."""
+    numbers = range(len(images))
+    sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
+    keys, epochs = [str(n) for n in numbers], [0 for _ in numbers]
+    return Batch(images, targets, sizes, keys, list(numbers), epochs, [])
+
+
+def build(settings: ModelSettings, criterion: CriterionSettings, batch: Batch) -> dict[str, Side]:
+    """Return our side and the peer's, with the same weights."""
     torch.manual_seed(0)
-    device = images.device
+    device, targets = batch.images.device, batch.targets
     ours = Mask2Former(settings, CLASSES).train()
     labels = [str(i) for i in range(CLASSES)]
     peer = Mask2FormerForUniversalSegmentation(
@@ -110,34 +120,39 @@ def build(
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
     ours, peer = ours.to(device), peer.to(device)
-    total = normalizers(targets.categories, settings.queries, criterion)
+    size = len(batch.images)
+    step = TrainingStep(
+        PlainNetwork(ours, device),
+        criterion,
+        queries=settings.queries,
+        seed=SEED,
+        split=BatchSplit(size, size),
+        device=device,
+    )
+    totals = step.receive(iter([batch])).totals
     masks = [
         (maps == value[:, None, None]).float()
         for (maps,), value in zip(targets.maps, targets.value, strict=True)
     ]
-
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=device.type == "cuda")
 
     def our_loss() -> Tensor:
-        with autocast():
-            predictions = ours(images)
-        losses = Criterion(criterion)(predictions, targets, partial(keyed, device), total)
-        return torch.stack(list(losses.values())).sum()
+        return sum_of(step.losses(batch, totals))
 
     def peer_loss() -> Tensor:
         with autocast():
+            images = normalize(batch.images)
             return peer(images, mask_labels=masks, class_labels=list(targets.categories)).loss
 
     return {"ours": Side(ours, our_loss), "peer": Side(peer, peer_loss)}
 
 
-def keyed(device: torch.device, image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers that follow from image and purpose, as those of a training run do."""
-    return keyed_uniform(shape, image, purpose, device=device)
-
-
 def measure_seconds(sides: dict[str, Side], device: torch.device) -> dict[str, dict[str, float]]:
-    """Medians of {"forward" (with the criterion), "backward", "time" (both): {side: seconds}}."""
+    """Return the median seconds of "forward" (with the criterion), "backward", and "time" (both).
+
+    Returns:
+        {part: {side: seconds}}.
+    """
     taken = {name: {"forward": [], "backward": [], "time": []} for name in sides}
 
     def now() -> float:
@@ -164,19 +179,18 @@ def measure_seconds(sides: dict[str, Side], device: torch.device) -> dict[str, d
 
 
 def step(side: Side) -> None:
-    """Forward, criterion and backward."""
+    """Run forward, criterion, and backward."""
     side.loss().backward()
     side.model.zero_grad(set_to_none=True)
 
 
 def one_step(name: str) -> None:
-    """A step of one side alone, for the memory of a process of its own."""
-    images, targets = case(torch.device("cpu"))
-    step(build(SETTINGS, CriterionSettings(), images, targets)[name])
+    """Take a step of one side alone, for the memory of a separate process."""
+    step(build(SETTINGS, CriterionSettings(), random_batch(torch.device("cpu")))[name])
 
 
 def saved_bytes(side: Side, images: Tensor) -> float:
-    """MiB that autograd keeps between forward and backward."""
+    """Return the MiB that autograd keeps between forward and backward."""
     constants = (*side.model.parameters(), *side.model.buffers(), images)
     given = {x.untyped_storage().data_ptr() for x in constants}
     kept = {}
@@ -193,7 +207,7 @@ def saved_bytes(side: Side, images: Tensor) -> float:
 
 
 def allocator_peak_mib(side: Side) -> float:
-    """MiB of the GPU that a step takes beside what was there before it."""
+    """Return the MiB of GPU memory that a step takes in addition to what is in use before it."""
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step(side)
@@ -201,46 +215,52 @@ def allocator_peak_mib(side: Side) -> float:
 
 
 def host_syncs(side: Side) -> float:
-    """How often a step waits for the GPU."""
+    """Return the number of times that a step waits for the GPU."""
     torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         step(side)
         torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in said)
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def loss_difference(sides: dict[str, Side], criterion: CriterionSettings, batch: int) -> float:
-    """|our loss - the peer's| / the peer's, when both are given the same random numbers."""
-    with torch.no_grad(), equal_draws(sides["peer"].model, criterion, batch):
-        ours, peer = sides["ours"].loss(), sides["peer"].loss()
+def loss_difference(sides: dict[str, Side], criterion: CriterionSettings, batch: Batch) -> float:
+    """Return |our loss - the peer's| / the peer's, with the same random numbers for both."""
+    with torch.no_grad():
+        ours = sides["ours"].loss()
+        with equal_draws(sides["peer"].model, criterion, batch):
+            peer = sides["peer"].loss()
     return float((ours - peer).abs() / peer)
 
 
 @contextmanager
-def equal_draws(
-    peer: Mask2FormerForUniversalSegmentation, settings: CriterionSettings, batch: int
-) -> Iterator[None]:
-    """Within, the one step of the peer is given the numbers of `keyed` where it draws its own.
+def equal_draws(peer: nn.Module, settings: CriterionSettings, batch: Batch) -> Iterator[None]:
+    """Give one step of the peer our random numbers, in the order in which it draws its own.
 
-    It takes the last prediction first, and sorts an image's pairs by query where we do by target.
+    The peer starts with the last prediction and sorts the matched pairs of an image by query; we
+    start with the first prediction and sort the pairs by target.
     """
-    matched: list[list[tuple[Tensor, Tensor]]] = []  # for each image its queries and its targets
+    matched: list[list[tuple[Tensor, Tensor]]] = []  # per prediction and image: queries, targets
     hook = peer.criterion.matcher.register_forward_hook(lambda *call: matched.append(call[2]))
     uniform = settings.points - int(settings.importance * settings.points)
     purposes = {"candidates": int(settings.oversample * settings.points), "uniform": uniform}
+    our_draw, rand = draws(SEED, batch), torch.rand
+
+    def draw(image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        with mock.patch.object(torch, "rand", rand):
+            return our_draw(image, purpose, shape)
 
     def numbers() -> Iterator[Tensor]:
         last = peer.config.decoder_layers - 1
         for i in (last, *range(last)):
-            for image in range(batch):
-                yield keyed(peer.device, image, f"match/{i}", (settings.points, 2))[None]
+            for image in range(len(batch.images)):
+                yield draw(image, f"match/{i}", (settings.points, 2))[None]
             for purpose, points in purposes.items():
                 yield torch.cat(
                     [
-                        keyed(peer.device, b, f"{purpose}/{i}", (len(target), points, 2))[target]
-                        for b, (_, target) in enumerate(matched[-1])
+                        draw(image, f"{purpose}/{i}", (len(target), points, 2))[target]
+                        for image, (_, target) in enumerate(matched[-1])
                     ]
                 )
 

@@ -3,18 +3,33 @@
 import pytest
 import torch
 
-from jobs.bench.step import Side, build, loss_difference, measure_seconds, saved_bytes
+from jobs.bench.step import (
+    Side,
+    batch_of,
+    build,
+    loss_difference,
+    measure_seconds,
+    saved_bytes,
+)
 from model.criterion import CriterionSettings
 from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
+from pipeline.data.batch import Batch
 from tests.model.samples import boxes
 
 POINTS = CriterionSettings(points=200)
 
 
 @pytest.fixture(scope="module")
-def sides() -> dict[str, Side]:
+def batch() -> Batch:
+    torch.manual_seed(0)
+    targets = boxes((64, 64), [4, 4], classes=133, layers=1)
+    return batch_of(torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8), targets)
+
+
+@pytest.fixture(scope="module")
+def sides(batch: Batch) -> dict[str, Side]:
     settings = ModelSettings(
         backbone="resnet",
         backbone_config={"depths": [1, 1, 1, 1], "layer_type": "basic", "hidden_sizes": [16] * 4},
@@ -22,13 +37,11 @@ def sides() -> dict[str, Side]:
         pixel_decoder=PixelDecoderSettings(layers=1, feedforward=64),
         masked_decoder=MaskedDecoderSettings(layers=3, feedforward=64),
     )
-    torch.manual_seed(0)
-    targets = boxes((64, 64), [4, 4], classes=133, layers=1)
-    return build(settings, POINTS, torch.randn(2, 3, 64, 64), targets)
+    return build(settings, POINTS, batch)
 
 
-def test_equal_draws_give_the_same_loss(sides):
-    assert loss_difference(sides, POINTS, batch=2) < 1e-5
+def test_equal_draws_give_the_same_loss(sides, batch):
+    assert loss_difference(sides, POINTS, batch) < 1e-5
 
 
 def test_other_draws_give_another_loss(sides):
