@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The one door: makes the environment if it is missing, then runs `python -m jobs <command>`.
-# M2F_VENV names another place for the environment, M2F_PYTHON another python for making it.
+# Create the environment if it is missing, then run `python -m jobs <command>`.
+# M2F_VENV is the environment's folder (default: .venv); M2F_PYTHON is the Python that creates it.
 set -Eeuo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,7 +17,7 @@ find_python() {
       return
     fi
   done
-  fail 'no python >= 3.11 found; install one, or name it: M2F_PYTHON=/path/to/python ./launch.sh setup'
+  fail 'no python >= 3.11 found; install one, or set M2F_PYTHON=/path/to/python'
 }
 
 # On a machine without a GPU, DeepSpeed compiles one small C++ helper.
@@ -33,10 +33,11 @@ raise SystemExit(not os.path.exists(os.path.join(sysconfig.get_path("include"), 
   fi
   free_gib=$(( $(df -Pk "$(dirname "$venv")" | awk 'NR==2 {print $4}') / 1048576 ))
   (( free_gib >= needed_gib )) || [[ -d $venv ]] \
-    || fail "$free_gib GiB free beside $venv, $needed_gib GiB needed; free some, or set M2F_VENV"
+    || fail "$(dirname "$venv") has $free_gib GiB free, setup needs $needed_gib; free space or set M2F_VENV"
 }
 
-# The environment is whole when this stamp stands in it; written last, so a broken install is redone.
+# The environment is complete if it holds this stamp. It is written last, so that an interrupted
+# install is repeated.
 stamp() { cat "$root/pyproject.toml" "$root/constraints.txt" | cksum | tr -d ' '; }
 is_ready() { [[ -x $venv/bin/python && $(cat "$venv/.complete" 2>/dev/null) == "$(stamp)" ]]; }
 
@@ -46,7 +47,7 @@ setup() {
   check_machine "$python"
   mkdir -p "$(dirname "$venv")"
   exec 9>"$venv.lock"
-  flock 9 # a second setup waits for the first, then finds its work done
+  flock 9 # a concurrent setup waits here, and then finds the environment complete
   if ! is_ready; then
     echo "setup: installing into $venv (a few minutes)"
     rm -f "$venv/.complete"
@@ -73,7 +74,7 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 case ${1:-} in
   setup)
     [[ ${2:-} != -h && ${2:-} != --help ]] \
-      || { echo 'Usage: ./launch.sh setup   make or complete the environment'; exit 0; }
+      || { echo 'Usage: ./launch.sh setup   create or complete the environment'; exit 0; }
     setup
     echo "setup: ready ($venv)"
     exit 0
@@ -85,4 +86,4 @@ case ${1:-} in
     ;;
 esac
 is_ready || setup
-exec "$venv/bin/python" -P -m jobs "$@" # -P: not the modules of the current folder
+exec "$venv/bin/python" -P -m jobs "$@" # -P: do not import from the current folder

@@ -1,7 +1,7 @@
-"""`slow` tests run with --all, `gpu` tests with a GPU, and no test is skipped quietly.
+"""Which tests run: `slow` ones with --all, `gpu` ones with a GPU.
 
-What mounts a small disk is skipped where that is not allowed, what a browser shows where there is
-no chromium.
+A test may be skipped only for a reason in ALLOWED_SKIPS: it needs a GPU, the permission to mount a
+small disk, or chromium.
 """
 
 import os
@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-# The only reasons for which a test may be skipped; any other skip fails the run.
+# Any other reason fails the whole run.
 ALLOWED_SKIPS = ("gpu", "mount", "chromium")
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -18,7 +18,7 @@ _unexpected_skips: list[str] = []
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="run the slow tests too")
+    parser.addoption("--all", action="store_true", help="also run the slow tests")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -49,5 +49,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"skipped without an allowed reason: {line}", red=True)
 
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+hypothesis.settings.register_profile(
+    "untimed", deadline=None
+)  # a busy machine must not fail a test
 hypothesis.settings.load_profile("untimed")

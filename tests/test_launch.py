@@ -1,4 +1,4 @@
-"""The one door, without opening it wide: nothing here installs or downloads."""
+"""launch.sh, without installing or downloading anything."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ TOOLS = ("bash", "dirname", "cat", "cksum", "tr", "awk", "df", "flock", "mkdir")
 
 
 def launch(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run launch.sh with `environment` on top of ours."""
+    """Run launch.sh with additional environment variables."""
     return subprocess.run(
         [shutil.which("bash"), str(LAUNCH), *words],
         cwd=cwd,
@@ -27,7 +27,7 @@ def launch(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Comp
 
 @pytest.fixture
 def venv(tmp_path):
-    """This python's environment under another name, with the stamp of a complete one."""
+    """A folder of links to this Python's environment, with the stamp of a complete one."""
     folder = tmp_path / "venv"
     folder.mkdir()
     for path in Path(sys.prefix).iterdir():
@@ -41,7 +41,7 @@ def venv(tmp_path):
 
 @pytest.fixture
 def bare(tmp_path):
-    """A PATH with the tools of any system and no python."""
+    """A PATH with common tools and without Python."""
     folder = tmp_path / "bare"
     folder.mkdir()
     for tool in TOOLS:
@@ -49,7 +49,7 @@ def bare(tmp_path):
     return str(folder)
 
 
-def test_bash_understands_it():
+def test_the_script_parses_and_is_executable():
     assert subprocess.run(["bash", "-n", str(LAUNCH)], capture_output=True).stderr == b""
     assert os.access(LAUNCH, os.X_OK)
 
@@ -73,14 +73,14 @@ def test_commands_reach_the_application_from_any_folder(venv, tmp_path):
     assert wrong.stderr == "error: no run 'nothing'; start one with ./launch.sh train\n"
 
 
-def test_test_hands_its_arguments_to_pytest(venv, tmp_path):
+def test_test_passes_its_arguments_to_pytest(venv, tmp_path):
     done = launch("test", "--collect-only", "-q", str(Path(__file__)), M2F_VENV=str(venv))
     assert done.returncode == 0, done.stderr
-    assert "test_launch.py::test_bash_understands_it" in done.stdout
+    assert "test_launch.py::test_the_script_parses_and_is_executable" in done.stdout
 
 
 @pytest.mark.parametrize("words", [["setup"], ["train", "tiny"]])
-def test_no_python_is_said_in_one_line(words, bare, tmp_path):
+def test_a_missing_python_is_reported_in_one_line(words, bare, tmp_path):
     done = launch(*words, PATH=bare, M2F_PYTHON="/nonexistent", M2F_VENV=str(tmp_path / "none"))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -89,8 +89,8 @@ def test_no_python_is_said_in_one_line(words, bare, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_an_old_python_is_not_taken(bare, tmp_path):
-    """One that says it is too old, as sys.version_info would make it."""
+def test_an_old_python_is_not_used(bare, tmp_path):
+    """The stub exits with 1, as the version check of an old Python does."""
     old = tmp_path / "bare" / "python3"
     old.write_text(f"#!{shutil.which('bash')}\nexit 1\n")
     old.chmod(0o755)
@@ -100,7 +100,7 @@ def test_an_old_python_is_not_taken(bare, tmp_path):
 
 
 def test_another_requirement_makes_the_environment_incomplete(venv, bare):
-    """The stamp is that of pyproject and constraints: a changed one is set up again."""
+    """The stamp is a checksum of pyproject.toml and constraints.txt."""
     (venv / ".complete").write_text("0\n")
     done = launch("--help", PATH=bare, M2F_PYTHON="/nonexistent", M2F_VENV=str(venv))
     assert done.returncode == 2

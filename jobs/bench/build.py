@@ -1,8 +1,8 @@
-"""`build coco` beside the two decodes that no builder can do without, and the memory of its plan.
+"""`build coco` beside the two decodes that every builder needs, and the memory for COCO's truth.
 
-M2F_COCO names a COCO folder with panoptic and instance truth of `train`; without it the CC BY
-sample is read. The photographs are repeated up to IMAGES. One process, everything that `build`
-does: reading the annotation files, every check, encoding, writing, reading back, hashing.
+M2F_COCO is a COCO folder with panoptic and instance truth of `train`; without it, the CC BY sample
+is read. The photographs are repeated to IMAGES. One process does all of `build`: it reads the
+annotation files, checks, encodes, writes, reads back, and hashes.
 """
 
 import json
@@ -22,7 +22,7 @@ from jobs.bench.stream_decode import coco
 from shards.build.build import build
 
 IMAGES = 280
-PHOTOS, INSTANCES, SEGMENTS = 118_287, 860_001, 11  # COCO train2017; segments an image
+PHOTOS, INSTANCES, SEGMENTS = 118_287, 860_001, 11  # of COCO train2017; segments per image
 READING = """
 import json, pathlib, sys, time
 from jobs.bench import peak_mib_of
@@ -36,7 +36,7 @@ KINDS = {"instances": INSTANCES, "panoptic": PHOTOS}
 
 
 def rows() -> list[dict]:
-    """Rates of one process from the page cache; seconds and memory to read all of COCO's truth."""
+    """Measure the rate of one process from the page cache, and reading truth of COCO's size."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -48,16 +48,17 @@ def rows() -> list[dict]:
             "decodes": lambda: decodes(pairs),
         })  # fmt: skip
     cv2.setNumThreads(threads)
-    each = {name: 1000 * taken / len(pairs) for name, taken in seconds.items()}
+    ms_per_image = {name: 1000 * taken / len(pairs) for name, taken in seconds.items()}
     with tempfile.TemporaryDirectory() as folder:
         size = synthetic(Path(folder))
         command = [sys.executable, "-c", READING, folder]
         read = subprocess.run(command, capture_output=True, check=True)
         taken, peak = json.loads(read.stdout)
     return [
-        row("build.rate", "images/s/core", 1000 / each["build"], better="higher", target=">= 70"),
-        row("build.time", "ms/image", each["build"], better="lower", target="<= 2.3x",
-            peer=each["decodes"], peer_name="JPEG and panoptic PNG decoded"),
+        row("build.rate", "images/s/core", 1000 / ms_per_image["build"], better="higher",
+            target=">= 70"),
+        row("build.time", "ms/image", ms_per_image["build"], better="lower", target="<= 2.3x",
+            peer=ms_per_image["decodes"], peer_name="JPEG and panoptic PNG decoded"),
         row("build.plan_time.118k", "s", taken, better="lower"),
         row("build.plan_memory.118k", "MB", peak, better="lower", target="< 1500",
             peer=size, peer_name="the JSON files"),
@@ -65,14 +66,14 @@ def rows() -> list[dict]:
 
 
 def decodes(pairs: list[tuple[Path, Path]]) -> None:
-    """Read and decode every photograph and panoptic map, by the decoder that the build uses."""
+    """Read and decode every photograph and panoptic map with the decoder of the build."""
     for image, ids in pairs:
         assert cv2.imread(str(image), cv2.IMREAD_COLOR_RGB) is not None
         assert cv2.imread(str(ids), cv2.IMREAD_COLOR_RGB) is not None
 
 
 def files(raw: Path) -> list[tuple[Path, Path]]:
-    """Photograph and panoptic map of every image of `train`."""
+    """Return the paths of the photograph and the panoptic map of every image of `train`."""
     document = json.loads((raw / "annotations/panoptic_train2017.json").read_text())
     maps = {entry["image_id"]: entry["file_name"] for entry in document["annotations"]}
     return [
@@ -83,7 +84,7 @@ def files(raw: Path) -> list[tuple[Path, Path]]:
 
 
 def repeated(raw: Path, folder: Path) -> Path:
-    """COCO's layout with the `train` images of `raw` as often as IMAGES takes, as links."""
+    """Write COCO's layout with the `train` images of `raw` repeated to IMAGES, as links."""
     maps = "annotations/panoptic_train2017"
     documents = {
         kind: json.loads((raw / f"annotations/{kind}_train2017.json").read_text()) for kind in KINDS
@@ -101,14 +102,14 @@ def repeated(raw: Path, folder: Path) -> Path:
 
 
 def _copied(entry: dict[str, Any], copy: int) -> dict[str, Any]:
-    """An image or annotation under ids and a file name of the copy's own."""
+    """Return an image or annotation with the ids and the file name of a copy."""
     ids = {name: entry[name] + copy * 10**13 for name in ("id", "image_id") if name in entry}
     names = {name: f"{copy}/{entry[name]}" for name in ("file_name",) if name in entry}
     return entry | ids | names
 
 
 def synthetic(folder: Path) -> float:
-    """Annotation files of COCO's size, without pictures, in its layout. Returns their megabytes."""
+    """Write annotation files of COCO's size, without pictures, and return their size in MB."""
     for part in ("train2017", "annotations/panoptic_train2017"):
         (folder / part).mkdir(parents=True)
     size = 0
@@ -126,6 +127,7 @@ def synthetic(folder: Path) -> float:
 
 
 def _photos() -> Iterator[str]:
+    """Yield the JSON of the entries of `images`."""
     for id in range(PHOTOS):
         name = f"{id:012d}"
         yield json.dumps({
@@ -137,13 +139,14 @@ def _photos() -> Iterator[str]:
 
 
 def _annotations(kind: str, total: int) -> Iterator[str]:
+    """Yield the JSON of the entries of `annotations`."""
     numbers = np.random.default_rng(0).uniform(0, 480, 4096).round(2)
     common = {"category_id": 1, "iscrowd": 0, "area": 702.1, "bbox": numbers[:4].tolist()}
     for id in range(total):
         if kind == "instances":
-            polygon = numbers[id % 4000 :][:54].tolist()  # as many as make COCO's 450 MB
-            said = {"id": id, "image_id": id % PHOTOS, "segmentation": [polygon], **common}
+            polygon = numbers[id % 4000 :][:54].tolist()  # 27 points, which gives COCO's 450 MB
+            entry = {"id": id, "image_id": id % PHOTOS, "segmentation": [polygon], **common}
         else:
             segments = [{"id": 1000 * id + n, **common} for n in range(SEGMENTS)]
-            said = {"image_id": id, "file_name": f"{id:012d}.png", "segments_info": segments}
-        yield json.dumps(said)
+            entry = {"image_id": id, "file_name": f"{id:012d}.png", "segments_info": segments}
+        yield json.dumps(entry)

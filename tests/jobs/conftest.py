@@ -9,5 +9,5 @@ from tests.jobs import small
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
-    """The CC BY sample of COCO as shard sets. Not to be damaged."""
+    """The CC BY sample of COCO as shard sets. Tests must not change it."""
     return small.photographs(tmp_path_factory.getbasetemp())

@@ -1,4 +1,4 @@
-"""Whole jobs at the least size: a net of 16 channels, photographs of 64 pixels, 16 steps."""
+"""Complete jobs of minimal size: a network of 16 channels, images of 64 pixels, 16 steps."""
 
 import contextlib
 import functools
@@ -26,8 +26,8 @@ from tests.shards.raw import SAMPLE
 ROOT = Path(__file__).parents[2]
 NAME, STEPS, GLOBAL_BATCH, EVERY, LR, WARMUP = "small", 16, 8, 2, 1e-3, 4
 TIMEOUT_S = 300
-# All that matters is said here, so that tuning the preset does not change the tests. Thresholds
-# of 0 let a net that has learnt nothing predict segments.
+# Every setting that matters is here, so that tuning the preset does not change the tests.
+# Thresholds of 0 let an untrained network predict segments.
 SETTINGS = (
     f"name={NAME}",
     "data.crop=64",
@@ -74,7 +74,7 @@ SETTINGS = (
 
 
 class Outcome(NamedTuple):
-    """How a command ended and what it said."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -82,13 +82,13 @@ class Outcome(NamedTuple):
 
 
 def words(shards: Path, *changes: str) -> list[str]:
-    """`train tiny …` of the small run on the sets in `shards`, with changed settings."""
+    """Return the command line that trains the small run on `shards`, with changed settings."""
     sets = [f"data.{name}={shards / name}" for name in ("train", "val")]
     return ["train", "tiny", *sets, *SETTINGS, *changes]
 
 
 def call(folder: Path, *command: str) -> Outcome:
-    """`python -m jobs COMMAND…` in `folder`, in this process."""
+    """Run `python -m jobs COMMAND…` in `folder`, in this process."""
     with (
         contextlib.chdir(folder),
         contextlib.redirect_stdout(io.StringIO()) as out,
@@ -100,7 +100,7 @@ def call(folder: Path, *command: str) -> Outcome:
 
 
 def start(folder: Path, *command: str) -> subprocess.Popen:
-    """`python -m jobs COMMAND…` in `folder`, in a process of its own."""
+    """Start `python -m jobs COMMAND…` in `folder`, in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *command],
         cwd=folder,
@@ -112,7 +112,7 @@ def start(folder: Path, *command: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> Outcome:
-    """Wait for a started command."""
+    """Wait for a started command; kill it after TIMEOUT_S seconds."""
     try:
         out, err = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -122,7 +122,7 @@ def finish(process: subprocess.Popen) -> Outcome:
 
 
 def complaint(outcome: Outcome) -> str:
-    """The one line on stderr of a command that failed."""
+    """Return the one line that a failed command printed on stderr."""
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ")
     return line
@@ -130,7 +130,7 @@ def complaint(outcome: Outcome) -> str:
 
 @functools.cache
 def photographs(base: Path) -> Path:
-    """The CC BY sample of COCO as shard sets, built once below pytest's folder `base`."""
+    """Return the CC BY sample of COCO as shard sets, built once below pytest's folder `base`."""
     out = base / "job-photographs"
     build("coco", SAMPLE, out, jobs=1, shards=2, report=lambda _: None)
     return out
@@ -138,7 +138,7 @@ def photographs(base: Path) -> Path:
 
 @functools.cache
 def trained(base: Path) -> tuple[Path, Outcome]:
-    """The folder of the small run, trained once without interruption, and what `train` said."""
+    """Return the folder of the small run, trained once without interruption, and the outcome."""
     folder = base / "job-uninterrupted"
     folder.mkdir()
     outcome = finish(start(folder, *words(photographs(base))))
@@ -147,7 +147,7 @@ def trained(base: Path) -> tuple[Path, Outcome]:
 
 
 def untrained(folder: Path, shards: Path, *changes: str) -> Path:
-    """The run folder of a small run as it stands after its first checkpoint, made without Ray."""
+    """Return the folder of a small run as it is after its first checkpoint, written without Ray."""
     _, preset, *overrides = words(shards, *changes)
     config = configs.load(preset, overrides)
     run = folder / "runs" / config.name

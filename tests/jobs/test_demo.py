@@ -1,4 +1,4 @@
-"""The demo, whole but small: everything it announces is there, and twice is once."""
+"""A small demo: the files it prints exist, and a second run repeats nothing."""
 
 import json
 from functools import partial
@@ -20,12 +20,12 @@ SCORES = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU")
 
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory):
-    """The folder of a demo of 40 images and 3 steps, and what its first and second call said."""
+    """A demo of 40 images and 3 steps: its folder, its two outcomes, and its files in between."""
     out = tmp_path_factory.mktemp("demo") / "demo"
-    full = demo.train
+    full_train = demo.train
 
     def train(preset, overrides, runs):
-        return full(preset, [*overrides, *STEPS], runs)
+        return full_train(preset, [*overrides, *STEPS], runs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TRAIN_IMAGES", 32)
@@ -50,13 +50,13 @@ def test_the_demo_shows_its_scores(shown):
     assert "Traceback" not in first.err
 
 
-def test_everything_it_names_is_there(shown):
+def test_the_files_that_it_prints_exist(shown):
     out, first, *_ = shown
     named = {Path(word.strip(",:")) for word in first.out.split() if word.startswith(str(out))}
     expected = {out / name for name in ("raw", "shards", "runs/tiny", "runs/tiny/pictures")}
     assert expected <= named
-    future = {out / "predictions"}  # what the next command would make
-    assert not [path for path in named - future if not path.exists()]
+    predictions = {out / "predictions"}  # written by the command that the demo suggests
+    assert not [path for path in named - predictions if not path.exists()]
     run = out / "runs/tiny"
     Image.open(run / "pictures/step-000000003.png").verify()
     summary = json.loads((run / "summary.json").read_text())
@@ -74,11 +74,11 @@ def test_the_demo_trains_two_workers_under_zero_1(shown):
     assert scored == [0, 3]
 
 
-def test_the_second_time_nothing_is_done_again(shown):
+def test_a_second_run_repeats_nothing(shown):
     _, _, second, made, times = shown
     assert second.code == 0, second.err
-    for said in ("already painted", "is finished (3 steps)"):
-        assert said in second.out
+    for text in ("already painted", "is finished (3 steps)"):
+        assert text in second.out
     assert {path: path.read_bytes() for path in made} == made
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
@@ -96,4 +96,5 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     outcome = small.call(tmp_path, "demo", "--out", "file/demo")
     assert outcome.code == 2
-    assert "give another folder with --out" in small.complaint(outcome)
+    complaint = small.complaint(outcome)
+    assert "file/demo/raw: Not a directory; give another folder with --out" in complaint
