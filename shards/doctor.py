@@ -1,18 +1,17 @@
-"""The doctor: what can be wrong with raw data, what becomes of it, and how that is told.
+"""The doctor: the defects of raw data, what the builder does about each, and how it reports them.
 
-Every defect is a numbered finding with one verdict, whatever the source: `repaired` (the sample is
-in the set, put right as `done` says), `kept` (in the set as it is) or `rejected` (not in the set).
-A set's findings are in its `findings.jsonl`: nothing is changed or left out in silence.
+Every defect is a numbered finding with one verdict, for all sources: `repaired` (the sample is in
+the set, corrected as `done` says), `kept` (in the set as it is), or `rejected` (not in the set).
+`findings.jsonl` of a set lists all of them: nothing is changed or left out silently.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards import jsonl
 from shards.errors import DataError
-from shards.files import whole_file
 
 FINDINGS = "findings.jsonl"
 REPAIRED, KEPT, REJECTED = "repaired", "kept", "rejected"
@@ -20,7 +19,14 @@ REPAIRED, KEPT, REJECTED = "repaired", "kept", "rejected"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A defect: its name, its verdict, what the builder does with it, and the user's fix."""
+    """A kind of defect.
+
+    Attributes:
+        name: Its name.
+        verdict: REPAIRED, KEPT, or REJECTED.
+        done: What the builder does with the sample.
+        fix: What the user can do.
+    """
 
     name: str
     verdict: str
@@ -30,48 +36,48 @@ class Rule:
 
 _OUT = "the image is left out"
 RULES = {
-    1: Rule("undecodable image", REJECTED, _OUT, "get the file anew"),
-    2: Rule("truncated image", REJECTED, _OUT, "get the whole file"),
+    1: Rule("undecodable image", REJECTED, _OUT, "download the file again"),
+    2: Rule("truncated image", REJECTED, _OUT, "download the whole file"),
     3: Rule(
         "image size differs from annotation",
         REJECTED,
         _OUT,
-        "get the image that was annotated, or correct its width and height",
+        "use the image that was annotated, or correct its width and height",
     ),
     4: Rule(
         "EXIF rotation",
         KEPT,
-        "the truth is that of the image as shown; a JPEG whose truth fits only the pixels as "
-        "stored has its orientation tag set to 1",
-        "decode with the orientation applied, as our stream does, or turn the pixels yourself",
+        "the truth applies to the image as displayed; if the truth of a JPEG fits only the pixels "
+        "as stored, its orientation tag is set to 1",
+        "decode with the orientation applied, as the training stream does, or rotate the pixels",
     ),
     5: Rule(
         "grayscale, CMYK, 16-bit or alpha",
         KEPT,
-        "the bytes stay, decoders make 8-bit RGB of them",
-        "convert the image to 8-bit RGB, if decoders should not",
+        "the bytes stay; decoders convert them to 8-bit RGB",
+        "convert the image to 8-bit RGB if decoders must not",
     ),
     6: Rule(
-        "extension that lies",
+        "extension does not match the contents",
         KEPT,
-        "the bytes stay, decoders go by contents",
-        "rename the file after its contents",
+        "the bytes stay; decoders look at the contents",
+        "rename the file to match its contents",
     ),
-    7: Rule("missing image file", REJECTED, _OUT, "add the file, or take it out of the annotation"),
-    8: Rule("missing or unreadable truth", REJECTED, _OUT, "get the file of the truth anew"),
+    7: Rule("missing image file", REJECTED, _OUT, "add the file, or remove it from the annotation"),
+    8: Rule("missing or unreadable truth", REJECTED, _OUT, "download the annotation file again"),
     9: Rule(
         "truth size differs from image",
         REJECTED,
         _OUT,
-        "get image and truth of one release, or scale the truth by nearest neighbor",
+        "use image and truth of the same release, or scale the truth by nearest neighbor",
     ),
-    10: Rule("id in PNG not in JSON", REJECTED, _OUT, "get PNG and JSON of one release"),
-    11: Rule("id in JSON not in PNG", REJECTED, _OUT, "get PNG and JSON of one release"),
+    10: Rule("id in PNG not in JSON", REJECTED, _OUT, "use PNG and JSON of the same release"),
+    11: Rule("id in JSON not in PNG", REJECTED, _OUT, "use PNG and JSON of the same release"),
     12: Rule(
         "declared area far from pixels",
         KEPT,
         "the declared area stays",
-        "correct the area, on which scores by size depend",
+        "correct the area; scores by object size depend on it",
     ),
     13: Rule(
         "category unknown",
@@ -89,51 +95,57 @@ RULES = {
         "empty mask",
         KEPT,
         "the entry stays, without a pixel",
-        "draw the mask, or take the annotation out",
+        "draw the mask, or remove the annotation",
     ),
     16: Rule(
         "duplicate annotation id",
         KEPT,
-        "all annotations of that id stay",
-        "give each its own id, or take the copy out",
+        "all annotations with that id stay",
+        "give each its own id, or remove the copy",
     ),
     17: Rule(
         "duplicate image id or key",
         REJECTED,
-        "all images of that id or key are left out",
-        "give each its own id and name, or take the copy out",
+        "all images with that id or key are left out",
+        "give each its own id and name, or remove the copy",
     ),
     18: Rule(
         "same photograph in two splits",
         KEPT,
         "it stays in both",
-        "take it out of one: a score on images seen in training is too good",
+        "remove it from one split: a score on images seen in training is too high",
     ),
     19: Rule(
-        "polygon outside the image or of under 3 points",
+        "polygon outside the image or with fewer than 3 points",
         REPAIRED,
-        "what is outside is cut off, a polygon of under 3 points is left out",
+        "the outside is cut off; a polygon with fewer than 3 points is left out",
         "correct the polygon",
     ),
-    20: Rule("RLE of wrong size or broken", REJECTED, _OUT, "write the run lengths anew"),
+    20: Rule("RLE of wrong size or damaged", REJECTED, _OUT, "write the run lengths again"),
     21: Rule(
         "thing overlap in panoptic",
         REPAIRED,
-        "each pixel goes to the thing whose instance it is",
+        "each pixel goes to the thing that its instance belongs to",
         "decide in the truth to which thing the pixels belong",
     ),
     22: Rule(
         "JSON damaged",
         REJECTED,
         "the image of a damaged entry is left out; a file damaged elsewhere ends the build",
-        "get the file anew, or correct it at that byte",
+        "download the file again, or correct it at that byte",
     ),
 }
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """A defect of `file`, named as in the raw data set; `code` is its number in RULES."""
+    """A defect of a file.
+
+    Attributes:
+        file: The file, as the raw data set names it.
+        code: The number of the defect in RULES.
+        detail: What is wrong, with the value.
+    """
 
     file: str
     code: int
@@ -141,17 +153,25 @@ class Finding:
 
     @property
     def rule(self) -> Rule:
-        """What RULES says of it."""
+        """The rule of the defect."""
         return RULES[self.code]
 
     def __str__(self) -> str:
-        return (
-            f"{self.file}: {self.detail} (finding {self.code}, {self.rule.name}); {self.rule.fix}"
-        )
+        return str(self.to_error())
+
+    def to_error(self) -> DataError:
+        """Return the finding as an error."""
+        what = f"{self.detail} (finding {self.code}, {self.rule.name})"
+        return DataError(what, where=self.file, fix=self.rule.fix)
 
 
 class Reject(DataError):
-    """The finding for which a sample is left out, raised where it is found."""
+    """A finding that excludes a sample from the set, raised where the defect is found.
+
+    Args:
+        code: The number of the defect in RULES; its verdict is REJECTED.
+        detail: What is wrong, with the value.
+    """
 
     def __init__(self, code: int, detail: str) -> None:
         assert RULES[code].verdict == REJECTED, code
@@ -159,13 +179,18 @@ class Reject(DataError):
         self.code, self.detail = code, detail
 
     def of(self, file: str) -> Finding:
-        """The finding, of the file with the sample's image."""
+        """Return the finding, for the file of the sample's image."""
         return Finding(file, self.code, self.detail)
 
 
 @dataclass(slots=True)
 class Doctor:
-    """Notes what is found in one sample and does not reject it; for what does, raise Reject."""
+    """Collects the findings that do not reject a sample. For those that do, raise Reject.
+
+    Attributes:
+        file: The file of the sample's image.
+        findings: The findings so far.
+    """
 
     file: str
     findings: list[Finding] = field(default_factory=list)
@@ -177,44 +202,55 @@ class Doctor:
 
 
 def refuse(findings: Iterable[Finding]) -> None:
-    """Raise DataError for the first finding that rejects, if there is one: `--strict`."""
+    """Raise DataError for the first finding that rejects a sample, as `--strict` demands."""
     for finding in findings:
         if finding.rule.verdict == REJECTED:
-            raise DataError(str(finding))
+            raise finding.to_error()
 
 
 def totals(findings: Iterable[Finding]) -> dict[int, int]:
-    """How many findings there are of each code, in order."""
+    """Return the number of findings by code, in order of the codes."""
     return dict(sorted(Counter(finding.code for finding in findings).items()))
 
 
 def save_findings(folder: Path, findings: Iterable[Finding]) -> None:
-    """Write `findings.jsonl` of a shard set, sorted, a line for each."""
-    with whole_file(folder / FINDINGS) as file:
-        for finding in sorted(findings):
-            rule = finding.rule
-            line = {
-                "file": finding.file,
-                "code": finding.code,
-                "name": rule.name,
-                "verdict": rule.verdict,
-                "detail": finding.detail,
-                "fix": rule.fix,
-            }
-            file.write(json.dumps(line).encode() + b"\n")
+    """Write `findings.jsonl` of a shard set, sorted, one line per finding."""
+    jsonl.write_rows(folder / FINDINGS, map(_to_row, sorted(findings)))
 
 
 def load_findings(folder: Path) -> list[Finding]:
-    """The findings of a shard set, read from its `findings.jsonl`."""
-    lines = [json.loads(line) for line in (folder / FINDINGS).read_bytes().splitlines()]
-    return [Finding(line["file"], line["code"], line["detail"]) for line in lines]
+    """Return the findings in `findings.jsonl` of a shard set."""
+    rows = jsonl.rows(folder / FINDINGS)
+    return [Finding(row["file"], row["code"], row["detail"]) for row in rows]
 
 
 def report_findings(
-    name: str, place: Path | str, findings: Collection[Finding], report: Callable[[str], None]
+    name: str,
+    location: Path | str,
+    findings: Collection[Finding],
+    report: Callable[[str], None],
 ) -> None:
-    """Say how many findings of each code the set `name` has, and where they are listed."""
+    """Report the number of findings by code, and the file that lists them.
+
+    Args:
+        name: The name of the set.
+        location: The folder or URL of the set.
+        findings: The findings.
+        report: Receives each line.
+    """
     for code, count in totals(findings).items():
         report(f"{name}: {count} x finding {code}, {RULES[code].name}: {RULES[code].verdict}")
     if findings:
-        report(f"{name}: see {place}/{FINDINGS}")
+        report(f"{name}: see {location}/{FINDINGS}")
+
+
+def _to_row(finding: Finding) -> dict[str, str | int]:
+    rule = finding.rule
+    return {
+        "file": finding.file,
+        "code": finding.code,
+        "name": rule.name,
+        "verdict": rule.verdict,
+        "detail": finding.detail,
+        "fix": rule.fix,
+    }

@@ -1,4 +1,4 @@
-"""Tars that others have written, made a shard set where they are: examined, listed, indexed."""
+"""Third-party tars, made a shard set in place: examined, listed, and indexed."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -26,11 +26,18 @@ _PICTURES = (*IMAGES, "jpeg")
 
 
 @dataclass(frozen=True, slots=True)
-class Tar:
-    """A tar to examine; `manifest` is that of its set but for the shards."""
+class TarToExamine:
+    """A tar to examine.
+
+    Attributes:
+        tar: Its path.
+        manifest: The manifest of its set, still without the shards.
+        members: What the members of a sample are.
+    """
 
     tar: Path
     manifest: Manifest
+    members: Foreign
 
 
 def index_tars(
@@ -43,71 +50,90 @@ def index_tars(
     runner: Runner | None = None,
     report: Callable[[str], None] = print,
 ) -> Manifest:
-    """Make the `*.tar` in `folder` a shard set: `samples.parquet`, `findings.jsonl`, a manifest.
+    """Make the `*.tar` in `folder` a shard set: write its index, its findings, and a manifest.
 
-    `classes` is a `classes.yaml`. `image`, `labels` and `instances` are extensions of members; the
-    first two need not be given where a sample has one image that is no PNG, and one PNG besides.
-    Samples that the doctor rejects are not in the index. Raises UsageError for a folder without
-    tars or with a set that `build` made, and for members that are not there; DataError for classes
-    or tars that cannot be used; Failed where the disk is full.
+    The index leaves out the samples that the doctor rejects.
+
+    Args:
+        folder: The folder of the tars.
+        classes: The path of a `classes.yaml`.
+        image: The extension of the images. Default: the only image of a sample that is not PNG.
+        labels: The extension of the label maps. Default: the only PNG of a sample.
+        instances: The extension of the instance-id maps (optional).
+        runner: Examines the tars. Default: a process per CPU.
+        report: Receives a line for everything that the user should know.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UsageError: The folder has no tars or a set that `build` made, or a member is missing.
+        DataError: The classes or the tars cannot be used.
+        Failed: The disk is full.
     """
     tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not tars:
-        raise UsageError(f"{folder} holds no *.tar; give the folder of the tars")
+        raise UsageError("the folder has no *.tar", where=folder, fix="give the folder of the tars")
     if (folder / MANIFEST).exists() and Manifest.load(folder).foreign is None:
-        raise UsageError(f"{folder} is a shard set that build made; there is nothing to index")
-    taxonomy, ignored, licence = load_classes(classes)
-    foreign = _meaning(tars[0], image, labels, instances, tuple(ignored))
+        raise UsageError(
+            "the folder is a shard set that build made", where=folder, fix="use it without index"
+        )
+    taxonomy, ignored, licenses = load_classes(classes)
+    members = _find_members(tars[0], image, labels, instances, tuple(ignored))
     manifest = Manifest(
         source=SOURCE,
         taxonomy=taxonomy,
-        tasks=TASKS if foreign.instances else ("semantic",),
-        members=tuple(filter(None, (foreign.image, foreign.labels, foreign.instances))),
-        licence=(licence,),
+        tasks=TASKS if members.instances else ("semantic",),
+        members=tuple(filter(None, (members.image, members.labels, members.instances))),
+        licence=(licenses,),
         versions=versions(),
         inputs="",
         index=File(0, ""),
         shards=(),
-        foreign=foreign,
+        foreign=members,
     )
+    pieces = [TarToExamine(tar, manifest, members) for tar in tars]
     with disk_errors(folder):
-        return _index(folder, tars, manifest, runner or processes(), report)
+        return _index(folder, pieces, runner or processes(), report)
 
 
 def _index(
-    folder: Path,
-    tars: list[Path],
-    manifest: Manifest,
-    runner: Runner,
-    report: Callable[[str], None],
+    folder: Path, pieces: list[TarToExamine], runner: Runner, report: Callable[[str], None]
 ) -> Manifest:
+    """Examine the tars and write the files of the set, the manifest last."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    pieces = [Tar(tar, manifest) for tar in tars]
-    examined = run(examine, pieces, runner, f"{folder.name}/*.tar", [1] * len(tars))
-    rows, twice = _without_copies(examined)
-    findings = [finding for one in examined for finding in one.findings] + twice
+    examined = run(examine, pieces, runner, f"{folder.name}/*.tar", [1] * len(pieces))
+    rows, repeated = _without_repeated_keys(examined)
+    findings = [finding for tar in examined for finding in tar.findings] + repeated
     save_findings(folder, findings)
     report_findings(folder.name, folder, findings, report)
     save_rows(folder, rows)
     shards = tuple(
-        replace(one.shard, samples=len(of)) for one, of in zip(examined, rows, strict=True)
+        replace(tar.shard, samples=len(of_tar)) for tar, of_tar in zip(examined, rows, strict=True)
     )
-    inputs = digest([shard.sha256 for shard in shards])
-    manifest = replace(manifest, inputs=inputs, index=File.of(folder / SAMPLES), shards=shards)
+    manifest = replace(
+        pieces[0].manifest,
+        inputs=digest([shard.sha256 for shard in shards]),
+        index=File.of(folder / SAMPLES),
+        shards=shards,
+    )
     if not manifest.samples:
-        raise DataError(f"{folder}: no sample is sound; {folder / FINDINGS} says why")
+        raise DataError(
+            "no sample is intact", where=folder, fix=f"see {folder / FINDINGS} for the reasons"
+        )
     manifest.save(folder)
     report(
-        f"{folder}: {manifest.samples} samples in {len(shards)} tars are readable where they are; "
+        f"{folder}: {manifest.samples} samples in {len(shards)} tars are readable in place; "
         f"serves {', '.join(manifest.tasks)}"
     )
     return manifest
 
 
-def examine(piece: Tar) -> BuiltShard:
-    """Read all of a tar; the rows are those of its sound samples.
+def examine(piece: TarToExamine) -> BuiltShard:
+    """Read a whole tar and return the rows of its intact samples.
 
-    Raises DataError if it is damaged, compressed or hostile.
+    Raises:
+        DataError: The tar is damaged, compressed, or hostile.
     """
     keep_freed_memory()
     rows, findings = [], []
@@ -115,8 +141,8 @@ def examine(piece: Tar) -> BuiltShard:
         for key, found, start, end in samples(file, str(piece.tar)):
             doctor = Doctor(f"{piece.tar.name}/{key}")
             try:
-                size = _examine_image(key, found, piece.manifest.foreign, doctor)
-                made = sample(key, found, piece.manifest, size)
+                size = _examine_image(key, found, piece.members, doctor)
+                decoded = sample(key, found, piece.manifest, size)
             except Reject as reject:
                 findings += [*doctor.findings, reject.of(doctor.file)]
                 continue
@@ -127,9 +153,9 @@ def examine(piece: Tar) -> BuiltShard:
                 "offset": start,
                 "length": end - start,
                 "xxh3": xxhash.xxh3_64_intdigest(file.read(end - start)),
-                "width": made.width,
-                "height": made.height,
-                "segments": len(made.segments or ()),
+                "width": decoded.width,
+                "height": decoded.height,
+                "segments": len(decoded.segments or ()),
                 "instances": 0,
             })  # fmt: skip
     size = piece.tar.stat().st_size
@@ -138,59 +164,77 @@ def examine(piece: Tar) -> BuiltShard:
 
 
 def _examine_image(
-    key: str, found: dict[str, bytes], foreign: Foreign, doctor: Doctor
+    key: str, found: dict[str, bytes], members: Foreign, doctor: Doctor
 ) -> tuple[int, int]:
-    """Width and height of a sample's image, rejected if it or another member is not there."""
-    for code, ext in ((7, foreign.image), (8, foreign.labels), (8, foreign.instances)):
+    """Return the width and height of a sample's image.
+
+    Raises:
+        Reject: The image is damaged, or a member is missing.
+    """
+    for code, ext in ((7, members.image), (8, members.labels), (8, members.instances)):
         if ext and ext not in found:
-            raise Reject(code, f"the sample has no member {ext}, but {', '.join(sorted(found))}")
-    if png_size(found[foreign.labels]) is None:
-        raise Reject(8, f"{key}.{foreign.labels} is no PNG")
-    _, width, height = check_image(found[foreign.image], f"{key}.{foreign.image}", None, doctor)
+            raise Reject(code, f"the sample has no member {ext}, only {', '.join(sorted(found))}")
+    if png_size(found[members.labels]) is None:
+        raise Reject(8, f"{key}.{members.labels} is not a PNG")
+    _, width, height = check_image(found[members.image], f"{key}.{members.image}", None, doctor)
     return width, height
 
 
-def _meaning(
+def _find_members(
     tar: Path,
     image: str | None,
     labels: str | None,
     instances: str | None,
     ignored: tuple[int, ...],
 ) -> Foreign:
-    """What the members of the first sample are, where it is not given."""
+    """Return what the members of a sample are; the first sample of `tar` tells what is not given.
+
+    Raises:
+        UsageError: A given member is missing, or more than one could be meant.
+    """
     with tar.open("rb") as file:
         _, found, *_ = next(samples(file, str(tar)), (None, {}))
     pictures = [ext for ext in found if _kind(ext) in _PICTURES]
     maps = [ext for ext in pictures if _kind(ext) == "png"]
-    starts = f"{tar} starts with the members {', '.join(found) or 'none'}"
+    first = f"the first sample has the members {', '.join(found) or 'none'}"
     given = {"image": image, "labels": labels, "instances": instances}
     for name, ext in given.items():
         if ext and ext not in (pictures if name == "image" else maps):
             kinds = ", ".join(_PICTURES) if name == "image" else "png"
-            raise UsageError(f"--{name} {ext} is not there or of another kind ({kinds}); {starts}")
-    free = {
-        "image": [ext for ext in pictures if ext not in maps],
-        "labels": [ext for ext in maps if ext not in given.values()],
-    }
-    for name, candidates in free.items():
-        if not given[name]:
-            if len(candidates) != 1:
-                raise UsageError(f"{starts}; say which is for {name}: --{name} EXTENSION")
-            given[name] = candidates[0]
-    return Foreign(**given, ignored=ignored)
+            raise UsageError(
+                f"--{name} {ext} is missing or of another kind ({kinds}), {first}", where=tar
+            )
+    photographs = [ext for ext in pictures if ext not in maps]
+    other_maps = [ext for ext in maps if ext not in given.values()]
+    return Foreign(
+        image=image or _only(photographs, "image", tar, first),
+        labels=labels or _only(other_maps, "labels", tar, first),
+        instances=instances,
+        ignored=ignored,
+    )
+
+
+def _only(candidates: list[str], name: str, tar: Path, first: str) -> str:
+    """Return the only candidate for a member that is not given."""
+    if len(candidates) != 1:
+        raise UsageError(first, where=tar, fix=f"say which one is for {name}: --{name} EXTENSION")
+    return candidates[0]
 
 
 def _kind(ext: str) -> str:
+    """Return the image format that an extension such as `labels.png` names."""
     return ext.rpartition(".")[2].lower()
 
 
-def _without_copies(examined: list[BuiltShard]) -> tuple[list[list[dict[str, Any]]], list[Finding]]:
-    """The rows of each tar but those of keys that occur more than once, and the findings."""
-    counts = Counter(row["key"] for one in examined for row in one.rows)
-    twice = [
-        Finding(f"{one.shard.name}/{row['key']}", 17, f"{counts[row['key']]} have this key")
-        for one in examined
-        for row in one.rows
+def _without_repeated_keys(
+    examined: list[BuiltShard],
+) -> tuple[list[list[dict[str, Any]]], list[Finding]]:
+    """Return the rows of each tar whose keys occur once, and a finding for each other row."""
+    counts = Counter(row["key"] for tar in examined for row in tar.rows)
+    repeated = [
+        Finding(f"{tar.shard.name}/{row['key']}", 17, f"{counts[row['key']]} have this key")
+        for tar in examined
+        for row in tar.rows
         if counts[row["key"]] > 1
     ]
-    return [[row for row in one.rows if counts[row["key"]] == 1] for one in examined], twice
+    return [[row for row in tar.rows if counts[row["key"]] == 1] for tar in examined], repeated

@@ -66,7 +66,7 @@ def foreign(raw, tmp_path_factory):
     before = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
     said = indexed(folder)
     assert said[-1].endswith(
-        "6 samples in 3 tars are readable where they are; serves panoptic, instance, semantic"
+        "6 samples in 3 tars are readable in place; serves panoptic, instance, semantic"
     )
     assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before
     return folder
@@ -254,17 +254,19 @@ def test_a_tar_cut_short_or_with_a_damaged_header_is_not_taken_for_whole(raw, tm
 def test_members_that_are_not_there_or_not_clear(raw, tmp_path):
     folder = tars(raw, tmp_path / "tars", NAMES[:1])
     for options, message in (
-        ({"labels": "seg.png"}, "--labels seg.png is not there"),
-        ({"labels": "txt"}, r"--labels txt is not there or of another kind \(png\)"),
-        ({"image": None}, "say which is for image: --image EXTENSION"),
+        ({"labels": "seg.png"}, "--labels seg.png is missing"),
+        ({"labels": "txt"}, r"--labels txt is missing or of another kind \(png\)"),
+        ({"image": None}, "say which one is for image: --image EXTENSION"),
         (
             {"labels": None, "instances": None, "image": "webp.png"},
-            "say which is for labels: --labels EXTENSION",
+            "say which one is for labels: --labels EXTENSION",
         ),
     ):
         with pytest.raises(UsageError, match=message) as caught:
             indexed(folder, **options)
-        assert "starts with the members labels.png, things.png, txt, webp.png" in str(caught.value)
+        assert "the first sample has the members labels.png, things.png, txt, webp.png" in str(
+            caught.value
+        )
 
 
 def test_the_command(raw, tmp_path):
@@ -293,7 +295,7 @@ def test_a_disk_that_refuses_leaves_no_set(raw, tmp_path, monkeypatch, code, err
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("shards.build.index_tars.save_rows", refuse)
-    with pytest.raises(error, match=f"{folder}: .* and run again"):
+    with pytest.raises(error, match=f"{folder}: .* and run the same command"):
         indexed(folder)
     with pytest.raises(UsageError, match="not a shard set"):
         Manifest.load(folder)
