@@ -4,11 +4,13 @@ M2F_COCO names a COCO folder whose photographs are repeated; without it, the CC 
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import webdataset as wds
+from webdataset import filters
+from webdataset.compat import WebDataset
+from webdataset.writer import TarWriter
 
 from jobs.bench import alternate, row, stream_decode
 from pipeline.data.order import Order, SetOrder
@@ -58,7 +60,7 @@ def rows() -> list[dict]:
     ]  # fmt: skip
 
 
-def ours(store: Store) -> Iterator[tuple[str, dict[str, bytes]]]:
+def ours(store: Store) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
     """Yield key and members of the samples of an epoch, shuffled and verified."""
     order = order_of([store], SETTINGS, SEED)
     for position in range(len(store)):
@@ -66,9 +68,10 @@ def ours(store: Store) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield store.index.key[sample], unpack(store.read(sample))
 
 
-def stock(tars: list[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def stock(tars: list[str]) -> Iterator[tuple[str, Mapping[str, bytes | memoryview]]]:
     """Yield the same by stock webdataset, which does not verify samples."""
-    for sample in wds.WebDataset(tars, shardshuffle=len(tars), seed=SEED).shuffle(1000):
+    dataset = WebDataset(tars, shardshuffle=len(tars), seed=SEED)
+    for sample in dataset.compose(filters.shuffle(1000)):
         yield sample["__key__"], {k: v for k, v in sample.items() if not k.startswith("__")}
 
 
@@ -98,7 +101,7 @@ def repeated(folder: Path) -> Store:
     shards, found = [], []
     for number in range(SHARDS):
         tar = folder / f"{number:06d}.tar"
-        with wds.TarWriter(str(tar), encoder=False, mtime=0) as writer:
+        with TarWriter(str(tar), encoder=False, mtime=0) as writer:
             for copy in range(number, SAMPLES // len(once), SHARDS):
                 for key, sample in zip(once.index.key, samples, strict=True):
                     writer.write({"__key__": f"{copy:04d}-{key}", **sample})

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -61,8 +62,8 @@ def rows() -> list[dict]:
     return [
         row("stream.lsj_rate", "images/s/core", len(store) / seconds["ours"], better="higher",
             target=">= 2.5x", peer=len(store) / seconds["mapper"], peer_name=name),
-        row("stream.label_bytes", "MB/image", np.mean(labels) / 1e6, better="lower",
-            target="<= 0.15x", peer=np.mean(masks) / 1e6, peer_name="one bool mask per object"),
+        row("stream.label_bytes", "MB/image", _mean_mb(labels), better="lower",
+            target="<= 0.15x", peer=_mean_mb(masks), peer_name="one bool mask per object"),
         row("stream.mapper_time", "ms/image", mapper_ms, better="lower", target="0.7x to 1.3x",
             peer=PUBLISHED_MS, peer_name="published cost"),
         row("stream.loader_memory", "MiB", memory, better="lower"),
@@ -102,7 +103,8 @@ class Mapper:
             category ids int64 [N].
         """
         random = keyed_generator(SEED, 0, key, "augment")
-        flip, s, u = random.random(), random.uniform(*SETTINGS.scale), random.random()
+        smallest, largest = SETTINGS.scale
+        flip, s, u = random.random(), random.uniform(smallest, largest), random.random()
         crop = SETTINGS.crop
         photograph = ImageOps.exif_transpose(Image.open(self.raw / f"train2017/{key}.jpg"))
         image = np.asarray(photograph.convert("RGB"))
@@ -138,6 +140,10 @@ def _fixed_size(array: np.ndarray, fill: int) -> np.ndarray:
     return np.pad(array, padding, constant_values=fill)
 
 
+def _mean_mb(sizes: Sequence[int]) -> float:
+    return float(np.mean(sizes)) / 1e6
+
+
 def _label_bytes(batch: Batch) -> int:
     return sum(part.nbytes for part in batch.targets)
 
@@ -149,5 +155,6 @@ def _loader_memory(store: Store) -> float:
     peak = 0.0
     for _ in islice(batches, BATCHES):
         for process in multiprocessing.active_children():
+            assert process.pid is not None
             peak = max(peak, peak_mib_of(process.pid))
     return peak

@@ -139,7 +139,7 @@ class FetchedShards:
     def _fill(self, shard: int, keep: Collection[str], wait: bool) -> bool:
         """Download a shard and return whether it is in the cache now.
 
-        Failures are not raised: `read` raises them if they persist when a sample is needed.
+        Failures are ignored here, because `read` reports them when a sample is needed.
         """
         entry = self.shards[shard]
         try:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import cv2
 import torch
-import webdataset as wds
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
+from webdataset.pipeline import DataPipeline
 
 from pipeline.data.batch import Batch
 from shards.errors import LoaderError, M2FError, UsageError
@@ -46,7 +46,7 @@ class Delivery(NamedTuple):
 
 
 def loader(
-    pipeline: wds.DataPipeline,
+    pipeline: DataPipeline,
     workers: int,
     pin: bool = False,
     batch_bytes: int = 0,
@@ -69,7 +69,7 @@ def loader(
         M2FError: The error that the pipeline raised.
     """
     if workers == 0:
-        yield from DataLoader(pipeline, batch_size=None, pin_memory=pin)
+        yield from DataLoader(_dataset(pipeline), batch_size=None, pin_memory=pin)
         return
     _check_shared_memory(workers * PREFETCH * batch_bytes)
     context = multiprocessing.get_context("forkserver")
@@ -77,7 +77,7 @@ def loader(
     context.set_forkserver_preload(["pipeline.data.stream"])
     before = set(multiprocessing.active_children())
     deliveries = iter(DataLoader(
-        pipeline.compose(deliver),
+        _dataset(pipeline.compose(deliver)),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=context,
@@ -95,6 +95,12 @@ def loader(
             raise delivery.error
         assert delivery.batch is not None
         yield delivery.batch
+
+
+def _dataset(pipeline: DataPipeline) -> IterableDataset:
+    """Narrow the type: webdataset derives its pipeline from torch's class only if torch exists."""
+    assert isinstance(pipeline, IterableDataset)
+    return pipeline
 
 
 def deliver(batches: Iterator[Batch]) -> Iterator[Delivery]:

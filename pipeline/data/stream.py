@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
+from webdataset import filters
+from webdataset.pipeline import DataPipeline
 
 from pipeline.data.batch import collate
 from pipeline.data.order import Order, SetOrder
@@ -81,8 +82,8 @@ class IndexedSource(IterableDataset):
         seed: Seed of the run.
         position: The position at which the first step begins.
         split: The division of the global batch.
-        decode: Adds image and truth to a sample that has its `stored` form. Raises DataError if
-            the sample cannot be decoded.
+        decode: Adds image and truth to a sample that has its `stored` form. It raises DataError
+            for a sample that cannot be decoded.
 
     Raises:
         DataError: A sample and all of its SUBSTITUTES substitutes are damaged.
@@ -146,7 +147,7 @@ def train_stream(
     seed: int,
     position: int,
     split: BatchSplit,
-) -> wds.DataPipeline:
+) -> DataPipeline:
     """Return the training pipeline of one rank: an iterable of `Batch` without end.
 
     Args:
@@ -158,9 +159,9 @@ def train_stream(
         split: The division of the global batch.
     """
     decode = partial(decode_stage, task=task, things=stores[0].manifest.taxonomy.things)
-    return wds.DataPipeline(
+    return DataPipeline(
         IndexedSource(stores, settings, seed, position, split, decode),
-        *(wds.map(partial(user_stage, name=name, seed=seed)) for name in settings.stages),
-        wds.map(partial(augment_stage, settings=settings, task=task, seed=seed)),
-        wds.batched(split.micro_batch, collation_fn=collate, partial=False),
+        *(filters.map(partial(user_stage, name=name, seed=seed)) for name in settings.stages),
+        filters.map(partial(augment_stage, settings=settings, task=task, seed=seed)),
+        filters.batched(split.micro_batch, collation_fn=collate, partial=False),
     )

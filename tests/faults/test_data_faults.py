@@ -1,7 +1,7 @@
-"""Every way in which data can be damaged, and what becomes of it.
+"""Every kind of damage to data, and its effect on training.
 
-A sample whose bytes are not as built is never trained on: another takes its place, the same on
-every division of the work, and the list of those is exact.
+A sample whose bytes are not as built is never trained on. A substitute is used instead, the same
+one for every division of the work, and the list of replaced samples is exact.
 """
 
 import json
@@ -29,7 +29,7 @@ SETTINGS = DataSettings(crop=64)
 
 @pytest.fixture
 def spare(photographs, tmp_path) -> Path:
-    """A copy of the train set that a test may damage."""
+    """Copy the train set for a test that damages it."""
     return Path(shutil.copytree(photographs / "train", tmp_path / "train"))
 
 
@@ -39,12 +39,12 @@ def clean(photographs) -> Store:
 
 
 def delivered(store: Store, world: int = 1, micro: int = 4) -> tuple[dict, list[dict]]:
-    """By position: key, epoch, image and maps of STEPS global batches; and what was replaced."""
+    """Return key, epoch, image and maps of STEPS global batches by position, and the damage."""
     found, damaged = {}, []
     for rank in range(world):
-        share = BatchSplit(GLOBAL, micro, world, rank)
-        stream = train_stream(SETTINGS, [store], "panoptic", SEED, 0, share)
-        for batch in islice(stream, STEPS * GLOBAL // (micro * world)):
+        split = BatchSplit(GLOBAL, micro, world, rank)
+        stream = train_stream(SETTINGS, [store], "panoptic", SEED, 0, split)
+        for batch in islice(stream, STEPS * split.micro_steps):
             damaged += batch.damaged
             for b, position in enumerate(batch.positions):
                 pixels = batch.images[b].numpy().tobytes(), batch.targets.maps[b].numpy().tobytes()
@@ -58,21 +58,21 @@ def undamaged(clean: Store) -> dict[int, tuple]:
 
 
 def expected(clean: Store, bad: set[int]) -> tuple[dict[int, str], list[tuple[int, str, str]]]:
-    """By position the key that is to come; and (position, damaged key, substitute)."""
+    """Return the expected key of every position, and (position, damaged key, substitute)."""
     order: Order = order_of([clean], SETTINGS, SEED)
     keys, replaced = {}, []
     for position in range(STEPS * GLOBAL):
-        sample, passed = order.at(position).sample, []
+        sample, rejected = order.at(position).sample, []
         while sample in bad:
-            passed.append(sample)
-            sample = order.substitute(position, len(passed)).sample
+            rejected.append(sample)
+            sample = order.substitute(position, len(rejected)).sample
         keys[position] = clean.index.key[sample]
-        replaced += [(position, clean.index.key[n], keys[position]) for n in passed]
+        replaced += [(position, clean.index.key[n], keys[position]) for n in rejected]
     return keys, replaced
 
 
 def check_stream(spare: Path, clean: Store, bad: set[int], reason: str) -> None:
-    """Just the `bad` samples are replaced, by the right ones, however the work is divided."""
+    """Check that exactly the `bad` samples are replaced, for two divisions of the work."""
     keys, replaced = expected(clean, bad)
     plain = undamaged(clean)
     store = Store(spare)
@@ -91,7 +91,7 @@ def check_stream(spare: Path, clean: Store, bad: set[int], reason: str) -> None:
 
 
 def part_of(store: Store, sample: int, part: str) -> tuple[int, int]:
-    """First byte and length of a part of a sample, from the sample's start."""
+    """Return the offset in the sample and the length of one of its parts."""
     blob = store.read(sample)
     if part == "header":
         return 0, BLOCK
@@ -111,15 +111,15 @@ def test_a_flipped_byte_in_a_sample(spare, clean, part):
     check_stream(spare, clean, {sample}, "its hash differs from the index")
 
 
-def test_a_flip_that_the_decoder_takes_without_a_word(spare, clean):
-    """The picture still decodes, to other pixels: only the hash tells."""
+def test_a_flip_that_the_decoder_accepts(spare, clean):
+    """The image still decodes, but to other pixels; only the hash detects this."""
     sample = 4
     start, length = part_of(clean, sample, "jpg")
     picture = np.frombuffer(clean.read(sample)[start : start + length], np.uint8)
     offset = length * 3 // 4
-    spoilt = picture.copy()
-    spoilt[offset] ^= 0x10
-    images = [cv2.imdecode(buffer, cv2.IMREAD_COLOR) for buffer in (picture, spoilt)]
+    damaged = picture.copy()
+    damaged[offset] ^= 0x10
+    images = [cv2.imdecode(buffer, cv2.IMREAD_COLOR) for buffer in (picture, damaged)]
     assert images[0].shape == images[1].shape
     assert (images[0] != images[1]).any()
     flip(spare / clean.shard_of(sample), int(clean.index.offset[sample]) + start + offset)
@@ -141,7 +141,7 @@ CUTS = ["nothing left", "header", "on a member", "image", "label", "padding", "o
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_truncated_shard(spare, clean, cut):
-    """Cut at every class of offset, in or before the last but one sample of a shard."""
+    """The shard is cut at every kind of offset, in or before its second to last sample."""
     first, *_, sample, last = np.flatnonzero(clean.index.shard == 1).tolist()
     begin = int(clean.index.offset[sample])
     end = begin + int(clean.index.length[sample])
@@ -184,13 +184,13 @@ def test_a_flipped_byte_in_manifest_or_parquet(spare, name, where):
 
 
 def test_a_flipped_byte_in_a_tar_index_changes_nothing(spare, clean):
-    """Training has the offsets from samples.parquet; `verify` finds the flip."""
+    """Training reads the offsets from samples.parquet; `verify` finds the flip."""
     flip(offsets_path(spare / clean.shard_of(4)), 9)
     check_stream(spare, clean, set(), "")
 
 
 @pytest.mark.parametrize("name", ["samples.parquet", MANIFEST])
-def test_a_missing_index_is_no_shard_set(spare, name):
+def test_a_set_without_index_or_manifest_is_refused(spare, name):
     (spare / name).unlink()
     with pytest.raises(ValueError, match=str(spare)):
         Store(spare)
@@ -211,7 +211,7 @@ def test_an_index_of_another_build(spare, tmp_path, photographs):
         Store(spare)
 
 
-def test_nothing_but_damage_is_a_data_error(spare, clean):
+def test_a_set_of_only_damaged_samples_is_a_data_error(spare, clean):
     for entry in clean.manifest.shards:
         (spare / entry.name).write_bytes(b"")
     with pytest.raises(
@@ -221,7 +221,7 @@ def test_nothing_but_damage_is_a_data_error(spare, clean):
 
 
 def test_a_sample_that_does_not_decode_is_replaced(spare, clean, monkeypatch):
-    """Its bytes are as built, but no picture: a set made of other people's tars can have such."""
+    """Its bytes are as built but are not an image, which a set of third-party tars can contain."""
     key = clean.index.key[4]
     decode = cv2.imdecode
     blob = members(clean.read(4))["jpg"]

@@ -45,7 +45,8 @@ def large_scale_jitter(
 
     One random number determines the offset of the crop on both axes, as in the reference.
     """
-    flip, s, u = random.random(), random.uniform(*settings.scale), random.random()
+    smallest, largest = settings.scale
+    flip, s, u = random.random(), random.uniform(smallest, largest), random.random()
     maps = truth.maps
     if flip < 0.5:
         image, maps = cv2.flip(image, 1), maps[:, :, ::-1]

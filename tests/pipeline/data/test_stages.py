@@ -14,10 +14,10 @@ from shards.errors import UsageError
 HERE = "tests.pipeline.stages_for_tests"
 
 
-def batches(store, *names, position=0, share=None, workers=0, count=3):
+def batches(store, *names, position=0, split=None, workers=0, count=3):
     settings = DataSettings(crop=64, augment="none", stages=[f"{HERE}:{name}" for name in names])
-    share = share or BatchSplit(8, 4)
-    stream = train_stream(settings, [store], "panoptic", 5, position, share)
+    split = split or BatchSplit(8, 4)
+    stream = train_stream(settings, [store], "panoptic", 5, position, split)
     return list(islice(loader(stream, workers), count))
 
 
@@ -40,14 +40,14 @@ def test_a_stage_changes_image_and_truth_before_augmentation(train_set):
 
 
 def test_what_a_stage_draws_is_the_same_on_any_rank_and_in_any_epoch_another(train_set):
-    whole = images(batches(train_set, "darken", share=BatchSplit(8, 8), count=3))
+    whole = images(batches(train_set, "darken", split=BatchSplit(8, 8), count=3))
     for rank in range(2):
-        part = images(batches(train_set, "darken", share=BatchSplit(8, 2, 2, rank), count=6))
+        part = images(batches(train_set, "darken", split=BatchSplit(8, 2, 2, rank), count=6))
         assert len(part) == 12
         for position, image in part.items():
             assert (image == whole[position]).all()
     by_key = {}
-    for batch in batches(train_set, "darken", share=BatchSplit(8, 8), count=3):
+    for batch in batches(train_set, "darken", split=BatchSplit(8, 8), count=3):
         for b, key in enumerate(batch.keys):
             by_key.setdefault(key, []).append(batch.images[b].numpy())
     assert all(len({image.tobytes() for image in seen}) == len(seen) for seen in by_key.values())

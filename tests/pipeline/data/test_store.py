@@ -1,4 +1,4 @@
-"""Samples are read as they were built, or not at all."""
+"""Samples are read as they were built, or they are reported as damaged."""
 
 import pickle
 
@@ -11,15 +11,15 @@ from shards.format.index import members, unpack
 from tests.damage import flip
 
 
-def spoil(folder, store, sample, inside):
-    """Flip one bit of `sample` on disk, `inside` bytes after its first."""
+def damage(folder, store, sample, offset):
+    """Flip one bit of a sample on disk, `offset` bytes after its start; return the shard."""
     name = store.shard_of(sample)
-    flip(folder / name, int(store.index.offset[sample]) + inside)
+    flip(folder / name, int(store.index.offset[sample]) + offset)
     return name
 
 
-def place_of(store, sample, ext):
-    """Offset of a member's payload from the start of the sample."""
+def offset_of(store, sample, ext):
+    """Return the offset of a member's payload from the start of the sample."""
     blob = store.read(sample)
     return blob.index(members(blob)[ext])
 
@@ -42,18 +42,18 @@ def test_reads_what_the_shards_hold(train_set):
 def test_a_flipped_bit_anywhere_is_found(spare_set, part, sample):
     store = Store(spare_set)
     if part == "header":
-        inside = 150  # of the checksum field; tarfile would take it for the end of the archive
+        offset = 150  # in the checksum field; tarfile would report the end of the archive
     elif part == "padding":
-        inside = len(store.read(sample)) - 1
+        offset = len(store.read(sample)) - 1
     else:
-        inside = place_of(store, sample, part) + 20
-    name = spoil(spare_set, store, sample, inside)
+        offset = offset_of(store, sample, part) + 20
+    name = damage(spare_set, store, sample, offset)
     with pytest.raises(DataError) as error:
         store.read(sample)
     assert str(spare_set / name) in str(error.value)
     assert store.index.key[sample] in str(error.value)
     others = [n for n in range(len(store)) if n != sample]
-    assert all(store.read(n) for n in others)  # the damage is one sample's
+    assert all(store.read(n) for n in others)  # only one sample is damaged
 
 
 def test_a_truncated_shard_is_found(spare_set):
@@ -85,7 +85,7 @@ def test_what_is_not_a_shard_set_is_a_usage_error(spare_set, change):
 
 def test_a_pickled_store_reads_the_same(train_set):
     store = Store(train_set.folder, limit=4)
-    store.read(0)  # a descriptor is open now
+    store.read(0)  # opens a file descriptor, which cannot be pickled
     copy = pickle.loads(pickle.dumps(store))
     assert len(copy) == 4
     assert copy.shard_sizes == store.shard_sizes

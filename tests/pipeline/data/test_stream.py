@@ -1,4 +1,4 @@
-"""Shards to batches, against the raw files; the same bytes for every way of dividing the work."""
+"""Batches compared with the raw files; the same bytes for every division of the work."""
 
 import contextlib
 import io
@@ -27,13 +27,14 @@ PLAIN = DataSettings(crop=CROP, augment="none")
 JITTER = DataSettings(crop=CROP)
 
 
-def batches(store, count, settings=JITTER, task="panoptic", seed=5, position=0, share=None):
-    share = share or BatchSplit(GLOBAL, 4)
-    return list(islice(train_stream(settings, [store], task, seed, position, share), count))
+def batches(store, count, settings=JITTER, task="panoptic", seed=5, position=0, split=None):
+    """Return the first `count` batches of a stream in this process."""
+    split = split or BatchSplit(GLOBAL, 4)
+    return list(islice(train_stream(settings, [store], task, seed, position, split), count))
 
 
 def fingerprints(stream) -> dict[int, tuple]:
-    """Every sample as bytes, by position."""
+    """Return every sample as bytes, by position."""
     found = {}
     for batch in stream:
         for b, position in enumerate(batch.positions):
@@ -45,24 +46,24 @@ def fingerprints(stream) -> dict[int, tuple]:
 
 
 def sampled(side: int, longer: int) -> tuple[np.ndarray, np.ndarray]:
-    """Output pixels and the source pixel each one shows, when the longer side becomes CROP.
+    """Return output pixels and the source pixels they show, if the longer side becomes CROP.
 
-    Left out are pixels whose center lies half-way between two source pixels.
+    Pixels whose center lies halfway between two source pixels are left out.
     """
     length = round(side * CROP / longer)
-    twice = (2 * np.arange(length) + 1) * side  # center in the source, times 2·length
-    decided = np.flatnonzero(twice % (2 * length))
-    return decided, twice[decided] // (2 * length)
+    centers = (2 * np.arange(length) + 1) * side  # in the source, in units of 1/(2·length)
+    decided = np.flatnonzero(centers % (2 * length))
+    return decided, centers[decided] // (2 * length)
 
 
 def shown(shape: tuple[int, int]) -> tuple[tuple, tuple]:
-    """Indices into the crop, and into the raw map [H, W], of the same places."""
+    """Return indices of the same pixels into the crop and into the raw map [H, W]."""
     rows, columns = (sampled(side, max(shape)) for side in shape)
     return np.ix_(rows[0], columns[0]), np.ix_(rows[1], columns[1])
 
 
 def entries_of(batch, b: int, where: tuple) -> list[tuple[int, bytes]]:
-    """Category and mask of every entry of image b, at the given places of the crop."""
+    """Return category and mask of every entry of image b, at the given pixels of the crop."""
     return sorted(
         (category, (batch.targets.maps[b, layer].numpy()[where] == value).tobytes())
         for category, layer, value in zip(
@@ -110,8 +111,8 @@ def test_a_sample_is_the_same_bytes_on_any_rank(train_set, world, micro):
     steps = 3  # past the first epoch
     found = {}
     for rank in range(world):
-        share = BatchSplit(GLOBAL, micro, world, rank)
-        part = fingerprints(batches(train_set, steps * GLOBAL // (world * micro), share=share))
+        split = BatchSplit(GLOBAL, micro, world, rank)
+        part = fingerprints(batches(train_set, steps * split.micro_steps, split=split))
         assert not found.keys() & part.keys()
         found |= part
     assert found == fingerprints(batches(train_set, steps * GLOBAL // 4))
@@ -124,19 +125,19 @@ def test_a_stream_from_a_position_is_the_tail(train_set, position):
     assert tail == {p: value for p, value in whole.items() if p >= position}
 
 
-def test_worlds_take_over_from_one_another_to_the_bit(train_set):
-    """4, 2, 3, then 1 rank, with one or two loader processes each, from inside an epoch on.
+def test_a_resumed_run_on_another_number_of_ranks_is_the_same_to_the_bit(train_set):
+    """4, 2, 3, then 1 rank, with one or two loader processes each, starting inside an epoch.
 
-    Every rank gets its slices of the global batches in order; together they are what one process
-    without loader processes gets, pixels and truth.
+    Every rank gets its slices of the global batches in order. Together they have the pixels and
+    the truth that one process without loader processes gets.
     """
     size, steps, start = 12, 2, 36
     found, position = {}, start
     for world, micro in ((4, 1), (2, 3), (3, 2), (1, 6)):
         turns = size // (world * micro)
         for rank in range(world):
-            share = BatchSplit(size, micro, world, rank)
-            stream = train_stream(JITTER, [train_set], "panoptic", 5, position, share)
+            split = BatchSplit(size, micro, world, rank)
+            stream = train_stream(JITTER, [train_set], "panoptic", 5, position, split)
             part = list(islice(loader(stream, 1 + rank % 2), steps * turns))
             firsts = [
                 position + step * size + (turn * world + rank) * micro
@@ -145,8 +146,8 @@ def test_worlds_take_over_from_one_another_to_the_bit(train_set):
             assert [b.positions for b in part] == [list(range(f, f + micro)) for f in firsts]
             found |= fingerprints(part)
         position += steps * size
-    share = BatchSplit(size, size)
-    plain = fingerprints(batches(train_set, 4 * steps, position=start, share=share))
+    split = BatchSplit(size, size)
+    plain = fingerprints(batches(train_set, 4 * steps, position=start, split=split))
     assert [found[p] for p in range(start, position)] == list(plain.values())
 
 
@@ -164,32 +165,32 @@ def test_another_epoch_or_seed_is_another_view_of_the_sample(train_set):
 
 
 def test_panoptic_batches_show_the_raw_maps(train_set):
-    """Without augmentation every pixel has the category of the publisher's PNG."""
+    """Without augmentation, every pixel has the category of the publisher's PNG."""
     document = json.loads((SAMPLE / "annotations/panoptic_train2017.json").read_text())
     raw = {entry["file_name"][:-4]: entry["segments_info"] for entry in document["annotations"]}
     seen = set()
     for batch in batches(train_set, 5, PLAIN):
         for b, key in enumerate(batch.keys):
             ids = panoptic_ids(SAMPLE / "annotations/panoptic_train2017" / f"{key}.png")
-            there, here = shown(ids.shape)
-            assert entries_of(batch, b, there) == sorted(
+            in_crop, in_map = shown(ids.shape)
+            assert entries_of(batch, b, in_crop) == sorted(
                 (train_set.manifest.taxonomy.index(s["category_id"]), mask.tobytes())
                 for s in raw[key] if not s["iscrowd"]
-                for mask in [ids[here] == s["id"]]
+                for mask in [ids[in_map] == s["id"]]
             )  # fmt: skip
             seen.add(key)
     assert len(seen) == 10
 
 
 def area_weights(source: int, target: int) -> np.ndarray:
-    """Share [target, source] that each source pixel has in the area of an output pixel."""
+    """Return the fraction [target, source] of each output pixel that a source pixel covers."""
     edges = np.arange(target + 1)[:, None] * source / target
     low, high = np.arange(source), np.arange(source) + 1
     overlap = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
     return overlap.clip(0) * target / source
 
 
-def test_images_of_batches_are_the_raw_pictures(train_set):
+def test_images_of_batches_are_the_raw_photographs(train_set):
     for batch in batches(train_set, 3, PLAIN):
         for b, key in enumerate(batch.keys):
             picture = np.asarray(Image.open(SAMPLE / f"train2017/{key}.jpg").convert("RGB"))
@@ -208,12 +209,12 @@ def test_instance_batches_show_the_masks_of_pycocotools(train_set):
     for batch in batches(train_set, 5, PLAIN, task="instance"):
         for b, key in enumerate(batch.keys):
             image = coco.imgs[names[key]]
-            there, here = shown((image["height"], image["width"]))
+            in_crop, in_map = shown((image["height"], image["width"]))
             annotations = coco.loadAnns(coco.getAnnIds(names[key], iscrowd=False))
-            assert entries_of(batch, b, there) == sorted(
+            assert entries_of(batch, b, in_crop) == sorted(
                 (
                     train_set.manifest.taxonomy.index(a["category_id"]),
-                    coco.annToMask(a)[here].astype(bool).tobytes(),
+                    coco.annToMask(a)[in_map].astype(bool).tobytes(),
                 )
                 for a in annotations
             )
