@@ -10,6 +10,7 @@ import typer
 
 from jobs import __version__
 from jobs.commands import data, runs
+from jobs.commands.build import build
 from jobs.console import run
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def options(
 
 
 for command in (
-    *(runs.demo, data.build, data.verify, data.inspect, data.index),
+    *(runs.demo, build, data.verify, data.inspect, data.index),
     *(runs.train, runs.evaluate, runs.predict, runs.replay, runs.export, runs.bench),
 ):
     app.command()(command)

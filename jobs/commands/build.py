@@ -1,0 +1,112 @@
+"""The command that makes shard sets; its many options are described here, above it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.commands.options import Json, Processes
+from jobs.console import report
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Layout of the raw data: coco, ade20k, cityscapes, vistas (Mapillary, 1.2), "
+        "or folder (your own images and label maps, see docs/folder.md)."
+    ),
+]
+Out = Annotated[
+    str, typer.Option(help="Folder or URL (s3://, …) for the shard sets, one per split.")
+]
+Root = Annotated[Path | None, typer.Option(help="Folder of the raw data.")]
+Images = Annotated[
+    Path | None,
+    typer.Option(help="coco with your own files instead of --root: folder of the images."),
+]
+Instances = Annotated[
+    Path | None, typer.Option(help="coco with your own files: the instances JSON.")
+]
+Panoptic = Annotated[Path | None, typer.Option(help="coco with your own files: the panoptic JSON.")]
+Maps = Annotated[
+    Path | None, typer.Option(help="coco with your own files: folder of the panoptic PNGs.")
+]
+Split = Annotated[
+    str | None, typer.Option(help="coco with your own files: name of the split, such as train.")
+]
+Splits = Annotated[
+    str | None, typer.Option(help="Splits, separated by commas. Default: all that exist.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first images of each split.")]
+Tasks = Annotated[
+    str | None,
+    typer.Option(help="Tasks, separated by commas. Default: all that the data has truth for."),
+]
+Shards = Annotated[int | None, typer.Option(min=1, help="Number of shards per split.")]
+DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave out images without truth.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first image that the doctor rejects.")
+]
+On = Annotated[
+    str,
+    typer.Option(
+        help="Where shards are made. local: on this machine. HOST:PORT or ray://HOST:PORT: "
+        "on a Ray cluster whose nodes share this checkout, the raw data, and --out (unless it "
+        "is a URL). auto: on the cluster of RAY_ADDRESS if that is set, otherwise local."
+    ),
+]
+Work = Annotated[
+    Path | None,
+    typer.Option(
+        help="Staging folder for uploads if --out is a URL; it needs space for one shard per "
+        "process. Default: ~/.cache/mask2former/build."
+    ),
+]
+
+
+def build(
+    source: Source,
+    out: Out,
+    root: Root = None,
+    images: Images = None,
+    instances: Instances = None,
+    panoptic: Panoptic = None,
+    maps: Maps = None,
+    split: Split = None,
+    splits: Splits = None,
+    limit: Limit = None,
+    jobs: Processes = None,
+    tasks: Tasks = None,
+    shards: Shards = None,
+    drop_empty: DropEmpty = False,
+    strict: Strict = False,
+    on: On = "auto",
+    work: Work = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a raw data set into shards, and print which tasks they serve.
+
+    An interrupted build resumes if you run the same command again.
+    """
+    from jobs.build import build as job
+    from jobs.build import raw_data
+    from shards.build.options import BuildOptions
+
+    def run() -> dict[str, Any]:
+        files = {"images": images, "instances": instances, "panoptic": panoptic, "maps": maps}
+        data, names = raw_data(root, splits, files, split)
+        options = BuildOptions(
+            source,
+            data,
+            out,
+            names,
+            limit=limit,
+            jobs=jobs,
+            tasks=tuple(tasks.split(",")) if tasks else (),
+            shards=shards,
+            drop_empty=drop_empty,
+            strict=strict,
+            work=work,
+        )
+        return job(options, on)
+
+    report(run, as_json)
