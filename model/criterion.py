@@ -1,4 +1,4 @@
-"""Training loss: classification of all queries, point-sampled mask and dice losses of matched ones.
+"""Training loss: classes of all queries, and masks of the matched queries at sampled points.
 
 Mask2Former, arXiv 2112.01527, section 3.3; every prediction of the decoder is supervised.
 """
@@ -20,15 +20,15 @@ __all__ = ["Criterion", "CriterionSettings", "Draw", "Normalizers", "Targets", "
 
 
 class Normalizers(NamedTuple):
-    """What sums over a batch are divided by. Add those of all micro-batches field by field."""
+    """Denominators of the losses of a batch; add those of all micro-batches field by field."""
 
-    num_masks: Tensor  # segments, matched or not
-    class_weight: Tensor  # sum of the cross entropy's class weights
-    batches: Tensor | float = 1.0  # micro-batches
+    num_masks: Tensor  # number of segments, matched or not
+    class_weight: Tensor  # sum of the class weights of the cross entropy
+    batches: Tensor | float = 1.0  # number of micro-batches
 
 
 def normalizers(categories: Tensor, queries: int, settings: CriterionSettings) -> Normalizers:
-    """Normalizers (float64 scalars) of one micro-batch from its categories [B, N], -1 = padding."""
+    """Return the normalizers (float64 scalars) of a micro-batch of categories [B, N], -1 = none."""
     counts = (categories >= 0).sum(1).double()
     matched = counts.clamp(max=queries)
     weight = (matched + (queries - matched) * settings.no_object_weight).sum()
@@ -36,7 +36,7 @@ def normalizers(categories: Tensor, queries: int, settings: CriterionSettings) -
 
 
 class Criterion:
-    """Weighted losses of a micro-batch, as its share of the loss of the global batch."""
+    """Weighted losses of a micro-batch, as a share of the loss of the whole batch."""
 
     def __init__(self, settings: CriterionSettings) -> None:
         self.settings = settings
@@ -44,14 +44,22 @@ class Criterion:
     def __call__(
         self, predictions: Predictions, targets: Targets, draw: Draw, normalizers: Normalizers
     ) -> dict[str, Tensor]:
-        """Scalars loss_ce, loss_mask, loss_dice (last prediction) and the same with _0 … _{L-2}.
+        """Return the scalars loss_ce, loss_mask, and loss_dice of every prediction.
 
-        Their sum over all terms and micro-batches is the loss. Computes in float32 (or float64, if
-        predictions are). Draws, per image and prediction i: "match/i" (points, 2), "candidates/i"
-        (pairs, oversample·points, 2), "uniform/i" (pairs, (1 - importance)·points, 2).
+        The last prediction has these names and the earlier ones the same with _0 … _{L-2}. The sum
+        over all terms and micro-batches is the loss of the batch. Losses are computed in float32,
+        or in float64 if the predictions are.
+
+        Args:
+            predictions: Predictions of all layers.
+            targets: The segments of every image.
+            draw: Random numbers; for every image and prediction i "match/i" (points, 2),
+                "candidates/i" (pairs, oversample·points, 2), and "uniform/i"
+                (pairs, (1 - importance)·points, 2).
+            normalizers: The sums over the micro-batches of the batch.
 
         Raises:
-            FloatingPointError: non-finite logits; names the prediction.
+            FloatingPointError: Logits are not finite; names the prediction.
         """
         with torch.autocast(targets.maps.device.type, enabled=False):
             dtype = torch.promote_types(predictions.class_logits.dtype, torch.float32)
@@ -84,7 +92,7 @@ class Criterion:
         draw: Draw,
         totals: Normalizers,
     ) -> dict[str, Tensor]:
-        """Weighted losses by prediction: three times [L]."""
+        """Return three weighted losses by name, [L] each."""
         s = self.settings
         if s.class_normalizer == "local":
             queries = predictions.class_logits.shape[2]
@@ -101,7 +109,10 @@ class Criterion:
         }
 
     def _classification(self, logits: Tensor, categories: Tensor, matches: Matches) -> Tensor:
-        """Σ weight · cross entropy over all queries, [L]; the unmatched ones are no object."""
+        """Return the weighted cross entropy summed over all queries, [L].
+
+        The class of unmatched queries is "no object".
+        """
         layers, _, _, classes = logits.shape
         truth = torch.full(logits.shape[:3], classes - 1, device=logits.device)  # [L, B, Q]
         layer = torch.arange(layers, device=logits.device)[:, None]
@@ -119,20 +130,22 @@ class Criterion:
         matches: Matches,
         draw: Draw,
     ) -> tuple[Tensor, Tensor]:
-        """Σ over matched pairs of cross entropy (mean over points) and of dice loss, [L] each."""
+        """Return the sums over matched pairs of mask cross entropy and of dice loss, [L] each."""
         layers, pairs = matches.query.shape
-        if not pairs:  # zero, yet attached to the graph
+        if not pairs:  # zero, but part of the graph, so that the mask head has gradients
             zero = predictions.mask_embeddings.sum((1, 2, 3)) + predictions.mask_features.sum()
             return zero * 0, zero * 0
         logits = _matched_logits(predictions, matches)  # [L, M, h, w]
-        places, truth = zip(
+        # Every prediction has pairs and uncertain points that differ from those of the others, so
+        # it draws separately. The losses of all predictions are then computed as one batch.
+        points, truth = zip(
             *(
                 self._points(i, maps, groups, targets, matches, draw)
                 for i, maps in enumerate(logits.detach())
             ),
             strict=True,
         )
-        losses = recompute(pair_losses, logits.flatten(0, 1), torch.cat(places), torch.cat(truth))
+        losses = recompute(pair_losses, logits.flatten(0, 1), torch.cat(points), torch.cat(truth))
         return losses.unflatten(1, (layers, pairs)).sum(2).unbind()
 
     @torch.no_grad()
@@ -145,10 +158,12 @@ class Criterion:
         matches: Matches,
         draw: Draw,
     ) -> tuple[Tensor, Tensor]:
-        """Points [M, P, 2] for prediction `i` with logits [M, h, w], and the truth there [M, P]."""
+        """Return points [M, P, 2] for prediction `i`, logits [M, h, w], and their truth [M, P]."""
         s = self.settings
         keep = int(s.importance * s.points)
 
+        # One draw per image, keyed by image and prediction: the points of an image do not depend on
+        # the other images of its micro-batch, so a batch may be split in any way.
         def uniform(purpose: str, points: int) -> Tensor:
             draws = [
                 draw(b, f"{purpose}/{i}", (count, points, 2))
@@ -157,7 +172,7 @@ class Criterion:
             ]
             return torch.cat(draws).to(logits.dtype)
 
-        places = uncertain_points(
+        points = uncertain_points(
             logits,
             uniform("candidates", int(s.oversample * s.points)),
             uniform("uniform", s.points - keep),
@@ -165,13 +180,18 @@ class Criterion:
         )
         image, target = matches.image, matches.target[i]
         layer, value = targets.layer[image, target], targets.value[image, target]
-        return places, sample_pairs(groups, image, layer, value, places)
+        return points, sample_pairs(groups, image, layer, value, points)
 
 
-def pair_losses(logits: Tensor, places: Tensor, truth: Tensor) -> Tensor:
-    """Mean binary cross entropy and dice loss [2, M] of masks [M, h, w] at points [M, P, 2] of
-    their own, where the truth is [M, P]."""
-    x = sample(logits[:, None], places)[:, 0]  # [M, P]
+def pair_losses(logits: Tensor, points: Tensor, truth: Tensor) -> Tensor:
+    """Return the mean binary cross entropy and the dice loss of masks, [2, M].
+
+    Args:
+        logits: [M, h, w].
+        points: [M, P, 2], the points of each mask.
+        truth: [M, P], the matched mask at these points.
+    """
+    x = sample(logits[:, None], points)[:, 0]  # [M, P]
     bce = F.binary_cross_entropy_with_logits(x, truth, reduction="none").mean(1)
     p = x.sigmoid()
     dice = 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
@@ -179,7 +199,10 @@ def pair_losses(logits: Tensor, places: Tensor, truth: Tensor) -> Tensor:
 
 
 def _matched_logits(predictions: Predictions, matches: Matches) -> Tensor:
-    """Mask logits [L, M, h, w] of the matched queries only."""
+    """Return the mask logits [L, M, h, w] of the matched queries only.
+
+    The products run over all predictions of an image at once.
+    """
     features = predictions.mask_features
     layer = torch.arange(len(matches.query), device=features.device)[:, None]
     rows = predictions.mask_embeddings[layer, matches.image, matches.query]  # [L, M, C]

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from model import kernels
-from model.backbone import STRIDES, Backbone
+from model.backbone import Backbone
+from model.families import STRIDES
 from model.masked_decoder import MaskedDecoder, Predictions
 from model.network_settings import ModelSettings
 from model.pixel_decoder import LEVELS, PixelDecoder
@@ -13,15 +14,20 @@ from model.targets import Draw
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "Mask2Former", "ModelSettings", "Predictions", "normalize"]
 
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0-255: ImageNet
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet; RGB, 0 to 255
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
 class Mask2Former(nn.Module):
-    """Mask2Former (arXiv 2112.01527) for `num_classes` classes, things and stuff alike.
+    """Mask2Former (arXiv 2112.01527).
+
+    Args:
+        settings: The architecture.
+        num_classes: Number of classes, things and stuff together.
 
     Raises:
-        ValueError: a setting that cannot be built; names it.
+        ValueError: The backbone cannot be built or loaded, or `M2F_KERNELS` has an unknown value;
+            names the setting.
     """
 
     def __init__(self, settings: ModelSettings, num_classes: int) -> None:
@@ -47,20 +53,22 @@ class Mask2Former(nn.Module):
                 part.compile(dynamic=False)
 
     def forward(self, images: Tensor, draw: Draw | None = None) -> Predictions:
-        """Predictions for normalized images [B, 3, H, W], H and W multiples of 32.
+        """Return the predictions for a batch of images.
 
-        `draw` supplies the randomness of stochastic depth in training (torch's own otherwise).
+        Args:
+            images: Normalized images [B, 3, H, W], H and W multiples of 32.
+            draw: Random numbers of stochastic depth in training; torch's generator if None.
         """
         if images.shape[2] % STRIDES[-1] or images.shape[3] % STRIDES[-1]:
-            raise ValueError(f"images of {tuple(images.shape[2:])}: pad to multiples of 32")
-        # not called as a module: ZeRO stage 3 hooks every module and takes no dict but of names
+            raise ValueError(f"images of {tuple(images.shape[2:])}: pad them to multiples of 32")
+        # `forward` directly: the hooks of ZeRO stage 3 accept no result with keys other than text
         features = self.backbone.forward(images, draw)
         memory, mask_features = self.pixel_decoder(features)
         return self.masked_decoder(memory, mask_features)
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Network input (float32) from RGB images u8 [..., 3, H, W]."""
+    """Return the network's input, float32, from RGB images uint8 [..., 3, H, W]."""
     mean, std = _pixel_statistics(images.device)
     return (images - mean) / std
 

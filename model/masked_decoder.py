@@ -15,9 +15,10 @@ from model.token_linear import TokenLinear
 
 
 class Predictions(NamedTuple):
-    """Predictions of the initial queries and after every layer; the last is the model's answer.
+    """Predictions of the initial queries and of every layer; the last one is the result.
 
-    Mask logits are the product of the last two, without bias, and are never kept whole.
+    Mask logits are the products of embeddings and features, without bias. They are computed only
+    for the queries and points that need them and are never kept as a whole.
     """
 
     class_logits: Tensor  # [L, B, Q, K + 1], last column = no object
@@ -26,9 +27,9 @@ class Predictions(NamedTuple):
 
 
 class MaskedDecoder(nn.Module):
-    """Queries that look, layer by layer, where their own previous mask prediction says."""
+    """Queries that attend, in every layer, inside of the mask that they predicted before it."""
 
-    recomputes = False  # whether backward runs each layer again
+    recomputes = False  # whether backward computes each layer again
 
     def __init__(
         self,
@@ -54,12 +55,19 @@ class MaskedDecoder(nn.Module):
         )
 
     def forward(self, memory: list[Tensor], mask_features: Tensor) -> Predictions:
-        """Predictions from memory [[B, C, h, w], …], coarse to fine, and [B, C, H/4, W/4]."""
+        """Return the predictions.
+
+        Args:
+            memory: Feature maps [B, C, h, w], coarse to fine.
+            mask_features: [B, C, H/4, W/4].
+        """
         values, keys, guides = [], [], []
         for x, embed in zip(memory, self.level_embed.weight, strict=True):
             value = x.flatten(2).transpose(1, 2) + embed  # [B, h·w, C]
             position = sine_encoding(*x.shape[2:], x.shape[1], x.device, embed.dtype)
-            # Resizing commutes with the product that makes mask logits: small features will do.
+            # The attention mask needs mask logits at the size of the level. Resizing commutes with
+            # the product that makes them, so the features are resized once and the product is
+            # small.
             guide = _shrink(mask_features.detach(), mask_features.shape[2] // x.shape[2])
             values.append(value)
             keys.append(value + position)
@@ -81,23 +89,33 @@ class MaskedDecoder(nn.Module):
 
 
 def _shrink(x: Tensor, factor: int) -> Tensor:
-    """[B, C, h, w] to 1 / `factor` (even) of its size, bilinear: the mean of the middle 2 x 2."""
+    """Return [B, C, h, w] resized bilinearly to 1 / `factor` of its size.
+
+    For an even factor this is the mean of the middle 2 x 2 pixels of every block.
+    """
     first = factor // 2 - 1
     return F.avg_pool2d(x[:, :, first:, first:], 2, stride=factor)
 
 
 def attention_mask(logits: Tensor) -> Tensor:
-    """Where a query may look: [B, 1, Q, pixels] bool, for all heads, from logits [B, Q, pixels].
+    """Return the pixels that each query may attend to.
 
-    Pixels of probability >= 0.5 (in floating point: a logit barely below 0 still counts);
-    everywhere for a query that has none.
+    These are the pixels with a probability of at least 0.5, or all pixels if there are none. The
+    probability is compared rather than the logit: a logit that is barely below 0 has a probability
+    of 0.5 in floating point.
+
+    Args:
+        logits: [B, Q, pixels].
+
+    Returns:
+        bool [B, 1, Q, pixels], the same mask for every head.
     """
     permitted = logits.sigmoid() >= 0.5
     return (permitted | ~permitted.any(2, keepdim=True))[:, None]
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, feed-forward, each followed by residual and norm."""
+    """Masked cross-attention, self-attention, and feed-forward, each with residual and norm."""
 
     def __init__(self, dim: int, settings: MaskedDecoderSettings) -> None:
         super().__init__()
@@ -114,7 +132,15 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, keys: Tensor, values: Tensor, permitted: Tensor
     ) -> Tensor:
-        """Queries [B, Q, C] -> [B, Q, C]; `position` [Q, C], `keys` and `values` [B, pixels, C]."""
+        """Return the next queries [B, Q, C].
+
+        Args:
+            x: Queries [B, Q, C].
+            position: Position embeddings [Q, C] of the queries.
+            keys: [B, pixels, C].
+            values: [B, pixels, C].
+            permitted: bool [B, 1, Q, pixels], from `attention_mask`.
+        """
         x = self.norm1(x + self.cross_attn(x + position, keys, values, permitted))
         query = x + position
         x = self.norm2(x + self.self_attn(query, query, x))
@@ -122,7 +148,7 @@ class DecoderLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one boolean mask shared by all heads."""
+    """Multi-head attention with one Boolean mask that all heads share."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -131,7 +157,8 @@ class Attention(nn.Module):
         self.k_proj = TokenLinear(dim, dim)
         self.v_proj = TokenLinear(dim, dim)
         self.out_proj = TokenLinear(dim, dim)
-        fused = math.sqrt(6 / (dim + 3 * dim))  # Xavier bound of the three stacked matrices
+        # The published code initializes q, k, and v as one matrix of 3·dim rows.
+        fused = math.sqrt(6 / (dim + 3 * dim))
         for linear in (self.q_proj, self.k_proj, self.v_proj):
             nn.init.uniform_(linear.weight, -fused, fused)
         nn.init.xavier_uniform_(self.out_proj.weight)
@@ -141,7 +168,10 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, permitted: Tensor | None = None
     ) -> Tensor:
-        """[B, Q, C] from query [B, Q, C], key and value [B, N, C]; `permitted` [B, 1, Q, N]."""
+        """Return [B, Q, C] from query [B, Q, C], key and value [B, N, C].
+
+        The mask `permitted` is bool [B, 1, Q, N], or None to permit everything.
+        """
         q, k, v = (
             project(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, n, C / heads]
             for project, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))

@@ -1,4 +1,4 @@
-"""Bipartite matching of queries and segments, for all predictions of a step at once."""
+"""Bipartite matching of queries with segments, for all predictions of a step at once."""
 
 from typing import NamedTuple
 
@@ -14,12 +14,15 @@ from model.targets import Draw, Targets
 
 
 class Matches(NamedTuple):
-    """Assigned pairs. All predictions have the same M = Σ min(Q, N_b) of them, image by image and,
-    within an image, in the order of its targets."""
+    """Matched pairs of a query and a target.
 
-    image: Tensor  # i64 [M]
-    query: Tensor  # i64 [L, M]
-    target: Tensor  # i64 [L, M], position in the image's targets
+    Every prediction has the same number of pairs, M = Σ min(Q, N_b). They are ordered by image and,
+    within an image, by target.
+    """
+
+    image: Tensor  # int64 [M]
+    query: Tensor  # int64 [L, M]
+    target: Tensor  # int64 [L, M], index in the image's targets
     counts: list[int]  # pairs of each image
 
 
@@ -35,40 +38,52 @@ def match(
     mask_weight: float,
     dice_weight: float,
 ) -> Matches:
-    """Cheapest one-to-one assignment for every prediction and image (Hungarian algorithm).
+    """Return the cheapest one-to-one assignment of every prediction and image.
 
-    `groups` are the `neighbors` of the targets' maps. The whole step costs one copy to the host
-    and one back. Draws: "match/i" of shape (points, 2) for prediction i of each image.
+    The Hungarian algorithm runs on the host. All its inputs travel there in one copy and all its
+    results in one copy back, so a step waits for the GPU once here.
+
+    Args:
+        predictions: Predictions of all layers.
+        targets: The segments of every image.
+        groups: `neighbors` of the targets' maps.
+        draw: Random numbers; for prediction i of each image "match/i" of shape (points, 2).
+        points: Points that the masks are compared at.
+        class_weight: Weight of the class cost.
+        mask_weight: Weight of the mean binary cross entropy.
+        dice_weight: Weight of the dice cost.
 
     Raises:
-        FloatingPointError: non-finite class or mask logits; names the first such prediction.
+        FloatingPointError: Class or mask logits are not finite; names the first such prediction.
     """
     cost = class_weight * class_cost(predictions.class_logits, targets.categories)
     rows = padded_rows(predictions.mask_features)
     for i, embeddings in enumerate(predictions.mask_embeddings):
-        places = _draw_points(draw, f"match/{i}", len(embeddings), points, embeddings)
-        features = sample_rows(rows, places)  # [B, P, C]
-        masks = sample_shared(groups, targets.layer, targets.value, places)  # [B, N, P]
+        locations = _draw_points(draw, f"match/{i}", len(embeddings), points, embeddings)
+        features = sample_rows(rows, locations)  # [B, P, C]
+        masks = sample_shared(groups, targets.layer, targets.value, locations)  # [B, N, P]
         mask, dice = mask_costs(embeddings @ features.transpose(1, 2), masks)
         cost[i] += mask_weight * mask + dice_weight * dice
     return _assign(cost, predictions, targets.categories)
 
 
 def class_cost(logits: Tensor, categories: Tensor) -> Tensor:
-    """−p(category of target n | query q): [L, B, Q, N] from [L, B, Q, K + 1] and [B, N]."""
+    """Return −p(category of target n | query q): [L, B, Q, N] from [L, B, Q, K + 1] and [B, N]."""
     index = categories.clamp(min=0)[None, :, None].expand(*logits.shape[:3], -1)
     return -logits.softmax(3).gather(3, index)
 
 
 def mask_costs(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean binary cross entropy and dice loss of every pair, [B, Q, N] each.
+    """Return the mean binary cross entropy and the dice loss of every pair, [B, Q, N] each.
 
     Args:
-        logits: [B, Q, P]. masks: in [0, 1], [B, N, P].
+        logits: [B, Q, P], mask logits of the queries.
+        masks: [B, N, P] in [0, 1], masks of the targets at the same points.
     """
     truth = masks.transpose(1, 2)  # [B, P, N]
     probability = logits.sigmoid()
-    # BCE(x, t) = softplus(x) - x·t; softplus is its own linear part beyond 50 to all digits
+    # BCE(x, t) = softplus(x) - x·t is linear in t, so all pairs are one matrix product. Beyond 50,
+    # softplus(x) is x to all digits.
     negative = F.softplus(logits, threshold=50).sum(2, keepdim=True)  # [B, Q, 1]
     bce = (negative - logits @ truth) / logits.shape[2]
     size = probability.sum(2, keepdim=True) + truth.sum(1, keepdim=True)  # [B, Q, N]
@@ -80,14 +95,14 @@ def _draw_points(draw: Draw, purpose: str, batch: int, points: int, like: Tensor
 
 
 def _assign(cost: Tensor, predictions: Predictions, categories: Tensor) -> Matches:
-    """Pairs from costs [L, B, Q, N], by way of one packed copy to the host."""
+    """Return the cheapest pairs for costs [L, B, Q, N], with one packed copy to the host."""
     layers, batch = cost.shape[:2]
     health = torch.stack(
         (
             predictions.class_logits.sum((1, 2, 3)),
             predictions.mask_embeddings.sum((1, 2, 3)) + predictions.mask_features.sum(),
         )
-    )  # [2, L]: a NaN or infinity anywhere makes the sum one
+    )  # [2, L]: a NaN or an infinity in any summand makes the sum NaN or infinite
     packed = torch.cat((health.flatten(), categories.flatten() >= 0, cost.flatten())).cpu().numpy()
     head, real, flat = np.split(packed, np.cumsum([health.numel(), categories.numel()]))
     for kind, values in zip(("class", "mask"), head.reshape(2, layers), strict=True):
@@ -106,10 +121,16 @@ def _assign(cost: Tensor, predictions: Predictions, categories: Tensor) -> Match
 
 
 def _solve(cost: np.ndarray, real: np.ndarray, prediction: int) -> np.ndarray:
-    """Query and target of each pair, [2, min(Q, n)], from costs [Q, N] of n real targets."""
+    """Return query and target of each pair, int64 [2, min(Q, n)].
+
+    Args:
+        cost: [Q, N].
+        real: bool [N], which targets are not padding; n of them.
+        prediction: Index of the prediction, for the error.
+    """
     columns = np.flatnonzero(real)
     cost = cost[:, columns]
     if not np.isfinite(cost).all():
         raise FloatingPointError(f"prediction {prediction} has non-finite mask logits")
-    row, query = linear_sum_assignment(cost.T)  # rows of targets come sorted
+    row, query = linear_sum_assignment(cost.T)  # sorted by target
     return np.stack((query, columns[row]))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class FrozenBatchNorm2d(nn.Module):
     """Batch normalization whose statistics and affine terms are constants (buffers, no gradient).
 
-    Written as one multiply-add so that, unlike `F.batch_norm`, it keeps no activation for backward.
+    It is one multiply-add. Unlike `F.batch_norm`, it keeps no activation for backward.
     """
 
     eps = 1e-5
@@ -36,11 +36,12 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class StandardisedConv2d(nn.Conv2d):
-    """Convolution whose filters have mean 0 and norm 1 (weight standardisation, arXiv 1903.10520).
+class StandardizedConv2d(nn.Conv2d):
+    """Convolution whose filters have mean 0 and norm 1 (weight standardization, arXiv 1903.10520).
 
-    Group normalization, unlike batch normalization, leaves each channel its mean over the data;
-    filters without mean make up for it, and nets learn from scratch several times faster.
+    Group normalization does not remove the mean of each channel over the data, as batch
+    normalization does. Filters with mean 0 make up for it: networks learn from scratch several
+    times faster.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,15 +50,19 @@ class StandardisedConv2d(nn.Conv2d):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, fewer (a power of two) where they would hold less than 8 channels."""
+    """Return a GroupNorm of 32 groups, or of fewer if a group would hold less than 8 channels."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 8)), channels)
 
 
 def replace_batch_norm(module: nn.Module, norm: str) -> nn.Module:
-    """`module` with every BatchNorm2d turned into `norm`: frozen_batch, batch, sync_batch or group.
+    """Return `module` with every BatchNorm2d replaced by another normalization.
 
-    Statistics and affine terms are kept, except by `group`, which starts afresh and standardises
-    the filters of every convolution.
+    Statistics and affine terms are kept, except by `group`, which starts from the identity and
+    standardizes the filters of every convolution.
+
+    Args:
+        module: The module, which is changed in place.
+        norm: One of `model.network_settings.NORMS`.
     """
     if norm == "batch":
         return module
@@ -68,7 +73,7 @@ def replace_batch_norm(module: nn.Module, norm: str) -> nn.Module:
             if isinstance(child, nn.BatchNorm2d):
                 setattr(parent, name, _replacement(child, norm))
             elif isinstance(child, nn.Conv2d) and norm == "group":
-                child.__class__ = StandardisedConv2d
+                child.__class__ = StandardizedConv2d
     return module
 
 

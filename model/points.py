@@ -1,31 +1,35 @@
 """Bilinear sampling at points: of feature maps, and of masks given as integer maps.
 
-Points are normalized (x, y) in [0, 1)²; pixel i of n has its center at (i + 0.5) / n and zeros lie
-outside, as in `grid_sample(align_corners=False)`. Everything computes in the dtype of the points.
+Points are normalized (x, y) in [0, 1)². Pixel i of n has its center at (i + 0.5) / n, and points
+outside read zeros, as in `grid_sample(align_corners=False)`. Results have the dtype of the points.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CODES = {torch.uint8: 1 << 8, torch.int32: 1 << 16}  # dtype of an integer map -> values below this
+CODES = {torch.uint8: 1 << 8, torch.int32: 1 << 16}  # dtype of a map -> bound of its values
 
 
 def sample(features: Tensor, points: Tensor) -> Tensor:
-    """Features [B, C, H, W] at points [B, P, 2]: [B, C, P]. Coordinates carry no gradient."""
+    """Return features [B, C, H, W] at points [B, P, 2]: [B, C, P]."""
     grid = (2 * points - 1)[:, :, None]  # [B, P, 1, 2]
     return F.grid_sample(features, grid, align_corners=False)[..., 0]
 
 
 def padded_rows(features: Tensor) -> Tensor:
-    """[B, C, H, W] as `sample_rows` takes it: [B, H + 2, W + 2, C] with a border of zeros."""
+    """Return [B, C, H, W] as `sample_rows` takes it: [B, H + 2, W + 2, C] with zeros around."""
     return F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
 
 
 def sample_rows(rows: Tensor, points: Tensor) -> Tensor:
-    """`sample` for many channels: [B, P, C] of `padded_rows` at points [B, P, 2], by whole rows."""
+    """Return `padded_rows` [B, H + 2, W + 2, C] at points [B, P, 2]: [B, P, C].
+
+    It is `sample` for many channels. The four neighbors of a point are four whole rows of C
+    channels, which `embedding_bag` reads and weights in one pass.
+    """
     batch, height, width = rows.shape[:3]
-    index, fraction = _place(points, height - 2, width - 2, stride=width)
+    index, fraction = _locate(points, height - 2, width - 2, stride=width)
     image = torch.arange(batch, device=rows.device)[:, None] * (height * width)
     first = index + image  # [B, P]
     taps = torch.stack((first, first + 1, first + width, first + width + 1), dim=2)
@@ -39,9 +43,10 @@ def sample_rows(rows: Tensor, points: Tensor) -> Tensor:
 
 
 def neighbors(maps: Tensor) -> Tensor:
-    """Integer maps [B, layers, H, W] by groups of 2 x 2: [B, layers, H + 1, W + 1, 4].
+    """Return the 2 x 2 groups [B, layers, H + 1, W + 1, 4] of integer maps [B, layers, H, W].
 
-    Group (y, x) is what a point between pixels (y - 1, x - 1) and (y, x) looks at; 0 lies outside.
+    Group (y, x) holds the four pixels around a point between pixels (y - 1, x - 1) and (y, x), with
+    0 for pixels outside. All four are neighbors in memory, so one read of 4 bytes serves a point.
     """
     padded = F.pad(maps, (1, 1, 1, 1))
     upper, lower = padded[:, :, :-1], padded[:, :, 1:]
@@ -50,24 +55,28 @@ def neighbors(maps: Tensor) -> Tensor:
 
 
 def sample_shared(groups: Tensor, layer: Tensor, value: Tensor, points: Tensor) -> Tensor:
-    """All masks of each image at the same points.
+    """Sample all masks of each image at the same points.
 
     Args:
         groups: `neighbors` of integer maps [B, layers, H, W].
-        layer, value: i64 [B, N]; mask n of image b is `maps[b, layer[b, n]] == value[b, n]`, and
-            value 0 is no mask.
+        layer: int64 [B, N].
+        value: int64 [B, N]; mask n of image b is `maps[b, layer[b, n]] == value[b, n]`. The value 0
+            stands for the absence of a mask.
         points: [B, P, 2].
 
     Returns:
         Fractional masks in [0, 1]: [B, N, P].
     """
     batch, layers, height, width, _ = groups.shape
-    index, fraction = _place(points, height - 1, width - 1, stride=width)
+    index, fraction = _locate(points, height - 1, width - 1, stride=width)
     index = index[:, None, :, None].expand(-1, layers, -1, 4)
     codes = groups.flatten(2, 3).gather(2, index)  # [B, layers, P, 4]
 
+    # A loop over the masks would read every map N times. Instead, a table per layer translates a
+    # pixel's value to the mask that it belongs to, and the four bilinear weights of a point are
+    # added to the rows of those masks. Row N collects the pixels without a mask and is cut off.
     masks = layer.shape[1]
-    owner = layer.new_full((batch, layers, CODES[groups.dtype]), masks)  # code -> mask, N = none
+    owner = layer.new_full((batch, layers, CODES[groups.dtype]), masks)  # value -> mask, N = none
     image = torch.arange(batch, device=layer.device)[:, None]
     owner[image, layer, value] = torch.arange(masks, device=layer.device)
     owner[:, :, 0] = masks
@@ -84,18 +93,20 @@ def sample_shared(groups: Tensor, layer: Tensor, value: Tensor, points: Tensor) 
 def sample_pairs(
     groups: Tensor, image: Tensor, layer: Tensor, value: Tensor, points: Tensor
 ) -> Tensor:
-    """Single masks, each at its own points: mask m is `maps[image[m], layer[m]] == value[m]`.
+    """Sample single masks, each at different points.
 
     Args:
         groups: `neighbors` of integer maps [B, layers, H, W].
-        image, layer, value: i64 [M].
-        points: [M, P, 2].
+        image: int64 [M].
+        layer: int64 [M].
+        value: int64 [M]; mask m is `maps[image[m], layer[m]] == value[m]`.
+        points: [M, P, 2], the points of each mask.
 
     Returns:
         Fractional masks in [0, 1]: [M, P].
     """
     _, layers, height, width, _ = groups.shape
-    index, fraction = _place(points, height - 1, width - 1, stride=width)
+    index, fraction = _locate(points, height - 1, width - 1, stride=width)
     plane = (image * layers + layer) * (height * width)
     codes = _take(groups.flatten(0, 3), plane[:, None] + index)  # [M, P, 4]
     inside = (codes == value.to(codes.dtype)[:, None, None]).to(points.dtype)
@@ -106,38 +117,42 @@ def sample_pairs(
 
 
 def _take(groups: Tensor, index: Tensor) -> Tensor:
-    """Rows of `groups` [n, 4] at `index` [..]: [.., 4]."""
-    if groups.dtype == torch.uint8:  # four bytes move as one number
+    """Return rows [.., 4] of `groups` [n, 4] at `index` [..]."""
+    if groups.dtype == torch.uint8:  # four bytes are read as one number
         return groups.view(torch.int32)[:, 0].take(index)[..., None].view(torch.uint8)
     return groups.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
-def _place(points: Tensor, height: int, width: int, *, stride: int) -> tuple[Tensor, Tensor]:
-    """Where points [.., 2] lie on a map of that size with a border of one pixel around it.
+def _locate(points: Tensor, height: int, width: int, *, stride: int) -> tuple[Tensor, Tensor]:
+    """Find points [.., 2] on a map of that size with a border of one pixel around it.
 
-    Returns the flat index [..] of the pixel up and left, `stride` pixels in a row, and how far
-    from it to the next, [.., 2] in [0, 1).
+    Returns:
+        The flat index [..] of the pixel above and to the left, in rows of `stride` pixels, and the
+        distance from its center, [.., 2] in [0, 1) pixels.
     """
-    place = torch.stack((points[..., 0] * width, points[..., 1] * height), dim=-1) - 0.5
-    low = place.floor()
+    pixel = torch.stack((points[..., 0] * width, points[..., 1] * height), dim=-1) - 0.5
+    low = pixel.floor()
     column, row = (low.long() + 1).unbind(-1)
-    return row * stride + column, place - low
+    return row * stride + column, pixel - low
 
 
 def _weights(fraction: Tensor) -> Tensor:
-    """Bilinear weights [.., 4] of upper left, upper right, lower left and lower right pixel."""
+    """Return the bilinear weights [.., 4] of the pixels in the order of `neighbors`."""
     x, y = fraction.unbind(-1)
     return torch.stack(((1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x), dim=-1)
 
 
 @torch.no_grad()
 def uncertain_points(logits: Tensor, candidates: Tensor, uniform: Tensor, keep: int) -> Tensor:
-    """Where a mask is undecided: the `keep` candidates of smallest |logit|, and the uniform points.
+    """Return the candidates that a mask is least certain of, and the uniform points after them.
 
-    PointRend (arXiv 1912.08193, section 3.1), as training of Mask2Former uses it.
+    PointRend (arXiv 1912.08193, section 3.1), as Mask2Former is trained with it.
 
     Args:
-        logits: [M, h, w]. candidates: [M, K, 2]. uniform: [M, R, 2]. keep: at most K.
+        logits: [M, h, w], mask logits.
+        candidates: [M, K, 2].
+        uniform: [M, R, 2].
+        keep: Number of candidates to keep, those with the smallest |logit|; at most K.
 
     Returns:
         [M, keep + R, 2].

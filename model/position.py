@@ -11,7 +11,11 @@ TEMPERATURE = 10000.0
 
 
 def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Cache a function of hashable arguments whose result must outlive inference mode."""
+    """Cache a function of hashable arguments that returns a constant.
+
+    The result is computed outside of inference mode, so that training can use a constant that was
+    first needed in inference. Under `torch.compile` the function is traced instead.
+    """
 
     @functools.lru_cache(maxsize=16)
     def cached(*args) -> Tensor:
@@ -29,10 +33,11 @@ def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def sine_encoding(
     height: int, width: int, dim: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """2-D sine encoding [H·W, dim]: the first half of the channels encodes y, the second x.
+    """Return the 2-D sine encoding [H·W, dim] of a feature map.
 
-    Coordinates 1..n are scaled to (0, 2π]; channels alternate sine and cosine of one frequency
-    (DETR, arXiv 2005.12872, appendix A.4).
+    The first half of the channels encodes y and the second half x. Coordinates 1..n are scaled to
+    (0, 2π]. Channels alternate sine and cosine of one frequency (DETR, arXiv 2005.12872, appendix
+    A.4).
     """
     half = dim // 2
     channel = torch.arange(half, device=device, dtype=dtype)
@@ -52,7 +57,7 @@ def sine_encoding(
 def pixel_centers(
     shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Normalized pixel centers [Σ H·W, 2] of the concatenated levels `shapes`, x first."""
+    """Return the normalized pixel centers [Σ H·W, 2], x first, of levels of shapes (H, W)."""
 
     def centers(size: int) -> Tensor:
         return (torch.arange(size, device=device, dtype=dtype) + 0.5) / size
@@ -65,5 +70,5 @@ def pixel_centers(
 def level_sizes(
     shapes: tuple[tuple[int, int], ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """(W, H) of each level: [levels, 2]."""
+    """Return (W, H) of each level: [levels, 2]."""
     return torch.tensor(shapes, device=device, dtype=dtype).flip(1)

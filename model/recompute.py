@@ -1,4 +1,4 @@
-"""Activations that backward computes again, where that is cheaper than keeping them."""
+"""Activations that backward computes again because that is cheaper than keeping them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(function: Callable[..., Any], *inputs: Any) -> Any:
-    """`function(*inputs)`, of which autograd keeps the inputs only; nothing random in it.
+    """Return `function(*inputs)`, of which autograd keeps only the inputs.
 
-    Backward runs it again, but no further than to the last tensor that was to be kept: a product
-    at the end is not made twice.
+    Backward runs the function again, up to the last tensor that backward needs; an operation after
+    it, such as a product at the end, is not repeated. The function must not draw random numbers.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)

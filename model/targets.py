@@ -1,4 +1,4 @@
-"""What the criterion is given beside predictions: truth as integer maps, and random numbers."""
+"""Inputs of the criterion beside the predictions: truth as integer maps, and random numbers."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 Draw = Callable[[int, str, tuple[int, ...]], Tensor]
-"""(image in the batch, purpose, shape) -> uniform numbers in [0, 1), float32, on the device."""
+"""(index of the image in the batch, purpose, shape) -> float32 in [0, 1) on the device."""
 
 
 class Targets(NamedTuple):
-    """Segments of a batch. Mask n of image b is `maps[b, layer[b, n]] == value[b, n]`."""
+    """Segments of a batch; mask n of image b is `maps[b, layer[b, n]] == value[b, n]`."""
 
-    maps: Tensor  # u8 | i32 [B, layers, H, W]
-    categories: Tensor  # i64 [B, N], -1 = padding
-    layer: Tensor  # i64 [B, N]
-    value: Tensor  # i64 [B, N]
+    maps: Tensor  # uint8 or int32 [B, layers, H, W]
+    categories: Tensor  # int64 [B, N], -1 = padding
+    layer: Tensor  # int64 [B, N]
+    value: Tensor  # int64 [B, N]
 
     def to(self, device: torch.device) -> "Targets":
         """Return the targets on `device`. Copies overlap with compute if the source is pinned."""

@@ -1,8 +1,8 @@
 """Deformable attention on a GPU, in Triton: one pass forward and one backward.
 
 A program holds a block of queries of one head and reads four pixels [queries, D] for each sample.
-Sums are kept in the dtype of the locations, whatever that of the values. Gradients of the values
-are added atomically in float32: their last bits depend on the order in which programs run.
+Sums have the dtype of the locations, whatever the dtype of the values. The gradients of the values
+are added atomically, so their last bits depend on the order in which programs run.
 """
 
 import itertools
@@ -20,6 +20,7 @@ BLOCK = 16  # queries of one program
 
 
 def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Return `model.deformable_attention` of the arguments."""
     value, locations, weights = (x.contiguous() for x in (value, locations, weights))
     output = value.new_empty(*locations.shape[:2], value.shape[2] * value.shape[3])
     _launch(_forward, value, shapes, locations, weights, output)
@@ -29,6 +30,7 @@ def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -
 def backward(
     gradient: Tensor, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of value, locations, and weights, given that of the output."""
     gradient, value, locations, weights = (
         x.contiguous() for x in (gradient, value, locations, weights)
     )
@@ -70,25 +72,25 @@ def _launch(
 
 @constant
 def _levels(shapes: Shapes, device: torch.device) -> Tensor:
-    """(height, width, first token) of each level: int32 [levels, 3]."""
+    """Return (height, width, first token) of each level: int32 [levels, 3]."""
     starts = itertools.accumulate([0] + [height * width for height, width in shapes[:-1]])
     rows = [(*shape, start) for shape, start in zip(shapes, starts, strict=True)]
     return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 @triton.jit
-def _place(coordinate, size, mask):
-    """Pixel before a coordinate in [0, 1], how far behind it, and whether either reads a value."""
+def _locate(coordinate, size, mask):
+    """Return the pixel before a coordinate, the distance from it, and whether a value is read."""
     pixel = tl.load(coordinate, mask=mask, other=0) * size - 0.5
     is_inside = (pixel >= -1) & (pixel <= size)
-    pixel = tl.where((pixel < -1) | (pixel > size), -1.0, pixel)  # NaN stays
+    pixel = tl.where((pixel < -1) | (pixel > size), -1.0, pixel)  # NaN is kept
     before = tl.floor(pixel)
     return before.to(tl.int32), pixel - before, is_inside
 
 
 @triton.jit
 def _pixels(x, y, height, width, start, stride, mask):
-    """Offsets of pixels from the first token's, and which of them exist."""
+    """Return the offsets of pixels from the first token, and which of the pixels exist."""
     exists = (x >= 0) & (x < width) & (y >= 0) & (y < height) & mask
     return (start + y * width + x) * stride, exists
 
@@ -113,8 +115,8 @@ def _forward(
         for point in range(POINTS):
             sample = (row * LEVELS + level) * POINTS + point
             weight = tl.load(weights + sample, mask=mask, other=0)
-            left, right_share, _ = _place(locations + 2 * sample, width, mask)
-            top, lower_share, _ = _place(locations + 2 * sample + 1, height, mask)
+            left, right_share, _ = _locate(locations + 2 * sample, width, mask)
+            top, lower_share, _ = _locate(locations + 2 * sample + 1, height, mask)
             for corner in tl.static_range(4):
                 dx, dy = corner % 2, corner // 2
                 share = tl.where(dx == 1, right_share, 1 - right_share)
@@ -147,8 +149,8 @@ def _backward(
         for point in range(POINTS):
             sample = (row * LEVELS + level) * POINTS + point
             weight = tl.load(weights + sample, mask=mask, other=0)
-            left, right_share, x_inside = _place(locations + 2 * sample, width, mask)
-            top, lower_share, y_inside = _place(locations + 2 * sample + 1, height, mask)
+            left, right_share, x_inside = _locate(locations + 2 * sample, width, mask)
+            top, lower_share, y_inside = _locate(locations + 2 * sample + 1, height, mask)
             sampled = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
             slope_x = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
             slope_y = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
@@ -157,13 +159,13 @@ def _backward(
                 x_share = tl.where(dx == 1, right_share, 1 - right_share)
                 y_share = tl.where(dy == 1, lower_share, 1 - lower_share)
                 offset, exists = _pixels(left + dx, top + dy, height, width, start, heads * D, mask)
-                places, exist = first + offset[:, None], exists[:, None] & is_channel
-                dot = tl.sum(tl.load(value + places, exist, 0).to(outer.dtype) * outer, 1)
+                offsets, exist = first + offset[:, None], exists[:, None] & is_channel
+                dot = tl.sum(tl.load(value + offsets, exist, 0).to(outer.dtype) * outer, 1)
                 sampled += x_share * y_share * dot
                 slope_x += tl.where(dx == 1, dot, -dot) * y_share
                 slope_y += tl.where(dy == 1, dot, -dot) * x_share
                 tl.atomic_add(
-                    of_value + places, (x_share * y_share * weight)[:, None] * outer, exist,
+                    of_value + offsets, (x_share * y_share * weight)[:, None] * outer, exist,
                     sem="relaxed",
                 )  # fmt: skip
             tl.store(of_weights + sample, sampled, mask)

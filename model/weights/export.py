@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
-from model.backbone import BACKBONES, RESNET, SWIN
 from model.criterion import CriterionSettings
+from model.families import BACKBONES, RESNET, SWIN
 from model.mask2former import Mask2Former, ModelSettings
 from model.norms import group_norm
 from model.weights.names import DETECTRON2, TRANSFORMERS

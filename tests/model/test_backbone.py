@@ -15,7 +15,9 @@ from transformers import (
     Swinv2ForImageClassification,
 )
 
-from model.backbone import BACKBONES, Backbone, DropPath
+from model.backbone import Backbone
+from model.drop_path import DropPath
+from model.families import BACKBONES
 from model.mask2former import Mask2Former
 from model.norms import FrozenBatchNorm2d
 from pipeline.step.optimizer import OptimizerSettings, parameter_groups

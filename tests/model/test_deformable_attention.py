@@ -50,8 +50,8 @@ def test_gradients_are_finite_differences() -> None:
 def test_far_samples_read_zeros_and_nan_stays_in_its_query() -> None:
     value, locations, weights = sample()
     with torch.no_grad():
-        for query, place in enumerate((-1e30, 1e30, -torch.inf, torch.inf, torch.nan)):
-            locations[:, query] = place
+        for query, location in enumerate((-1e30, 1e30, -torch.inf, torch.inf, torch.nan)):
+            locations[:, query] = location
     gradient = torch.ones(2, 7, 8, dtype=torch.float64)
     gradient[:, 4] = 0
     output, _, of_locations, of_weights = results(

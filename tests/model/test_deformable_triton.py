@@ -24,8 +24,8 @@ for value_dtype, dtype, dim, tolerance in (
 ):
     value, locations, weights = (x.detach() for x in sample(dtype, dim=dim))
     value = value.to(value_dtype)
-    for query, place in enumerate((-1e30, 1e30, torch.inf)):
-        locations[0, query] = place
+    for query, location in enumerate((-1e30, 1e30, torch.inf)):
+        locations[0, query] = location
     weights = weights.transpose(1, 4).contiguous().transpose(1, 4)
     gradient = torch.randn(2, 7, 2 * dim, generator=torch.Generator().manual_seed(0))
     gradient = gradient.to(value_dtype)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Mask2FormerForUniversalSegmentation
 
-from model.backbone import BACKBONES
 from model.criterion import CriterionSettings
+from model.families import BACKBONES
 from model.mask2former import Mask2Former, ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings

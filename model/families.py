@@ -1,0 +1,103 @@
+"""Families of backbones in `transformers`, and the architectures with a name."""
+
+from typing import Any, NamedTuple
+
+from transformers import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    DINOv3ViTBackbone,
+    DINOv3ViTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetBackbone,
+    ResNetConfig,
+    SwinBackbone,
+    SwinConfig,
+    Swinv2Backbone,
+    Swinv2Config,
+)
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Family(NamedTuple):
+    """A kind of backbone.
+
+    Attributes:
+        config: Class of its config.
+        body: Class of its network.
+        first: Field of the config that decides the stride of the first map, and its value.
+        branches: Modules of a block, each of them the last one of a residual branch.
+        is_plain: Whether it has one resolution, stride 16, of which `SimplePyramid` makes four.
+    """
+
+    config: type[PreTrainedConfig]
+    body: type[PreTrainedModel]
+    first: tuple[str, Any]
+    branches: tuple[str, ...] = ()
+    is_plain: bool = False
+
+
+_PATCH_4, _PATCH_16 = ("patch_size", 4), ("patch_size", 16)
+RESNET = Family(ResNetConfig, ResNetBackbone, ("downsample_in_first_stage", False))
+SWIN = Family(SwinConfig, SwinBackbone, _PATCH_4, ("drop_path", "mlp"))
+SWINV2 = Family(Swinv2Config, Swinv2Backbone, _PATCH_4, ("layernorm_before", "layernorm_after"))
+CONVNEXT = Family(ConvNextConfig, ConvNextBackbone, _PATCH_4, ("drop_path",))
+DINOV3_VIT = Family(
+    DINOv3ViTConfig, DINOv3ViTBackbone, _PATCH_16, ("layer_scale1", "layer_scale2"), is_plain=True
+)
+
+_WINDOW_12 = {"window_size": 12, "image_size": 384}
+_WINDOW_8 = {"window_size": 8, "image_size": 256}
+_BASE = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]}
+_LARGE = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48]}
+# A list, because the network refuses the config's default, a tuple.
+_CONVNEXT = {"hidden_sizes": [96, 192, 384, 768]}
+# No rescaling of positions in training, because it draws from the global generator.
+_VIT = {"num_register_tokens": 4, "pos_embed_rescale": None}
+
+# Family and architecture of each name; `model.backbone_config` overrides single fields.
+BACKBONES: dict[str, tuple[Family, dict[str, Any]]] = {
+    "resnet": (RESNET, {}),
+    "resnet50": (RESNET, {"depths": [3, 4, 6, 3]}),
+    "resnet101": (RESNET, {"depths": [3, 4, 23, 3]}),
+    "swin": (SWIN, {}),
+    "swin_tiny": (SWIN, {"embed_dim": 96, "depths": [2, 2, 6, 2]}),
+    "swin_small": (SWIN, {"embed_dim": 96, "depths": [2, 2, 18, 2]}),
+    "swin_base": (SWIN, _BASE | _WINDOW_12),
+    "swin_large": (SWIN, _LARGE | _WINDOW_12),
+    "swinv2": (SWINV2, {}),
+    "swinv2_tiny": (SWINV2, {"embed_dim": 96, "depths": [2, 2, 6, 2]} | _WINDOW_8),
+    "swinv2_small": (SWINV2, {"embed_dim": 96, "depths": [2, 2, 18, 2]} | _WINDOW_8),
+    "swinv2_base": (SWINV2, _BASE | _WINDOW_8),
+    "convnext": (CONVNEXT, _CONVNEXT),
+    "convnext_tiny": (CONVNEXT, _CONVNEXT | {"depths": [3, 3, 9, 3]}),
+    "convnext_small": (CONVNEXT, _CONVNEXT | {"depths": [3, 3, 27, 3]}),
+    "convnext_base": (
+        CONVNEXT,
+        {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]},
+    ),
+    "convnext_large": (
+        CONVNEXT,
+        {"depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536]},
+    ),
+    "dinov3_vit": (DINOV3_VIT, _VIT),
+    "dinov3_vit_small": (
+        DINOV3_VIT,
+        _VIT | {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6},
+    ),
+    "dinov3_vit_base": (
+        DINOV3_VIT,
+        _VIT | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    ),
+    "dinov3_vit_large": (
+        DINOV3_VIT,
+        _VIT
+        | {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+        },
+    ),
+}
