@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.run import events
+from pipeline.run import eventlog, events
 from pipeline.run.track import METRICS
 
 POLL_S = 0.5
@@ -27,7 +27,7 @@ class Follower:
     """
 
     def __init__(self, folder: Path, steps: int):
-        self._tail, self._metrics = events.Tail(folder), folder / METRICS
+        self._tail, self._metrics = eventlog.Tail(folder), folder / METRICS
         self._steps = steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -12,7 +12,8 @@ from pipeline.data.stream import train_sets
 from pipeline.pictures.render import side_by_side
 from pipeline.pictures.replay import batches_of_step, pictures
 from pipeline.pictures.sheet import write_png
-from pipeline.run.events import Start, read_kind
+from pipeline.run.eventlog import read_kind
+from pipeline.run.events import Start
 from pipeline.run.folder import PICTURES
 from shards.errors import UsageError
 from shards.format.taxonomy import Taxonomy

@@ -18,7 +18,7 @@ from jobs.config import Config
 from jobs.follow import Follower
 from jobs.on_ray import python_path
 from pipeline.data.store import Store
-from pipeline.run import events
+from pipeline.run import eventlog, events
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
 from shards.errors import DataError, Failed, M2FError, UsageError
@@ -102,7 +102,7 @@ def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bo
     path = folder / "config.yaml"
     if path.exists():
         _check_same(folder, config, data)
-        finished = [event.step for event in events.read_kind(folder, events.Finish)]
+        finished = [event.step for event in eventlog.read_kind(folder, events.Finish)]
         if finished and max(finished) >= config.trainer.steps:
             print(f"{folder} is finished ({max(finished)} steps); for more: trainer.steps=N")
             return False
@@ -228,7 +228,7 @@ def _work(arguments: dict[str, Job]) -> str:
 
     job = arguments["job"]
     torch.set_num_threads(job.threads)
-    starts = events.read_kind(job.folder, events.Start)
+    starts = eventlog.read_kind(job.folder, events.Start)
     last = [s.step for s in starts if s.launch == job.launch][-MAX_STARTS_AT_ONE_STEP:]
     if len(last) == MAX_STARTS_AT_ONE_STEP and len(set(last)) == 1:
         return "crash loop"
@@ -236,7 +236,7 @@ def _work(arguments: dict[str, Job]) -> str:
         train_worker(configs.merge(job.config, []), job.folder, job.launch)
     except Exception as error:
         rank = int(os.environ["RANK"])
-        events.append(job.folder, events.Failure.of(error, launch=job.launch, rank=rank))
+        eventlog.append(job.folder, events.Failure.of(error, launch=job.launch, rank=rank))
         raise
     return "done"
 
@@ -246,12 +246,12 @@ def _failure(job: Job) -> M2FError:
 
     It is the first error of a worker that the user can correct; otherwise the last error.
     """
-    failures = [f for f in events.read_kind(job.folder, events.Failure) if f.launch == job.launch]
+    failures = eventlog.read_kind(job.folder, events.Failure)
+    failures = [failure for failure in failures if failure.launch == job.launch]
     for failure in failures:
         for kind in (UsageError, DataError):
             if failure.exit_code == kind.exit_code:
                 return kind(failure.what, where=failure.where, fix=failure.fix)
     cause = f"{failures[-1].kind}: {failures[-1].text}" if failures else "the workers died"
-    return Failed(
-        f"the run failed: {cause}", where=job.folder.name, fix=f"see {job.folder / events.EVENTS}"
-    )
+    log = job.folder / eventlog.EVENTS
+    return Failed(f"the run failed: {cause}", where=job.folder.name, fix=f"see {log}")

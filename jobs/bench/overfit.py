@@ -16,7 +16,8 @@ from model.segment import STRIDE
 from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth
 from pipeline.data.store import Store
-from pipeline.run.events import Evaluation, Start, read_kind
+from pipeline.run.eventlog import read_kind
+from pipeline.run.events import Evaluation, Start
 from pipeline.score.evaluate import load_sample
 from pipeline.score.panoptic import PanopticQuality
 from shards.build.options import BuildOptions

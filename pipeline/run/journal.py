@@ -14,7 +14,7 @@ import torch
 from pipeline.data.keyed import keyed_seed
 from pipeline.data.order import differences
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
-from pipeline.run import checkpoint, events
+from pipeline.run import checkpoint, eventlog, events
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.folder import (
     CHECKPOINTS,
@@ -87,7 +87,7 @@ class Journal:
     def __init__(self, folder: Path, info: RunInfo, device: torch.device):
         self.folder, self.info = folder, info
         self.rank, self.world = rank_and_world()
-        starts = from_rank_0(lambda: events.read_kind(folder, events.Start))
+        starts = from_rank_0(lambda: eventlog.read_kind(folder, events.Start))
         self.attempt = len(starts) + 1
         self._tracker = Tracker(
             folder,
@@ -242,7 +242,7 @@ class Journal:
         if self._resumed is None:
             if from_rank_0(lambda: checkpoint.committed(checkpoints)):
                 raise UsageError(
-                    f"every checkpoint is damaged (see {events.EVENTS})",
+                    f"every checkpoint is damaged (see {eventlog.EVENTS})",
                     where=checkpoints,
                     fix="restore one, or remove them all to start from scratch",
                 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import events
+from pipeline.run import eventlog, events
 from pipeline.settings import WandbSettings
 from shards import jsonl
 
@@ -48,7 +48,7 @@ class Tracker:
         self.folder, self.active = folder, active
         self._settings, self._name, self._run_id, self._config = settings, name, run_id, config
         self._mode = settings.mode if active else "disabled"
-        self._tail = events.Tail(folder)
+        self._tail = eventlog.Tail(folder)
         self._run: Any = None
         self._call(lambda run: None)  # opens the run
 
@@ -67,7 +67,7 @@ class Tracker:
     def event(self, event: events.Event) -> None:
         """Append an event."""
         if self.active:
-            events.append(self.folder, event)
+            eventlog.append(self.folder, event)
 
     def finish(self) -> None:
         """Flush W&B."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import events
+from pipeline.run import eventlog, events
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def recorded_warnings(folder: Path, rank: int) -> Iterator[None]:
             return
         with contextlib.suppress(OSError):  # a full disk must not turn a warning into a failure
             warned = events.Warned(rank=rank, category=category.__name__, text=str(message))
-            events.append(folder, warned)
+            eventlog.append(folder, warned)
 
     warnings.showwarning = record
     try:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.data.store import Store
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.track import METRICS
 from shards.jsonl import rows
 from tests.damage import flip

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import order_of
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
 from pipeline.settings import CheckpointSettings

@@ -7,7 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from jobs import config as configs
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.folder import rewind
 from pipeline.run.track import METRICS
 from pipeline.train import train

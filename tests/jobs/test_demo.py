@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jobs.demo import demo
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from shards.jsonl import rows
 from tests.jobs import small
 

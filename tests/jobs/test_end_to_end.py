@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.track import METRICS
 from shards.format.manifest import Manifest
 from shards.jsonl import rows

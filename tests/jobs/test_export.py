@@ -16,7 +16,7 @@ from jobs import export as export_job
 from jobs.check import check
 from model.mask2former import Mask2Former
 from model.weights.load import load
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.restore import initial_weights, load_model
 from shards.errors import UsageError
 from shards.files import write_json

@@ -6,7 +6,7 @@ import pytest
 
 from jobs import train
 from jobs.follow import SILENT, Follower
-from pipeline.run import events
+from pipeline.run import eventlog, events
 from shards.errors import DataError, Failed
 from tests.pipeline.run.test_events import LINES
 
@@ -15,7 +15,7 @@ def test_every_kind_of_event_is_printed_in_its_own_words(tmp_path, capsys):
     read = [events.KIND_OF_NAME[line["event"]].from_json(line) for line in LINES]
     with Follower(tmp_path, steps=16):
         for event in read:
-            events.append(tmp_path, event)
+            eventlog.append(tmp_path, event)
     printed = capsys.readouterr().out.splitlines()
     assert printed == [event.describe() for event in read if not isinstance(event, SILENT)]
     assert printed[0] == "attempt 2: 2 workers, ZeRO 1 on cpu, from step-000000004-a01"
@@ -26,15 +26,15 @@ def test_every_kind_of_event_is_printed_in_its_own_words(tmp_path, capsys):
 def test_a_warning_of_several_workers_is_printed_once(tmp_path, capsys):
     with Follower(tmp_path, steps=16):
         for rank in (0, 1):
-            events.append(tmp_path, events.Warned(rank=rank, category="UserWarning", text="slow"))
+            eventlog.append(tmp_path, events.Warned(rank=rank, category="UserWarning", text="slow"))
     assert capsys.readouterr().out.splitlines() == ["warning (worker 0): slow"]
 
 
 def test_a_line_that_cannot_be_read_does_not_stop_the_follower(tmp_path, capsys):
     with Follower(tmp_path, steps=16):
-        (tmp_path / events.EVENTS).write_text('{"event": "fin\n{"event": "eclipse"}\n')
+        (tmp_path / eventlog.EVENTS).write_text('{"event": "fin\n{"event": "eclipse"}\n')
         time.sleep(1)
-        events.append(tmp_path, events.Damage(text="after"))
+        eventlog.append(tmp_path, events.Damage(text="after"))
     assert capsys.readouterr().out.splitlines() == ["after"]
 
 
@@ -47,10 +47,10 @@ def test_the_error_of_a_worker_is_rebuilt_in_the_driver(job):
     job.folder.mkdir()
     error = DataError("its hash differs", where="a.tar", fix="build it again")
     old = events.Failure.of(DataError("an older one"), launch="16.000", rank=0)
-    events.append(job.folder, old)
-    events.append(job.folder, events.Failure.of(OSError("x"), launch=job.launch, rank=0))
-    events.append(job.folder, events.Failure.of(error, launch=job.launch, rank=1))
-    events.append(job.folder, events.Failure.of(OSError("y"), launch=job.launch, rank=0))
+    eventlog.append(job.folder, old)
+    eventlog.append(job.folder, events.Failure.of(OSError("x"), launch=job.launch, rank=0))
+    eventlog.append(job.folder, events.Failure.of(error, launch=job.launch, rank=1))
+    eventlog.append(job.folder, events.Failure.of(OSError("y"), launch=job.launch, rank=0))
     rebuilt = train._failure(job)
     assert (type(rebuilt), rebuilt.problem) == (DataError, error.problem)
 
@@ -58,7 +58,7 @@ def test_the_error_of_a_worker_is_rebuilt_in_the_driver(job):
 def test_other_errors_are_a_failed_run(job):
     job.folder.mkdir()
     assert str(train._failure(job)).startswith("mine: the run failed: the workers died; see ")
-    events.append(job.folder, events.Failure.of(OSError("y"), launch=job.launch, rank=0))
+    eventlog.append(job.folder, events.Failure.of(OSError("y"), launch=job.launch, rank=0))
     rebuilt = train._failure(job)
     assert type(rebuilt) is Failed
     assert str(rebuilt).startswith("mine: the run failed: OSError: y; see ")

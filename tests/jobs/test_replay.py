@@ -6,7 +6,7 @@ import cv2
 import pytest
 
 from pipeline.data.store import Store
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from tests.jobs import small
 from tests.jobs.small import GLOBAL_BATCH, call, complaint
 

@@ -17,7 +17,7 @@ from pipeline.data.store import Store
 from pipeline.data.stream import train_stream
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import Progress, TrainerState
-from pipeline.run.events import EVENTS
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.journal import MAX_SKIPPED_IN_A_ROW
 from pipeline.run.track import METRICS

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 
-from pipeline.run import events
-from pipeline.run.events import EVENTS
+from pipeline.run import eventlog, events
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.warn import recorded_warnings
 from shards.errors import DataError
 
@@ -39,7 +39,7 @@ def test_there_is_a_line_of_every_kind():
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line["event"])
 def test_a_line_is_read_and_written_again_as_it_was(tmp_path, line):
     (tmp_path / EVENTS).write_text(json.dumps(line) + "\n")
-    (event,) = events.read(tmp_path)
+    (event,) = eventlog.read(tmp_path)
     written = event.to_json()
     assert list(written)[:2] == ["event", "time"]
     assert written.items() >= line.items()
@@ -56,14 +56,14 @@ def test_lines_of_unknown_kinds_and_damaged_lines_are_skipped(tmp_path):
         json.dumps(finish.to_json() | {"field": "of a later version"}),
     ]
     (tmp_path / EVENTS).write_text("\n".join(lines) + "\n")
-    assert events.read(tmp_path) == [finish]
-    assert events.read_kind(tmp_path, events.Start) == []
-    assert events.read(tmp_path / "nowhere") == []
+    assert eventlog.read(tmp_path) == [finish]
+    assert eventlog.read_kind(tmp_path, events.Start) == []
+    assert eventlog.read(tmp_path / "nowhere") == []
 
 
 def test_a_tail_reads_whole_lines_once(tmp_path):
-    events.append(tmp_path, events.Damage(text="before"))
-    tail = events.Tail(tmp_path)
+    eventlog.append(tmp_path, events.Damage(text="before"))
+    tail = eventlog.Tail(tmp_path)
     assert tail.read() == []
     after = events.Damage(text="ä" * 5)
     line = json.dumps(after.to_json(), ensure_ascii=False).encode()
@@ -93,7 +93,7 @@ def test_warnings_are_events_of_their_rank(tmp_path):
         with recorded_warnings(tmp_path, rank=3):
             _warn()
         assert warnings.showwarning is before
-    (warned,) = events.read(tmp_path)
+    (warned,) = eventlog.read(tmp_path)
     assert isinstance(warned, events.Warned)
     assert (warned.rank, warned.category) == (3, "UserWarning")
     assert warned.describe() == "warning (worker 3): the cache is small"
@@ -106,16 +106,16 @@ def _warn() -> None:
 
 def test_processes_append_to_one_file_without_mixing_lines(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from pipeline.run import events\n"
+        "import sys; from pathlib import Path; from pipeline.run import eventlog, events\n"
         "for n in range(200):\n"
         "    warned = events.Warned(rank=int(sys.argv[2]), category='', text=str(n) * 50)\n"
-        "    events.append(Path(sys.argv[1]), warned)"
+        "    eventlog.append(Path(sys.argv[1]), warned)"
     )
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(rank)]) for rank in (0, 1)
     ]
     assert [writer.wait() for writer in writers] == [0, 0]
-    found = events.read_kind(tmp_path, events.Warned)
+    found = eventlog.read_kind(tmp_path, events.Warned)
     for rank in (0, 1):
         texts = [event.text for event in found if event.rank == rank]
         assert texts == [str(n) * 50 for n in range(200)]

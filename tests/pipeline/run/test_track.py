@@ -12,7 +12,8 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from pipeline.run import track
-from pipeline.run.events import EVENTS, Checkpoint, Damage, Start, Warned
+from pipeline.run.eventlog import EVENTS
+from pipeline.run.events import Checkpoint, Damage, Start, Warned
 from pipeline.run.track import METRICS, Tracker, WandbSettings
 from shards.jsonl import append, keep_rows, rows
 
