@@ -1,4 +1,4 @@
-"""Run a function on every rank of a fresh gloo process group."""
+"""Run a function on every rank of a new gloo process group."""
 
 import multiprocessing
 import os
@@ -19,11 +19,22 @@ import torch.multiprocessing as mp
 def run(
     function: Callable, world: int, *args: Any, timeout_s: float = 240, fork: bool = False
 ) -> list[Any]:
-    """What `function(*args)` returns on each of `world` ranks, in their order.
+    """Call a function on every rank of a new process group.
 
-    `function` is one that a new process can import; with `fork` a process without threads imports
-    it once for all ranks, which saves most of their start. Raises what a rank raised, and
-    TimeoutError.
+    Args:
+        function: A function that a new process can import.
+        world: Number of ranks.
+        args: Arguments of the function.
+        timeout_s: Seconds until all ranks are killed.
+        fork: Import the function once, in a process without threads from which the ranks are
+            forked. This saves most of their start.
+
+    Returns:
+        What the function returned on each rank, in their order.
+
+    Raises:
+        TimeoutError: The ranks did not end in time.
+        ProcessRaisedException: A rank raised an error.
     """
     method = "forkserver" if fork else "spawn"
     if fork:
@@ -52,10 +63,10 @@ def _main(rank: int, world: int, port: int, folder: str, function: Callable, arg
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    warnings.simplefilter("ignore", FutureWarning)  # of names that DeepSpeed uses
+    warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed uses deprecated names
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     torch.save(function(*args), Path(folder) / str(rank))
     dist.barrier()
     sys.stdout.flush()
-    os._exit(0)  # DeepSpeed's CPU helper does not survive the end of the process group
+    os._exit(0)  # DeepSpeed's CPU helper crashes after the end of the process group

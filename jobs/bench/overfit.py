@@ -1,4 +1,4 @@
-"""Eight photographs by heart, scored at native size: PQ by minute, and the bound of stride 4."""
+"""Overfit eight photographs: PQ over time at native size, and the bound of masks at stride 4."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ IMAGES = 8
 
 
 def rows() -> list[dict]:
-    """Train from scratch in runs/overfit and score as `evaluate` does."""
+    """Train from scratch in runs/overfit, and score as `evaluate` does."""
     folder = configs.RUNS / "overfit"
     shutil.rmtree(folder, ignore_errors=True)
     shards = configs.RUNS / "overfit-shards"
@@ -56,7 +56,7 @@ def rows() -> list[dict]:
 
 
 def stride_bound(store: Store, crop: int) -> float:
-    """PQ of the truth itself after a trip through stride-4 masks of the training size."""
+    """Return the PQ of the truth itself after it was reduced to masks of stride 4."""
     quality = PanopticQuality(store.manifest.taxonomy.things)
     for number in range(len(store)):
         _, sample = load_sample(store, number)
@@ -69,13 +69,13 @@ def stride_bound(store: Store, crop: int) -> float:
 
 
 def _through_stride(segments: np.ndarray, values: list[int], crop: int) -> np.ndarray:
-    """The map [H, W] as a net would give it whose stride-4 probabilities are the exact areas."""
+    """Return the map int32 [H, W] of a network whose stride-4 probabilities are the exact areas."""
     image = np.zeros((*segments.shape, 3), np.uint8)
     fit = AugmentSettings(crop=crop, augment="none")
-    _, maps, (rows, columns) = augment(image, Truth(segments[None], [], [], []), fit, None)
+    _, maps, (height, width) = augment(image, Truth(segments[None], [], [], []), fit, None)
     masks = torch.from_numpy(np.stack([maps[0] == value for value in values])).float()[None]
     logits = F.avg_pool2d(masks, STRIDE) - 0.5  # [1, n, crop/4, crop/4]
-    logits = F.interpolate(logits, (crop, crop), mode="bilinear")[..., :rows, :columns]
+    logits = F.interpolate(logits, (crop, crop), mode="bilinear")[..., :height, :width]
     logits = F.interpolate(logits, segments.shape, mode="bilinear")[0]
     value, owner = logits.max(0)
     ids = torch.tensor(values)[owner] * (value >= 0)

@@ -1,8 +1,10 @@
 """The run folder: everything that a training run leaves on disk.
 
-`folder` names the files, `checkpoint` saves and restores the state of training, `track` writes the
-metrics (and is the only module that imports wandb), and `quarantine` records damaged samples that
-training skipped.
+`journal` keeps the records of a run. It uses `checkpoint`, which saves and loads the state of
+training, `events` and `eventlog`, the typed records of events.jsonl, `track`, which writes the
+metrics (and is the only module that imports wandb), and `quarantine`, the list of damaged samples
+that training replaced. `folder` names the files, `restore` loads networks from checkpoints, and
+`warn` turns the warnings of workers into events.
 
 A run can be resumed from its folder alone, and an interrupted write leaves no partial checkpoint.
 A checkpoint holds the weights, the optimizer, and the position in the data. Metrics and events are

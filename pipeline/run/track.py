@@ -13,7 +13,7 @@ from pipeline.settings import WandbSettings
 from shards import jsonl
 
 METRICS = "metrics.jsonl"
-INIT_TIMEOUT_S = 30  # for the server's first answer
+INIT_TIMEOUT_S = 20  # for the first answer of the server
 ALERTS = (
     *(events.Warned, events.Failure, events.CheckpointFailed),
     *(events.Damage, events.Quarantined),

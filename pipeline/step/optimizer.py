@@ -1,4 +1,6 @@
-"""AdamW's parameter groups: which tensor decays, and at which rate it learns."""
+"""AdamW's parameter groups: the weight decay and the learning rate of every tensor."""
+
+from typing import Any
 
 from torch import nn
 
@@ -10,26 +12,25 @@ NORMS = (
     nn.LayerNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
-
-
 POSITIONS = ("relative_position_bias_table", "continuous_position_bias_mlp", "logit_scale")
 
 
-def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict]:
-    """Groups for AdamW: {backbone, head} x {decayed, not decayed}; frozen tensors are left out.
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Return the groups {backbone, head} x {decayed, not decayed} without frozen tensors.
 
-    Not decayed: norms, embeddings, Swin's relative-position tables and what Swin V2 has in their
-    place. Everything else is, biases and the pixel decoder's level embedding included, as in the
-    reference. The pyramid of a plain ViT starts anew and learns as the head does.
+    Norms, embeddings, Swin's relative-position tables, and the modules that replace these tables in
+    Swin V2 do not decay. All other tensors decay, as in the reference, and so do biases and the
+    level embedding of the pixel decoder. The pyramid of a plain ViT is not pretrained, so it learns
+    at the rate of the head.
     """
-    not_decayed = set()
+    not_decayed: set[str] = set()
     for module_name, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{module_name}.{name}".lstrip(".")
-            kind = isinstance(module, (*NORMS, nn.Embedding))
-            if kind or any(part in full for part in POSITIONS):
+            by_type = isinstance(module, (*NORMS, nn.Embedding))
+            if by_type or any(part in full for part in POSITIONS):
                 not_decayed.add(full)
-    groups = {}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -1,4 +1,4 @@
-"""Learning-rate multipliers: pure functions of the step. Source: the reference's schedules."""
+"""Learning-rate multipliers as pure functions of the step, as in the paper's code."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from pipeline.settings import ScheduleSettings
 
 
 def lr_multiplier(settings: ScheduleSettings, steps: int) -> Callable[[int], float]:
-    """The multiplier of step t in [0, steps)."""
+    """Return the function from a step in [0, steps) to its multiplier."""
 
     def step(t: int) -> float:
         return settings.factor ** sum(t >= round(m * steps) for m in settings.milestones)

@@ -1,4 +1,4 @@
-"""kill -9 of a worker, then of the driver, then a flipped byte: the run ends as if undisturbed."""
+"""A run survives kill -9 of a worker and of the driver, and a flipped byte, with equal results."""
 
 import os
 import shutil
@@ -21,11 +21,11 @@ from tests.jobs import small
 
 pytestmark = pytest.mark.slow
 
-DEATH_S = 30  # in which orphaned workers must be gone
+DEATH_S = 30  # time limit for orphaned workers to exit
 
 
 def wait_for(process: subprocess.Popen, run: Path, wanted) -> dict:
-    """The first event that is `wanted`. Fails if the process ends or the time is up before."""
+    """Return the first event that is `wanted`; fail if the process ends or time runs out before."""
     until = time.monotonic() + small.TIMEOUT_S
     while time.monotonic() < until:
         if found := [event for event in rows(run / EVENTS) if wanted(event)]:
@@ -40,7 +40,7 @@ def attempts(run: Path) -> list[dict]:
 
 
 def saved_in(run: Path, attempt: int):
-    """Whether an event is a checkpoint of that attempt, past the one it went on from."""
+    """Return whether an event is a checkpoint of an attempt, past the one that it resumed from."""
     name, beyond = f"-a{attempt:02d}", 0
     if starts := [start for start in attempts(run) if start["attempt"] == attempt]:
         beyond = starts[0]["position"]
@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
 
 @dataclass
 class Story:
-    """What was done to the run, as it was seen from outside."""
+    """What was done to the run, and what was observed."""
 
     run: Path
     killed_worker: int
@@ -68,7 +68,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory, photographs):
-    """Kill a worker; try a second driver; kill the driver; flip a byte; the same command again."""
+    """Kill a worker, try a second driver, kill the driver, flip a byte, and repeat the command."""
     folder = tmp_path_factory.mktemp("killed")
     run = folder / "runs" / small.NAME
     command = small.words(photographs)
@@ -116,19 +116,19 @@ def test_workers_do_not_outlive_their_driver(story):
     assert story.orphans == []
 
 
-def test_after_a_killed_driver_the_same_command_goes_on(story):
+def test_after_a_killed_driver_the_same_command_resumes(story):
     assert story.outcome.code == 0, story.outcome.err
-    assert f"{story.run}: going on from step " in story.outcome.out
+    assert f"{story.run}: resuming from step " in story.outcome.out
     _, second, third = attempts(story.run)
     assert third["attempt"] == 3
     assert third["launch"] != second["launch"]
     assert third["position"] > 0
 
 
-def test_a_damaged_checkpoint_is_passed_over(story):
+def test_a_damaged_checkpoint_is_skipped(story):
     damage = [event for event in rows(story.run / EVENTS) if event["event"] == "damage"]
     assert len(damage) == 1
-    assert damage[0]["text"].startswith(f"checkpoint {story.damaged.name} is passed over: ")
+    assert damage[0]["text"].startswith(f"checkpoint {story.damaged.name} is skipped: ")
     assert "state.safetensors" in damage[0]["text"]
     third = attempts(story.run)[2]
     assert third["checkpoint"] < story.damaged.name
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_passed_over(story):
 
 
 def test_no_step_is_lost_or_doubled(story, uninterrupted):
-    """And each has the numbers of the run that was left alone, to the bit."""
+    """Each step has the numbers of the uninterrupted run, to the bit."""
     clock = ("time", "interval_s", "step_s", "data_wait_s", "images_per_s")
 
     def numbers(run):
@@ -161,7 +161,7 @@ def test_the_end_is_bit_equal_to_an_undisturbed_one(story, uninterrupted):
 
 
 def test_damaged_data_ends_the_run_and_is_named(tmp_path, photographs):
-    """Not after 20 restarts: three starts at one step are enough to see that it does not heal."""
+    """Three starts at one step are enough; the other restarts would fail too."""
     shards = Path(shutil.copytree(photographs, tmp_path / "shards"))
     store = Store(shards / "train")
     key, offset = store.index.key[0], int(store.index.offset[0])

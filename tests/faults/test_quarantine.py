@@ -1,4 +1,4 @@
-"""Damaged data in whole runs: all ranks take note, or all stop; the list is the same for all."""
+"""Damaged data in whole runs: all ranks record it or all stop, with the same list."""
 
 import dataclasses
 import shutil
@@ -27,7 +27,7 @@ STEPS, GLOBAL = 4, 8
 
 
 def without_answer(settings, folder: Path) -> str:
-    """The storage of the second rank alone gives nothing more at the second step."""
+    """Train while the storage of the second rank fails from step 2 on."""
     share = BatchSplit(GLOBAL, settings.batch.micro, 2, dist.get_rank())
     read, calls = Store.read, []
 
@@ -41,35 +41,35 @@ def without_answer(settings, folder: Path) -> str:
         return attempt(settings, folder)
 
 
-def lives(sets: Path, root: Path) -> dict:
+def all_runs(sets: Path, root: Path) -> dict:
     plain = smallest(sets)
     world = dist.get_world_size()
-    said = {f"{world}": attempt(plain, root / f"{world}")}
+    outcomes = {f"{world}": attempt(plain, root / f"{world}")}
     if world == 1:
-        said["interrupted"] = interrupted(
+        outcomes["interrupted"] = interrupted(
             dataclasses.replace(plain, checkpoint=CheckpointSettings(every_steps=2, keep=3)),
             root / "interrupted",
         )
     else:
         one = dataclasses.replace(plain, data=dataclasses.replace(plain.data, max_damaged=1))
-        said["limit"] = attempt(one, root / "limit")
-        said["no answer"] = without_answer(plain, root / "no answer")
+        outcomes["limit"] = attempt(one, root / "limit")
+        outcomes["no answer"] = without_answer(plain, root / "no answer")
         for shard in (sets / "train").glob("*.tar"):
             shard.write_bytes(b"")
-        said["all"] = attempt(plain, root / "all")
-    return said
+        outcomes["all"] = attempt(plain, root / "all")
+    return outcomes
 
 
 @pytest.fixture(scope="module")
 def runs(photographs, tmp_path_factory):
-    """Folder of the runs by name, how each ended on each rank, and the intact set."""
+    """Return the folder of the runs, their outcomes on every rank, and the intact set."""
     root = tmp_path_factory.mktemp("quarantine")
     sets = Path(shutil.copytree(photographs, root / "sets"))
     store = Store(sets / "train")
     for sample in BAD:
         flip(sets / "train" / store.shard_of(sample), int(store.index.offset[sample]) + 700, 1)
-    alone = distributed.run(lives, 1, sets, root, timeout_s=300)
-    pair = distributed.run(lives, 2, sets, root, timeout_s=300)
+    alone = distributed.run(all_runs, 1, sets, root, timeout_s=300)
+    pair = distributed.run(all_runs, 2, sets, root, timeout_s=300)
     return root, alone[0], pair, store
 
 
@@ -101,7 +101,7 @@ def test_the_list_is_exact_and_the_run_goes_on(runs):
 
 def test_two_ranks_list_the_same_and_train_the_same(runs):
     root, _, pair, _ = runs
-    assert [said["2"] for said in pair] == ["done", "done"]
+    assert [outcomes["2"] for outcomes in pair] == ["done", "done"]
     assert listed(root / "2") == listed(root / "1")
 
     def losses(name):
@@ -118,10 +118,10 @@ def test_a_resumed_run_lists_nothing_twice(runs):
 
 def test_past_the_limit_every_rank_stops(runs):
     root, _, pair, _ = runs
-    assert len({said["limit"] for said in pair}) == 1
-    told = pair[0]["limit"]
-    assert told.startswith("DataError: 2 samples are damaged, data.max_damaged=1: see ")
-    assert str(root / "limit" / QUARANTINE) in told
+    assert len({outcomes["limit"] for outcomes in pair}) == 1
+    path = root / "limit" / QUARANTINE
+    what = "2 samples are damaged, data.max_damaged=1 (the last: "
+    assert pair[0]["limit"].startswith(f"DataError: {path}: {what}")
 
 
 def test_what_fails_on_one_rank_stops_both(runs):
@@ -132,7 +132,7 @@ def test_what_fails_on_one_rank_stops_both(runs):
 
 def test_nothing_but_damage_stops_both_ranks(runs):
     _, _, pair, _ = runs
-    for said in pair:
-        assert said["all"].startswith("DataError: ")
-        assert "is damaged" in said["all"]
-        assert "16 substitutes are damaged, too" in said["all"]
+    for outcomes in pair:
+        assert outcomes["all"].startswith("DataError: ")
+        assert "is damaged" in outcomes["all"]
+        assert "16 substitutes are damaged, too" in outcomes["all"]

@@ -1,4 +1,4 @@
-"""What goes wrong on one rank alone ends both, with one and the same error, and neither hangs."""
+"""A failure on one rank ends both ranks with the same error, and neither hangs."""
 
 import dataclasses
 import shutil
@@ -31,7 +31,7 @@ ERRORS = [
 
 
 def outcome(do) -> str:
-    """The error of `do` as text, "done" without one."""
+    """Return the error of `do` as text, "done" without one."""
     try:
         do()
     except Exception as error:
@@ -45,7 +45,7 @@ def fail_alone(error: Exception) -> None:
 
 
 def scored(sets: Path) -> str:
-    """How an evaluation ends whose second image, of two, is damaged."""
+    """Return the outcome of an evaluation of two images, the second of which is damaged."""
     settings = smallest(sets).evaluation
     store = Store(sets / "val")
     model = Mask2Former(MODEL, len(store.manifest.taxonomy))
@@ -53,45 +53,45 @@ def scored(sets: Path) -> str:
     return outcome(lambda: evaluate(model, store, two, torch.device("cpu")))
 
 
-def lives(sets: Path, root: Path) -> dict:
-    """How each case ends on this rank."""
-    said: dict = {"nothing": outcome(lambda: raise_on_all_ranks(None))}
+def all_cases(sets: Path, root: Path) -> dict:
+    """Return the outcome of each case on this rank."""
+    outcomes: dict = {"nothing": outcome(lambda: raise_on_all_ranks(None))}
     alone = [partial(fail_alone, error) for error in ERRORS]
-    said["kinds"] = [outcome(partial(call_on_all_ranks, fails)) for fails in alone]
-    said["value"] = call_on_all_ranks(dist.get_rank)
-    said["evaluation"] = scored(sets)
+    outcomes["kinds"] = [outcome(partial(call_on_all_ranks, fails)) for fails in alone]
+    outcomes["value"] = call_on_all_ranks(dist.get_rank)
+    outcomes["evaluation"] = scored(sets)
     plain = smallest(sets)
     with mock.patch("pipeline.train.Engine"), mock.patch.object(Journal, "save"):
         for stage in ("broken_on_one_rank", "die_on_one_rank"):
             data = dataclasses.replace(plain.data, stages=[f"{HERE}:{stage}"], loader_workers=1)
-            said[stage] = attempt(dataclasses.replace(plain, data=data), root / stage)
+            outcomes[stage] = attempt(dataclasses.replace(plain, data=data), root / stage)
         if dist.get_rank() == 1:
             plain.data.train = [str(root / "not on this node")]
-        said["no set"] = attempt(plain, root / "no set")
-    return said
+        outcomes["no set"] = attempt(plain, root / "no set")
+    return outcomes
 
 
 @pytest.fixture(scope="module")
 def pair(photographs, tmp_path_factory):
-    """What both ranks say, and where the damage is."""
+    """Return the outcomes of both ranks, and the damaged tar and sample."""
     root = tmp_path_factory.mktemp("ranks")
     sets = Path(shutil.copytree(photographs, root / "sets"))
     store = Store(sets / "val")
     tar = sets / "val" / store.shard_of(1)
     flip(tar, int(store.index.offset[1]) + 700, 1)
-    return distributed.run(lives, 2, sets, root), tar, store.index.key[1]
+    return distributed.run(all_cases, 2, sets, root), tar, store.index.key[1]
 
 
 def test_an_error_is_of_one_kind_on_all_ranks(pair):
     (first, second), *_ = pair
     assert second["kinds"] == [f"{type(error).__name__}: {error}" for error in ERRORS]
     assert first["kinds"] == second["kinds"]
-    assert [said["nothing"] for said in (first, second)] == ["done", "done"]
-    assert [said["value"] for said in (first, second)] == [0, 1]
+    assert [outcomes["nothing"] for outcomes in (first, second)] == ["done", "done"]
+    assert [outcomes["value"] for outcomes in (first, second)] == [0, 1]
 
 
 def test_a_damaged_image_ends_the_evaluation_of_both(pair):
-    """The second rank alone reads it."""
+    """Only the second rank reads it."""
     (first, second), tar, key = pair
     assert first["evaluation"] == second["evaluation"]
     assert first["evaluation"].startswith(f"DataError: {tar}: sample {key} is damaged")
@@ -99,10 +99,10 @@ def test_a_damaged_image_ends_the_evaluation_of_both(pair):
 
 def test_a_stage_that_fails_ends_the_training_of_both(pair):
     (first, second), *_ = pair
-    for said in (first, second):
-        assert said["broken_on_one_rank"].startswith("UsageError: ")
-        assert f"data.stages={HERE}:broken_on_one_rank: sample" in said["broken_on_one_rank"]
-        assert "KeyError: 'depth'" in said["broken_on_one_rank"]
+    for outcomes in (first, second):
+        assert outcomes["broken_on_one_rank"].startswith("UsageError: ")
+        assert f"data.stages={HERE}:broken_on_one_rank: sample" in outcomes["broken_on_one_rank"]
+        assert "KeyError: 'depth'" in outcomes["broken_on_one_rank"]
 
 
 def test_a_loader_process_that_dies_ends_the_training_of_both(pair):

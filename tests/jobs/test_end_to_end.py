@@ -24,7 +24,7 @@ TERMS = {
     f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0", "_1", "_2")
 }
 SHORT = 5  # steps; rounding grows with each, since it decides a close match one day
-SUMMARY = {  # DESIGN's contract
+SUMMARY = {
     "PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU",
     "step", "position", "wall_s", "checkpoint", "pictures",
 }  # fmt: skip
@@ -256,7 +256,7 @@ def test_a_run_goes_on_with_fewer_workers_and_more_steps(trained, run, stages, p
     changes = [f"trainer.steps={small.STEPS + 4}", "scaling.workers=1"]
     outcome = small.finish(small.start(trained[0], *small.words(photographs, *changes)))
     assert outcome.code == 0, outcome.err
-    assert f"going on from step {small.STEPS}" in outcome.out
+    assert f"resuming from step {small.STEPS}" in outcome.out
     start = of_kind(run, "start")[-1]
     assert (start["world_size"], start["attempt"], start["step"]) == (1, 2, small.STEPS)
     assert start["position"] == small.STEPS * small.GLOBAL_BATCH
