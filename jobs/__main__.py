@@ -48,7 +48,7 @@ def options(
 
 for command in (
     *(runs.demo, build, data.verify, data.inspect, data.index),
-    *(runs.train, runs.evaluate, runs.predict, runs.replay, runs.export, runs.bench),
+    *(runs.train, runs.settings, runs.evaluate, runs.predict, runs.replay, runs.export, runs.bench),
 ):
     app.command()(command)
 

@@ -8,12 +8,15 @@ come from YAML, from the command line, or from Python.
 
 import dataclasses
 import functools
-import math
+import operator
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+_TOO_LARGE = 2**63
+_FINITE = "it must be a finite number below 2^63"
 
 
 class SettingError(ValueError):
@@ -69,19 +72,29 @@ class Rule:
             return self.pattern_help or f"it must match {self.pattern}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return ""
-        if not math.isfinite(value):
-            return "it must be finite"
-        if self.at_least is not None and value < self.at_least:
-            return f"it must be at least {self.at_least:g}"
-        if self.above is not None and value <= self.above:
-            return f"it must be greater than {self.above:g}"
-        if self.at_most is not None and value > self.at_most:
-            return f"it must be at most {self.at_most:g}"
-        if self.below is not None and value >= self.below:
-            return f"it must be less than {self.below:g}"
-        if self.multiple_of is not None and value % self.multiple_of:
-            return f"it must be a multiple of {self.multiple_of}"
-        return ""
+        if not -_TOO_LARGE < value < _TOO_LARGE:  # NaN, too
+            return _FINITE
+        broken = (words for words, limit, holds in self._limits() if not holds(value, limit))
+        return next((f"it must be {words}" for words in broken), "")
+
+    def limits(self) -> list[str]:
+        """Return the limits of a number in words, such as "at least 1"."""
+        return [words for words, _, _ in self._limits()]
+
+    def _limits(self) -> list[tuple[str, float, Callable[[float, float], bool]]]:
+        """Return each limit as its words, its number, and its test of (value, number)."""
+        limits = (
+            ("at least", self.at_least, operator.ge),
+            ("greater than", self.above, operator.gt),
+            ("at most", self.at_most, operator.le),
+            ("less than", self.below, operator.lt),
+            ("a multiple of", self.multiple_of, lambda value, divisor: value % divisor == 0),
+        )
+        return [
+            (f"{words} {limit:g}", limit, holds)
+            for words, limit, holds in limits
+            if limit is not None
+        ]
 
 
 def setting(default: Any, help: str, **rules: Any) -> Any:
@@ -149,7 +162,7 @@ def fit(value: Any, kind: Any, key: str) -> Any:
         try:
             return float(value)
         except OverflowError as error:
-            raise SettingError(key, f"={value}", "it must be finite") from error
+            raise SettingError(key, f"={value}", _FINITE) from error
     is_bool = isinstance(value, bool)  # Python counts bool as int; settings do not
     if isinstance(kind, type) and isinstance(value, kind) and is_bool <= (kind is bool):
         return value
@@ -189,6 +202,8 @@ def show(value: Any) -> str:
         return "null"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(show, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {show(entry)}' for key, entry in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -45,6 +45,29 @@ def train(
     job(preset, overrides or [])
 
 
+def settings(
+    preset: Annotated[
+        str | None,
+        typer.Argument(help="Print the values of this preset; those of its own are marked by *."),
+    ] = None,
+    json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print a JSON Schema of presets instead.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print docs/settings.md instead.")
+    ] = False,
+) -> None:
+    """List every setting: key, value, unit, rule, and what it does.
+
+    \b
+    Example:
+      ./launch.sh settings coco_panoptic_r50
+    """
+    from jobs.settings import settings as job
+
+    job(preset, json_schema, markdown)
+
+
 def evaluate(
     run: Run,
     checkpoint: Checkpoint = None,

@@ -111,7 +111,7 @@ class DataSettings(AugmentSettings):
     )
     max_damaged: int = setting(
         100,
-        "Number of damaged samples that end the run; fewer are replaced.",
+        "Number of damaged samples that a run replaces before it stops.",
         unit="samples",
         at_least=0,
     )

@@ -226,7 +226,7 @@ UNREADABLE = {
     "scaling.gpu=yes": r"^scaling\.gpu=yes; it must be true, false, or null$",
     "model.compile=True": r"^model\.compile=True; it must be true or false$",
     "optimizer.lr=nan": r"^optimizer\.lr=nan; it must be a number$",
-    "optimizer.lr=1e400": r"^optimizer\.lr=inf; it must be finite$",
+    "optimizer.lr=1e400": r"^optimizer\.lr=inf; it must be a finite number below 2\^63$",
     "schedule.milestones=[a]": r"^schedule\.milestones=a; it must be a number$",
     "data.scale=0.5": r"^data\.scale=0\.5; it must be a list$",
     "data=5": r"^data=5; it must be a section$",
