@@ -154,7 +154,7 @@ def test_runs_that_cannot_be_written(tmp_path, photographs):
 def test_a_taken_name(tmp_path, photographs):
     (tmp_path / "runs/small").mkdir(parents=True)
     (tmp_path / "runs/small/thesis.txt").write_text("mine")
-    fails(tmp_path, small.words(photographs), 2, r"small exists and is not a run; .*name=NAME")
+    fails(tmp_path, small.words(photographs), 2, r"small: the folder exists and is not a run; .*name=NAME")
     assert (tmp_path / "runs/small/thesis.txt").read_text() == "mine"
 
 
@@ -198,14 +198,14 @@ def test_unknown_runs_and_checkpoints(command, work):
     known = r"no run 'smal'; did you mean small\?"
     fails(work, [command, "smal", *rest], 2, known)
     fails(work, [command, "small", *rest, "--checkpoint", "7"], 2, r"--checkpoint 7: .*\[0\]")
-    fails(work, [command, "small", *rest, "--checkpoint", "lst"], 2, r"lst: give best, last or a")
+    fails(work, [command, "small", *rest, "--checkpoint", "lst"], 2, r"lst: .*; give best, last, or a")
 
 
 def test_no_run_and_no_checkpoint_yet(tmp_path, photographs):
     fails(tmp_path, ["evaluate", "small"], 2, r"no run 'small'; start one with")
     run = small.untrained(tmp_path, photographs)
     (run / CHECKPOINTS / checkpoint.name_of(0, 1) / checkpoint.COMMITTED).unlink()
-    fails(tmp_path, ["evaluate", "small"], 2, r"small has no checkpoint yet; train it first")
+    fails(tmp_path, ["evaluate", "small"], 2, r"small: .* no checkpoint yet; train it first")
 
 
 def test_evaluating_on_other_classes(work, skies):
