@@ -175,8 +175,14 @@ def load_run(folder: Path) -> Config:
 
 
 def load_environment(folder: Path) -> dict[str, Any]:
-    """Return what a run was started with besides its config."""
-    return json.loads((folder / "environment.json").read_text())
+    """Return what a run was started with besides its config.
+
+    Older versions wrote the fingerprint of a single train set instead of a list of one.
+    """
+    environment = json.loads((folder / "environment.json").read_text())
+    train = environment["data"]["train"]
+    environment["data"]["train"] = [train] if isinstance(train, str) else train
+    return environment
 
 
 def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[str]:

@@ -74,7 +74,7 @@ def _unchanged_taxonomy(folder: Path, config: configs.Config) -> Taxonomy:
     """Return the label space of the training sets, which must be those of the run's start."""
     stores = train_sets(config.data)
     started = configs.load_environment(folder)["data"]["train"]
-    if [store.manifest.fingerprint for store in stores] != np.atleast_1d(started).tolist():
+    if [store.manifest.fingerprint for store in stores] != started:
         raise UsageError(
             "the shards are not those of the run",
             where=f"data.train={config.data.train}",

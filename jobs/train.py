@@ -97,8 +97,8 @@ def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bo
         UsageError: The run was started with other settings or shards, or the folder is not a run.
     """
     train, val = stores
-    prints = [store.manifest.fingerprint for store in train]
-    data = {"train": prints if len(prints) > 1 else prints[0], "val": val.manifest.fingerprint}
+    fingerprints = [store.manifest.fingerprint for store in train]
+    data = {"train": fingerprints, "val": val.manifest.fingerprint}
     path = folder / "config.yaml"
     if path.exists():
         _check_same(folder, config, data)

@@ -37,12 +37,12 @@ class Delivery(NamedTuple):
     Attributes:
         batch: The next batch; None if preparing it failed.
         error: The error that ended the stream; None otherwise.
-        warnings: Texts of the warnings since the last delivery.
+        warnings: Texts and categories of the warnings since the last delivery.
     """
 
     batch: Batch | None
     error: Exception | None
-    warnings: list[str]
+    warnings: list[tuple[str, type[Warning]]]
 
 
 def loader(
@@ -89,8 +89,8 @@ def loader(
     processes = set(multiprocessing.active_children()) - before
     while True:
         delivery = _next(deliveries, processes, timeout_s)
-        for text in delivery.warnings:
-            warnings.warn(text, stacklevel=2)
+        for text, category in delivery.warnings:
+            warnings.warn(text, category, stacklevel=2)
         if delivery.error:
             raise delivery.error
         assert delivery.batch is not None
@@ -105,11 +105,17 @@ def _dataset(pipeline: DataPipeline) -> IterableDataset:
 
 def deliver(batches: Iterator[Batch]) -> Iterator[Delivery]:
     """Yield the deliveries of a loader process; the last one has an error if there is one."""
-    texts: deque[str] = deque()  # threads that fetch shards append to it, too
-    warnings.showwarning = lambda message, *_, **__: texts.append(str(message))
+    raised: deque[tuple[str, type[Warning]]] = deque()  # threads that fetch shards append, too
 
-    def pending() -> list[str]:
-        return [texts.popleft() for _ in range(len(texts))]
+    def record(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        # only built-in categories are certain to survive pickling
+        is_builtin = category.__module__ == "builtins"
+        raised.append((str(message), category if is_builtin else UserWarning))
+
+    warnings.showwarning = record
+
+    def pending() -> list[tuple[str, type[Warning]]]:
+        return [raised.popleft() for _ in range(len(raised))]
 
     try:
         for batch in batches:

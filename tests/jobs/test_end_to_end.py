@@ -79,7 +79,7 @@ def test_the_run_folder_holds_what_was_asked_for(run, photographs):
     fingerprints = {
         name: Manifest.load(photographs / name).fingerprint for name in ("train", "val")
     }
-    assert environment["data"] == fingerprints
+    assert environment["data"] == fingerprints | {"train": [fingerprints["train"]]}
     assert environment["packages"]["torch"].startswith("2.")
     assert not list(run.glob("*.tmp"))
 

@@ -1,4 +1,4 @@
-"""Geometry: images that are ramps of their coordinates show where every pixel came from."""
+"""The geometry of augmentation: images that are ramps show where each pixel comes from."""
 
 from collections import Counter
 
@@ -18,10 +18,10 @@ CROP = 64
 
 
 class Numbers:
-    """A generator that gives the numbers it is told to: flip, scale and crop of LSJ."""
+    """A generator that returns given numbers: flip, scale and crop offset of LSJ."""
 
-    def __init__(self, flip: float, scale: float, place: float):
-        self.uniforms, self.scale = [flip, place], scale
+    def __init__(self, flip: float, scale: float, offset: float):
+        self.uniforms, self.scale = [flip, offset], scale
 
     def random(self) -> float:
         return self.uniforms.pop(0)
@@ -32,37 +32,37 @@ class Numbers:
 
 
 def jitter(image, maps, numbers, scale=(0.1, 2.0), crop=CROP, **more):
-    """`augment` by lsj: image [3, CROP, CROP], maps [layers, CROP, CROP], (height, width)."""
+    """Augment by lsj: image [3, CROP, CROP], maps [L, CROP, CROP], and (height, width)."""
     settings = AugmentSettings(crop=crop, scale=list(scale), **more)
     return augment(image, Truth(maps, [], [], []), settings, numbers)
 
 
 def ramps(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image with x, y in two channels, and maps of column + 1 and row + 1."""
+    """Return an image with x and y in two channels, and maps of column + 1 and row + 1."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([x * SLOPE, y * SLOPE, np.full_like(x, 77)], -1)
     assert image.max() < 256
     return image.astype(np.uint8), np.stack([x + 1, y + 1]).astype(np.uint16)
 
 
-def straightforward(height, width, flip, scale, place):
-    """Where each output pixel's center lies in the source, as in the paper's data path.
+def published(height, width, flip, scale, offset):
+    """Return where each output pixel's center lies in the source, by the published data path.
 
-    Returns source coordinates x [n] and y [m], whole numbers at the centers of source pixels.
+    The source coordinates x [N] and y [M] are whole numbers at the centers of source pixels.
     """
     factor = min(CROP * scale / height, CROP * scale / width)
     axes = []
     for side, mirrored in ((width, flip < 0.5), (height, False)):
         length = max(1, int(np.round(side * factor)))  # round half to even
-        offset = int(np.round(max(length - CROP, 0) * place))  # the same number on both axes
-        pixel = np.arange(offset, min(offset + CROP, length))
-        where = (pixel + 0.5) * side / length - 0.5
-        axes.append(side - 1 - where if mirrored else where)
+        start = int(np.round(max(length - CROP, 0) * offset))  # the same number on both axes
+        pixel = np.arange(start, min(start + CROP, length))
+        center = (pixel + 0.5) * side / length - 0.5
+        axes.append(side - 1 - center if mirrored else center)
     return axes
 
 
 def check(out, out_maps, shape, x, y):
-    """Image and maps [.., CROP, CROP] of `ramps(*shape)` show the source at x, y, then padding."""
+    """Check that image and maps of `ramps(*shape)` show the source at x and y, then padding."""
     height, width = len(y), len(x)
     inside = out[:, :height, :width].astype(float)
     assert np.abs(inside[0] - SLOPE * x.clip(0, shape[1] - 1)).max() <= 1.5  # 0.3 of a source pixel
@@ -78,15 +78,15 @@ def check(out, out_maps, shape, x, y):
 
 
 @pytest.mark.parametrize("flip", [0.2, 0.7])
-@pytest.mark.parametrize("place", [0.0, 0.37, 0.5, 0.999])
+@pytest.mark.parametrize("offset", [0.0, 0.37, 0.5, 0.999])
 @pytest.mark.parametrize("scale", [0.1, 0.33, 0.8, 1.0, 1.37, 2.0])
 @pytest.mark.parametrize("shape", [(40, 50), (50, 40), (48, 48), (3, 51), (51, 7)])
-def test_jitter_is_the_straightforward_one(shape, scale, place, flip):
+def test_jitter_is_the_published_one(shape, scale, offset, flip):
     image, maps = ramps(*shape)
-    numbers = Numbers(flip, scale, place)
+    numbers = Numbers(flip, scale, offset)
     out, out_maps, (height, width) = jitter(image, maps, numbers)
     assert numbers.uniforms == []  # one number for the flip, one for both axes of the crop
-    x, y = straightforward(*shape, flip, scale, place)
+    x, y = published(*shape, flip, scale, offset)
     assert (height, width) == (len(y), len(x))
     assert out.shape == (3, CROP, CROP)
     assert out_maps.shape == (2, CROP, CROP)
@@ -94,7 +94,7 @@ def test_jitter_is_the_straightforward_one(shape, scale, place, flip):
     check(out, out_maps, shape, x, y)
 
 
-def test_11_5_padding_is_gray_and_no_segment():
+def test_padding_is_gray_and_no_segment():
     assert PAD_VALUE == 128
 
 
@@ -105,18 +105,18 @@ def test_sizes_are_rounded_half_to_even(height, half_to_even):
     assert size == (half_to_even, CROP)
 
 
-def test_11_5_crop_offsets_are_proportional_on_both_axes():
-    """At scale 2 the 51 x 40 image is 128 x 100: room of 64 and 36 pixels, shared by one number."""
+def test_crop_offsets_are_proportional_on_both_axes():
+    """At scale 2, the 51 x 40 image is 128 x 100, so one number scales offsets of 64 and 36."""
     image, maps = ramps(40, 51)
-    for place in np.linspace(0, 1, 33, endpoint=False):
-        _, out, _ = jitter(image, maps, Numbers(0.7, 2.0, place))
-        left, top = np.round(64 * place), np.round(36 * place)
+    for offset in np.linspace(0, 1, 33, endpoint=False):
+        _, out, _ = jitter(image, maps, Numbers(0.7, 2.0, offset))
+        left, top = np.round(64 * offset), np.round(36 * offset)
         assert abs(out[0, 0, 0] - (left + 0.5) * 51 / 128 - 0.5) <= 0.5
         assert abs(out[1, 0, 0] - (top + 0.5) * 40 / 100 - 0.5) <= 0.5
 
 
 def test_jitter_of_keyed_numbers_has_the_published_statistics():
-    """Of 640 x 480 images 65 % get padding, and 64 % of the area is image, on average.
+    """65 % of 640 x 480 images are padded, and the image covers 64 % of the area on average.
 
     Tolerances are four standard deviations of 3000 draws.
     """
@@ -146,7 +146,7 @@ def test_fit_makes_the_longer_side_the_crop(shape):
     image, maps = ramps(*shape)
     settings = AugmentSettings(crop=CROP, augment="none")
     out, out_maps, size = augment(image, Truth(maps, [], [], []), settings, None)
-    x, y = straightforward(*shape, flip=0.7, scale=1.0, place=0.0)
+    x, y = published(*shape, flip=0.7, scale=1.0, offset=0.0)
     assert max(size) == CROP
     assert size == (len(y), len(x))
     check(out, out_maps, shape, x, y)
@@ -155,20 +155,20 @@ def test_fit_makes_the_longer_side_the_crop(shape):
 @pytest.mark.parametrize("flip", [0.2, 0.7])
 @pytest.mark.parametrize("scale", [0.1, 0.7, 1.3, 2.0])
 @pytest.mark.parametrize("shape", [(90, 120), (120, 90), (70, 33), (400, 500)])
-def test_11_5_jitter_by_pil_is_the_references_to_the_bit(shape, scale, flip):
-    """The published steps, one after another, by Pillow on whole pictures."""
+def test_jitter_by_pil_is_the_references_to_the_bit(shape, scale, flip):
+    """The published steps are applied one after another by Pillow to the whole image."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
     maps = rng.integers(0, 999, (2, *shape), np.uint16)
-    place = 0.37
-    out, out_maps, size = jitter(image, maps, Numbers(flip, scale, place), resize="pil")
+    offset = 0.37
+    out, out_maps, size = jitter(image, maps, Numbers(flip, scale, offset), resize="pil")
 
     if flip < 0.5:
         image, maps = image[:, ::-1], maps[:, :, ::-1]
     factor = min(CROP * scale / shape[0], CROP * scale / shape[1])
     height, width = (int(np.round(side * factor)) for side in shape)
     picture = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.BILINEAR)
-    top, left = (int(np.round(max(side - CROP, 0) * place)) for side in (height, width))
+    top, left = (int(np.round(max(side - CROP, 0) * offset)) for side in (height, width))
     expected = np.full((CROP, CROP, 3), 128, np.uint8)
     shown = np.asarray(picture)[top : top + CROP, left : left + CROP]
     assert size == shown.shape[:2]
@@ -193,15 +193,15 @@ SIZES = {  # of the published recipes: base -> the sizes that the shorter side t
 
 
 class Recorded:
-    """A generator that keeps what it gave."""
+    """A generator that records its draws."""
 
     def __init__(self, *key):
-        self.generator, self.given = keyed_generator(*key), []
+        self.generator, self.drawn = keyed_generator(*key), []
 
     def __getattr__(self, name):
         def draw(*args):
-            self.given.append((name, args, getattr(self.generator, name)(*args)))
-            return self.given[-1][2]
+            self.drawn.append((name, args, getattr(self.generator, name)(*args)))
+            return self.drawn[-1][2]
 
         return draw
 
@@ -209,8 +209,8 @@ class Recorded:
 @pytest.mark.parametrize("base", SIZES)
 @pytest.mark.parametrize("shape", [(100, 150), (300, 200), (64, 300)])
 def test_shortest_edge_is_the_references(base, shape, monkeypatch):
-    """Resize, crop, color, flip, pad: every step by itself on whole pictures, by Pillow."""
-    monkeypatch.setattr(recipes, "BASE_SCALES", range(5, 8))  # a picture of 4096 takes its time
+    """Every step (resize, crop, color, flip, pad) is applied by Pillow to the whole image."""
+    monkeypatch.setattr(recipes, "BASE_SCALES", range(5, 8))  # an image of 4096 pixels is slow
     rng = np.random.default_rng(1)
     image = cv2.GaussianBlur(rng.integers(0, 256, (*shape, 3), np.uint8), (0, 0), 2)
     maps = rng.integers(0, 200, (1, *shape), np.uint8)
@@ -222,7 +222,7 @@ def test_shortest_edge_is_the_references(base, shape, monkeypatch):
         random = Recorded(base, key)
         out, out_maps, size = augment(image, Truth(maps, [], [], []), settings, random)
 
-        (choice, *_), (row, *_), (column, *_) = [[given[2]] for given in random.given[:3]]
+        (choice, *_), (row, *_), (column, *_) = [[drawn[2]] for drawn in random.drawn[:3]]
         short = SIZES[base][choice]
         h, w = shape
         newh, neww = (short, short / h * w) if h < w else (short / w * h, short)
@@ -230,13 +230,13 @@ def test_shortest_edge_is_the_references(base, shape, monkeypatch):
             factor = 4 * base / max(newh, neww)
             newh, neww = newh * factor, neww * factor
         newh, neww = int(newh + 0.5), int(neww + 0.5)
-        assert random.given[1][:2] == ("integers", (newh - min(newh, 96) + 1,))
-        assert random.given[2][:2] == ("integers", (neww - min(neww, 128) + 1,))
+        assert random.drawn[1][:2] == ("integers", (newh - min(newh, 96) + 1,))
+        assert random.drawn[2][:2] == ("integers", (neww - min(neww, 128) + 1,))
         part = np.s_[row : row + 96, column : column + 128]
         picture = np.asarray(Image.fromarray(image).resize((neww, newh), Image.BILINEAR))[part]
         labels = np.asarray(Image.fromarray(maps[0]).resize((neww, newh), Image.NEAREST))[part]
         again = keyed_generator(base, key)
-        for name, args, _ in random.given[:3]:
+        for name, args, _ in random.drawn[:3]:
             getattr(again, name)(*args)
         picture = jitter_color(np.ascontiguousarray(picture), again)
         if again.random() < 0.5:
@@ -272,7 +272,7 @@ def test_the_shorter_side_takes_the_published_sizes_equally_often(base, monkeypa
 
 
 def test_a_crop_of_one_class_is_drawn_again():
-    """Left half class 3, right half class 5, and a strip that is not labeled."""
+    """The left half has class 3, the right half class 5, and a strip has no label."""
     maps = np.ones((1, 64, 128), np.uint8)
     maps[:, :, 64:] = 2
     maps[:, 60:] = 0

@@ -1,4 +1,4 @@
-"""Color jitter against the published steps, spelt out channel by channel in BGR."""
+"""The color jitter compared with the published steps, written channel by channel in BGR."""
 
 import cv2
 import numpy as np
@@ -8,30 +8,30 @@ from pipeline.data.augment.color import jitter_color
 
 
 class Draws:
-    """Gives and takes: the same draws are asked for by name and range, in the same order."""
+    """A generator that records the name, the range, and the value of every draw."""
 
     def __init__(self, seed: int):
-        self.rng, self.asked = np.random.default_rng(seed), []
+        self.rng, self.drawn = np.random.default_rng(seed), []
 
     def random(self):
-        self.asked.append(("coin", self.rng.random()))
-        return self.asked[-1][1]
+        self.drawn.append(("coin", self.rng.random()))
+        return self.drawn[-1][1]
 
     def uniform(self, low, high):
-        self.asked.append((f"uniform {low} {high}", self.rng.uniform(low, high)))
-        return self.asked[-1][1]
+        self.drawn.append((f"uniform {low} {high}", self.rng.uniform(low, high)))
+        return self.drawn[-1][1]
 
     def integers(self, low, high):
-        self.asked.append((f"integers {low} {high}", int(self.rng.integers(low, high))))
-        return self.asked[-1][1]
+        self.drawn.append((f"integers {low} {high}", int(self.rng.integers(low, high))))
+        return self.drawn[-1][1]
 
 
-def published(rgb: np.ndarray, asked: list) -> tuple[np.ndarray, str]:
-    """The reference's steps in its channel order; the draws are taken off `asked`."""
+def published(rgb: np.ndarray, drawn: list) -> tuple[np.ndarray, str]:
+    """Apply the reference's steps in its channel order; remove the draws it uses from `drawn`."""
     image, done = rgb[..., ::-1], ""
 
     def take(name):
-        kind, value = asked.pop(0)
+        kind, value = drawn.pop(0)
         assert kind == name
         return value
 
@@ -65,7 +65,7 @@ def published(rgb: np.ndarray, asked: list) -> tuple[np.ndarray, str]:
 
 @pytest.fixture(scope="module")
 def colors():
-    """Every level of every channel, grays and the corners of the cube among others."""
+    """Return colors with every level of every channel, all grays, and the corners of the cube."""
     levels = np.array([0, 1, 17, 64, 100, 127, 128, 180, 201, 254, 255], np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 11, 3)
     ramp = np.stack([np.arange(256)] * 3, -1).astype(np.uint8).reshape(-1, 1, 3).repeat(11, 1)
@@ -78,8 +78,8 @@ def test_jitter_is_the_published_one_to_the_bit(colors):
     for seed in range(250):
         draws = Draws(seed)
         out = jitter_color(colors, draws)
-        expected, done = published(colors, draws.asked)
-        assert draws.asked == []
+        expected, done = published(colors, draws.drawn)
+        assert draws.drawn == []
         assert out.dtype == np.uint8
         assert (out == expected).all(), done
         orders.add(done)
