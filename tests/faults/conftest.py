@@ -1,4 +1,4 @@
-"""Shard sets and the run that nothing happened to."""
+"""Shard sets, and an uninterrupted run."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from tests.jobs import small
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> Path:
-    """The CC BY sample of COCO as shard sets. Not to be damaged."""
+    """Return the CC BY sample of COCO as shard sets; tests must not change it."""
     return small.photographs(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory) -> Path:
-    """The folder of the small run, trained in one go. Not to be changed."""
+    """Return the folder of the small run, uninterrupted; tests must not change it."""
     return small.trained(tmp_path_factory.getbasetemp())[0]

@@ -1,4 +1,4 @@
-"""Benchmarks: their names, their rows, and the bound that the overfit run is measured against."""
+"""Benchmarks: their names, their rows, and the bound of the overfit run."""
 
 import datetime
 import importlib
@@ -26,7 +26,7 @@ def photographs(tmp_path_factory) -> Store:
 
 
 def test_bound_of_stride_4_falls_with_the_size(photographs):
-    """Exact masks lose a few points at stride 4 of 320 pixels, many more of 64."""
+    """Exact masks lose a few points at stride 4 of 320 pixels, and many more at 64."""
     bounds = [stride_bound(photographs, crop) for crop in (64, 320)]
     assert 95 < bounds[1] < 99
     assert bounds[0] < bounds[1] - 10

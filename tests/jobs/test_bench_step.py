@@ -45,7 +45,7 @@ def test_equal_draws_give_the_same_loss(sides, batch):
 
 
 def test_other_draws_give_another_loss(sides):
-    torch.manual_seed(0)  # of the peer's draws
+    torch.manual_seed(0)  # for the peer's draws
     with torch.no_grad():
         losses = {name: side.loss() for name, side in sides.items()}
     assert abs(losses["ours"] - losses["peer"]) / losses["peer"] > 1e-4
@@ -63,4 +63,4 @@ def test_saved_bytes_are_of_activations_alone():
     layer, x = torch.nn.Linear(256, 1024), torch.randn(512, 256)
     side = Side(layer, lambda: layer(x).relu().square().sum())
     hidden = 512 * 1024 * 4 / 2**20
-    assert saved_bytes(side, x) == hidden  # of relu and square the same
+    assert saved_bytes(side, x) == hidden  # relu and square save the same tensor

@@ -1,4 +1,4 @@
-"""From raw photographs to scores and pictures: real workers, real DeepSpeed, at the least size."""
+"""From raw photographs to scores and pictures, with real workers and DeepSpeed at a small size."""
 
 import json
 import math
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 TERMS = {
     f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice") for suffix in ("", "_0", "_1", "_2")
 }
-SHORT = 5  # steps; rounding grows with each, since it decides a close match one day
+SHORT = 5  # steps; rounding errors grow until they decide a close match
 SUMMARY = {
     "PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU",
     "step", "position", "wall_s", "checkpoint", "pictures",
@@ -37,7 +37,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(base, tmp_path_factory):
-    """A copy of the trained small run, in a folder of its own, and what `train` said."""
+    """Return a copy of the trained small run in a separate folder, and the outcome of `train`."""
     run, outcome = small.trained(base)
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(run, folder / "runs" / small.NAME, symlinks=True)
@@ -54,11 +54,11 @@ def of_kind(run, kind):
 
 
 def losses(run):
-    """The rows of training steps."""
+    """Return the rows of training steps."""
     return [row for row in rows(run / METRICS) if "loss" in row]
 
 
-def test_train_says_what_it_does(trained):
+def test_train_prints_its_progress(trained):
     _, outcome = trained
     assert "attempt 1: 2 workers, ZeRO 1 on cpu, from scratch" in outcome.out
     assert f"step {small.STEPS}: PQ" in outcome.out
@@ -120,7 +120,7 @@ def test_metrics_have_one_row_a_step(run):
 
 
 def wandb_records(path):
-    """The records of an offline W&B file: 7 bytes, then LevelDB's log of blocks of 32 KiB."""
+    """Yield the records of an offline W&B file: 7 bytes, then LevelDB's log of blocks of 32 KiB."""
     content, at, record = path.read_bytes(), 7, b""
     while at + 7 <= len(content):
         if (left := 32768 - at % 32768) < 7:
@@ -169,7 +169,7 @@ def test_checkpoints_are_whole_and_the_newest_are_kept(run, photographs):
     assert all(state[name].abs().sum() > 0 for name in moments if "conv" in name)
 
 
-def test_summary_is_as_the_contract_says(run):
+def test_the_summary_has_its_fields(run):
     summary = json.loads((run / "summary.json").read_text())
     scores = json.loads((run / f"evaluations/step-{small.STEPS:09d}.json").read_text())
     assert set(summary) == SUMMARY
@@ -182,7 +182,7 @@ def test_summary_is_as_the_contract_says(run):
 
 
 def test_evaluate_repeats_the_scores_of_the_workers(trained, run):
-    """Two ranks that share the images, and one process that has them all, count the same."""
+    """Two ranks that share the images count the same as one process that has them all."""
     path = run / f"evaluations/step-{small.STEPS:09d}.json"
     of_workers = json.loads(path.read_text())
     outcome = small.call(trained[0], "evaluate", small.NAME)
@@ -220,7 +220,7 @@ def test_a_finished_run_is_left_alone(trained, run, photographs):
 
 @pytest.fixture(scope="module")
 def stages(base, photographs, tmp_path_factory):
-    """Runs of the other ZeRO stages; the one of stage 2 goes on past the end of the small run."""
+    """Return runs of the other ZeRO stages; stage 2 takes more steps than the small run."""
     folder = tmp_path_factory.mktemp("stages")
 
     def train(stage, steps):
@@ -234,7 +234,7 @@ def stages(base, photographs, tmp_path_factory):
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_every_stage_takes_the_same_steps(stage, stages, run):
-    """What ZeRO shards is a matter of memory: losses agree to rounding with those of stage 1."""
+    """The ZeRO stage changes memory only: losses agree with those of stage 1 to rounding."""
     assert {event["zero_stage"] for event in of_kind(stages[stage], "start")} == {stage}
     ours, theirs = (losses(folder)[:SHORT] for folder in (stages[stage], run))
     for name in ("step", "position", "loss", "grad_norm", "lr"):
@@ -249,9 +249,9 @@ def test_a_run_of_stage_3_is_evaluated(stages):
     assert f"step {SHORT}, 5 images" in outcome.out
 
 
-def test_a_run_goes_on_with_fewer_workers_and_more_steps(trained, run, stages, photographs):
-    """One worker instead of two: the same order of samples, the same losses but for what rounding
-    has grown to in so many steps."""
+def test_a_run_resumes_with_fewer_workers_and_more_steps(trained, run, stages, photographs):
+    """One worker instead of two has the same samples, and losses that differ by rounding errors,
+    which have grown over so many steps."""
     before = losses(run)
     changes = [f"trainer.steps={small.STEPS + 4}", "scaling.workers=1"]
     outcome = small.finish(small.start(trained[0], *small.words(photographs, *changes)))

@@ -1,4 +1,4 @@
-"""`replay` of a run that trained: its sheet, its lines, and what it refuses."""
+"""The `replay` command: its sheet, its lines, and the steps and ranks that it refuses."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.jobs.small import GLOBAL_BATCH, call, complaint
 
 @pytest.fixture
 def run(tmp_path, photographs):
-    """A run of two workers that has been started, on two ranks, then on four from step 9."""
+    """Return a run that was started on two ranks, and on four from step 9."""
     folder = small.untrained(tmp_path, photographs)
     starts = [{"event": "start", "step": 0, "world_size": 2},
               {"event": "start", "step": 8, "world_size": 4}]  # fmt: skip

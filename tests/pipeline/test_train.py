@@ -1,4 +1,4 @@
-"""Whole runs of a tiny net on photographs: the same whatever interrupts and divides them."""
+"""Whole runs of a tiny network on photographs: interruptions and divisions change no result."""
 
 import dataclasses
 import errno
@@ -32,7 +32,7 @@ STEPS, GLOBAL = 4, 8
 
 
 def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
-    """The disk is full when the n-th checkpoint is written."""
+    """Train while the disk is full at the n-th checkpoint."""
     save_file, calls = checkpoint.save_file, []
 
     def full(*args):
@@ -46,26 +46,26 @@ def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
 
 
 def with_bad_gradients(settings: RunSettings, folder: Path, bad: range) -> str:
-    """The gradients of the steps in `bad` are NaN; their losses are not."""
+    """Train with gradients of NaN in the steps of `bad`; the losses stay finite."""
     losses, calls = Criterion.__call__, []
     accumulation = settings.batch.size // settings.batch.micro
 
-    def spoilt(self, *args):
+    def poisoned(self, *args):
         terms = losses(self, *args)
         calls.append(None)
         if (len(calls) - 1) // accumulation in bad:
             terms["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
         return terms
 
-    with mock.patch.object(Criterion, "__call__", spoilt):
+    with mock.patch.object(Criterion, "__call__", poisoned):
         return attempt(settings, folder)
 
 
-def lives(sets: Path, root: Path) -> dict[str, str | list[str]]:
-    """On one process: the same run undisturbed, disturbed in many ways, and divided differently."""
+def runs_on_one_process(sets: Path, root: Path) -> dict[str, str | list[str]]:
+    """Train on one process: undisturbed, disturbed in many ways, and divided differently."""
     plain = smallest(sets)
     longer = dataclasses.replace(plain, trainer=TrainerSettings(steps=30, log_every=1))
-    said = {
+    outcomes = {
         "plain": attempt(plain, root / "plain"),
         "interrupted": interrupted(plain, root / "interrupted"),
         "full disk": on_a_full_disk(plain, root / "full disk", failing=2),
@@ -79,28 +79,28 @@ def lives(sets: Path, root: Path) -> dict[str, str | list[str]]:
         "stage 3": interrupted(dataclasses.replace(plain, zero=ZeroSettings(3)), root / "stage 3"),
     }
     shutil.copytree(root / "plain", root / "again")
-    said["again"] = attempt(plain, root / "again")
+    outcomes["again"] = attempt(plain, root / "again")
     for name, change in {
         "other seed": {"seed": 4},
         "other samples": {"data": dataclasses.replace(plain.data, limit=7)},
     }.items():
         shutil.copytree(root / "plain", root / name)
-        said[name] = attempt(dataclasses.replace(plain, **change), root / name)
+        outcomes[name] = attempt(dataclasses.replace(plain, **change), root / name)
     shutil.copytree(root / "plain", root / "all damaged")
     for path in (root / "all damaged" / CHECKPOINTS).glob("*/state.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    said["all damaged"] = attempt(plain, root / "all damaged")
-    return said
+    outcomes["all damaged"] = attempt(plain, root / "all damaged")
+    return outcomes
 
 
 def sharded_and_recomputing(plain: RunSettings) -> RunSettings:
-    """ZeRO-3, whose parameters are gathered once more where backward runs a layer again."""
+    """Return settings of ZeRO-3, which gathers parameters again in recomputed layers."""
     model = dataclasses.replace(plain.model, checkpoint_activations=True)
     return dataclasses.replace(plain, model=model, zero=ZeroSettings(3))
 
 
-def pairs(sets: Path, root: Path) -> dict[str, str]:
-    """On two processes: a run of its own, and one that goes on from the lone process's middle."""
+def runs_on_two_processes(sets: Path, root: Path) -> dict[str, str]:
+    """Train on two processes: a new run, and one that resumes the run of the single process."""
     plain = smallest(sets)
     return {
         "two": attempt(plain, root / "two"),
@@ -111,14 +111,14 @@ def pairs(sets: Path, root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(photographs, tmp_path_factory) -> tuple[Path, dict]:
-    """Folder of all runs by name, and how each of them ended."""
+    """Return the folder of all runs by name, and their outcomes."""
     root = tmp_path_factory.mktemp("runs")
-    (said,) = distributed.run(lives, 1, photographs, root, timeout_s=500)
+    (outcomes,) = distributed.run(runs_on_one_process, 1, photographs, root, timeout_s=500)
     middle = Path(CHECKPOINTS) / checkpoint.name_of(2, 1)
     shutil.copytree(root / "plain" / middle, root / "moved" / middle)
-    first, second = distributed.run(pairs, 2, photographs, root, timeout_s=500)
+    first, second = distributed.run(runs_on_two_processes, 2, photographs, root, timeout_s=500)
     assert first == second
-    return root, said | first
+    return root, outcomes | first
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -136,7 +136,7 @@ def end(folder: Path) -> tuple[dict[str, torch.Tensor], TrainerState]:
 
 
 def assert_equal(one: Path, other: Path) -> None:
-    """Both runs ended in the same state, to the bit, by the same losses."""
+    """Check that both runs ended in the same state to the bit, with the same losses."""
     (state, trainer), (expected, _) = end(one), end(other)
     assert trainer.progress.step == STEPS
     assert state.keys() == expected.keys()
@@ -146,9 +146,9 @@ def assert_equal(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_leaves_its_records(runs, photographs):
-    root, said = runs
+    root, outcomes = runs
     folder = root / "plain"
-    assert said["plain"] == "done"
+    assert outcomes["plain"] == "done"
     metrics = [row for row in rows(folder / METRICS) if "loss" in row]
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     assert [row["position"] for row in metrics] == [8, 16, 24, 32]
@@ -176,7 +176,7 @@ def test_a_run_leaves_its_records(runs, photographs):
 
 @pytest.mark.slow
 def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photographs):
-    """No engine, no micro-batches: the same net, the same eight crops, the same draws."""
+    """The same network, eight crops, and draws without an engine and without micro-batches."""
     settings = smallest(photographs)
     store = Store(photographs / "train")
     stream = train_stream(settings.data, [store], settings.task, 3, 0, BatchSplit(GLOBAL, GLOBAL))
@@ -195,22 +195,22 @@ def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photogra
 
 @pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(runs):
-    root, said = runs
+    root, outcomes = runs
     folder = root / "interrupted"
-    assert said["interrupted"] == ["Killed: ", "done"]
+    assert outcomes["interrupted"] == ["Killed: ", "done"]
     first, second = events(folder, "start")
     assert (first["position"], second["position"]) == (0, 16)
     assert (second["attempt"], second["checkpoint"]) == (2, "step-000000002-a01")
     assert_equal(folder, root / "plain")
     steps = [row["step"] for row in rows(folder / METRICS) if "loss" in row]
-    assert steps == [1, 2, 3, 4]  # the third was written twice
+    assert steps == [1, 2, 3, 4]  # step 3 was written twice
 
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_too(runs):
-    """Stage 3 keeps DeepSpeed's own files. Its sums are in another order, so not to the bit."""
-    root, said = runs
-    assert said["stage 3"] == ["Killed: ", "done"]
+    """Stage 3 sums in another order, so that its results are not equal to the bit."""
+    root, outcomes = runs
+    assert outcomes["stage 3"] == ["Killed: ", "done"]
     assert events(root / "stage 3", "start")[1]["position"] == 16
     assert losses(root / "stage 3") == pytest.approx(losses(root / "plain"), rel=1e-4)
 
@@ -218,16 +218,16 @@ def test_a_sharded_run_resumes_too(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["two", "two, stage 3", "micro 8", "stage 0"])
 def test_how_the_work_is_divided_does_not_change_the_losses(runs, name):
-    root, said = runs
-    assert said[name] == "done"
+    root, outcomes = runs
+    assert outcomes[name] == "done"
     assert losses(root / name) == pytest.approx(losses(root / "plain"), rel=1e-4)
     assert len(losses(root / name)) == STEPS
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_one_stopped(runs):
-    root, said = runs
-    assert said["moved"] == "done"
+def test_two_processes_resume_the_run_of_one(runs):
+    root, outcomes = runs
+    assert outcomes["moved"] == "done"
     (start,) = events(root / "moved", "start")
     assert (start["world_size"], start["position"]) == (2, 16)
     assert len(set(start["process_ids"])) == 2
@@ -237,28 +237,28 @@ def test_two_processes_go_on_where_one_stopped(runs):
 
 @pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(runs):
-    root, said = runs
-    assert said["again"] == "done"
+    root, outcomes = runs
+    assert outcomes["again"] == "done"
     assert_equal(root / "again", root / "plain")
     assert [e["step"] for e in events(root / "again", "checkpoint")] == [0, 2, 4]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "change"), [("other seed", "seed: 3 -> 4"), ("other samples", "samples: 10 -> 7")]
+    ("name", "change"), [("other seed", "seed: 3 -> 4"), ("other samples", "samples: [10] -> [7]")]
 )
 def test_another_order_of_data_is_refused(runs, name, change):
-    root, said = runs
-    assert said[name].startswith("UsageError: ")
-    assert f"the data order has changed: {change}; " in said[name]
+    root, outcomes = runs
+    assert outcomes[name].startswith("UsageError: ")
+    assert f"the data order has changed: {change}; " in outcomes[name]
     assert end(root / name)[1].progress.position == 32
 
 
 @pytest.mark.slow
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(runs):
-    root, said = runs
+    root, outcomes = runs
     folder = root / "full disk"
-    assert said["full disk"] == "done"
+    assert outcomes["full disk"] == "done"
     (failed,) = events(folder, "checkpoint_failed")
     assert failed["step"] == 2
     assert "No space left" in failed["error"]
@@ -269,25 +269,25 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(runs):
 
 @pytest.mark.slow
 def test_damage_to_every_checkpoint_is_no_fresh_start(runs):
-    root, said = runs
-    assert said["all damaged"].startswith("UsageError: ")
-    assert "every checkpoint is damaged" in said["all damaged"]
+    root, outcomes = runs
+    assert outcomes["all damaged"].startswith("UsageError: ")
+    assert "every checkpoint is damaged" in outcomes["all damaged"]
     assert len(events(root / "all damaged", "damage")) == 3
     assert losses(root / "all damaged") == losses(root / "plain")
 
 
 @pytest.mark.slow
 def test_a_disk_that_holds_no_checkpoint_is_found_out_before_training(runs):
-    root, said = runs
-    assert "No space left" in said["full at once"]
+    root, outcomes = runs
+    assert "No space left" in outcomes["full at once"]
     assert losses(root / "full at once") == {}
 
 
 @pytest.mark.slow
 def test_one_bad_gradient_is_skipped_and_recorded(runs):
-    root, said = runs
+    root, outcomes = runs
     folder = root / "one bad"
-    assert said["one bad"] == "done"
+    assert outcomes["one bad"] == "done"
     (skipped,) = events(folder, "skipped")
     assert skipped["step"] == 2
     state, trainer = end(folder)
@@ -301,10 +301,10 @@ def test_one_bad_gradient_is_skipped_and_recorded(runs):
 
 @pytest.mark.slow
 def test_twenty_bad_gradients_in_a_row_stop_the_run(runs):
-    root, said = runs
+    root, outcomes = runs
     assert MAX_SKIPPED_IN_A_ROW == 20
-    assert said["all bad"].startswith("Failed: step 20: 20 gradients in a row")
-    assert said["all bad"].endswith("; lower optimizer.lr")
+    assert outcomes["all bad"].startswith("Failed: step 20: 20 gradients in a row")
+    assert outcomes["all bad"].endswith("; lower optimizer.lr")
     assert [e["step"] for e in events(root / "all bad", "skipped")] == list(range(1, 21))
     start, stop = (
         checkpoint.load(root / "all bad" / CHECKPOINTS / checkpoint.name_of(step, 1))[0]

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, whatever happens while it is written or after."""
+"""A checkpoint is complete or ignored, whatever happens while it is written or afterwards."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ def state_of(step: int) -> dict[str, torch.Tensor]:
 
 
 def save(root: Path, step: int, attempt: int = 1) -> Path:
-    """A checkpoint of a sharded engine, which has written its own files beside ours."""
+    """Save a checkpoint of a sharded engine, which has its own files in the folder."""
     folder = root / checkpoint.name_of(step, attempt)
     (folder / "deepspeed").mkdir(parents=True)
     (folder / "deepspeed" / "rank0.pt").write_bytes(bytes(range(100)))
@@ -33,10 +33,10 @@ def save(root: Path, step: int, attempt: int = 1) -> Path:
 
 
 def newest(root: Path) -> tuple[str | None, list[str]]:
-    """Name of the newest checkpoint that verifies, and what was reported."""
-    said: list[str] = []
-    found = checkpoint.newest(root, said.append)
-    return found and found.name, said
+    """Return the name of the newest intact checkpoint, and the reports."""
+    reported: list[str] = []
+    found = checkpoint.newest(root, reported.append)
+    return found and found.name, reported
 
 
 def names(root: Path) -> list[str]:
@@ -79,11 +79,11 @@ def test_names_carry_step_and_attempt():
 
 
 class Killed(BaseException):
-    """The process ends here: no handler for errors runs."""
+    """Stands for the death of the process: no handler for errors runs."""
 
 
 class Writes:
-    """Lets `allowed` writes to disk happen and kills at the next one."""
+    """Allows a number of writes to disk and kills at the next one."""
 
     def __init__(self, monkeypatch, allowed: int):
         self.left, self.killed = allowed, False
@@ -123,8 +123,8 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before(tmp_path, monkeypatch)
             (folder / COMMITTED).unlink()
         if not writes.killed:
             break
-    assert outcomes == sorted(outcomes)  # not whole up to COMMITTED, whole from there on
-    assert outcomes.count(True) == 2  # killed at the very last fsync, and not killed
+    assert outcomes == sorted(outcomes)  # incomplete before COMMITTED, complete from then on
+    assert outcomes.count(True) == 2  # killed at the last fsync, and not killed
     assert len(outcomes) > 10
 
 
@@ -146,7 +146,7 @@ def test_everything_is_on_disk_before_the_mark(tmp_path, monkeypatch):
     files = {path for path in folder.rglob("*") if path.is_file()} - {folder / COMMITTED}
     assert {STATE, TRAINER_STATE, MANIFEST, "rank0.pt"} == {path.name for path in files}
     assert {*files, folder} == set(at_mark)
-    assert flushed[-1] == folder  # the mark itself
+    assert flushed[-1] == folder  # COMMITTED
 
 
 FILES = [STATE, TRAINER_STATE, "deepspeed/rank0.pt"]
@@ -165,10 +165,10 @@ def test_damage_falls_back_to_the_checkpoint_before_and_is_reported(tmp_path, fi
         path.unlink()
     else:
         path.write_bytes(content[: 0 if harm == "empty" else -1])
-    found, (said,) = newest(tmp_path)
+    found, (reported,) = newest(tmp_path)
     assert found == before.name
-    assert damaged.name in said
-    assert file in said
+    assert damaged.name in reported
+    assert file in reported
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"a": 1}', None])
@@ -178,30 +178,30 @@ def test_a_damaged_manifest_falls_back_too(tmp_path, content):
         (damaged / MANIFEST).unlink()
     else:
         (damaged / MANIFEST).write_text(content)
-    found, (said,) = newest(tmp_path)
+    found, (reported,) = newest(tmp_path)
     assert found == before.name
-    assert damaged.name in said
+    assert damaged.name in reported
 
 
 def test_every_byte_of_the_state_is_covered(tmp_path):
     folder = save(tmp_path, 1)
     content = (folder / STATE).read_bytes()
-    for place in range(0, len(content), 97):
+    for offset in range(0, len(content), 97):
         changed = bytearray(content)
-        changed[place] ^= 4
+        changed[offset] ^= 4
         (folder / STATE).write_bytes(changed)
         assert STATE in checkpoint.damage(folder)
     (folder / STATE).write_bytes(content)
     assert checkpoint.damage(folder) is None
 
 
-def test_without_a_checkpoint_there_is_none(tmp_path):
+def test_without_a_checkpoint_none_is_found(tmp_path):
     assert newest(tmp_path) == (None, [])
     assert newest(tmp_path / "nowhere") == (None, [])
     (save(tmp_path, 1) / STATE).write_bytes(b"")
-    found, said = newest(tmp_path)
+    found, reported = newest(tmp_path)
     assert found is None
-    assert len(said) == 1
+    assert len(reported) == 1
 
 
 def test_newest_is_the_highest_step_then_the_latest_attempt(tmp_path):
@@ -238,7 +238,7 @@ def test_a_full_disk_removes_the_partial_folder_and_raises(tmp_path, monkeypatch
 
 
 def test_a_write_that_really_fails_is_an_os_error(tmp_path):
-    """The system refuses files past 4000 bytes, as a full disk would."""
+    """The system refuses files of more than 4000 bytes, as a full disk would."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
     try:
@@ -270,7 +270,7 @@ def test_prune_removes_what_a_crash_has_left(tmp_path):
 
 
 def test_prune_never_takes_the_checkpoint_just_written(tmp_path):
-    """Step 100 turned out damaged, so the run went on from 60 and has now reached 80."""
+    """Step 100 is damaged, so that the run resumed from 60 and has now reached 80."""
     save(tmp_path, 60)
     (save(tmp_path, 100) / STATE).write_bytes(b"")
     save(tmp_path, 80, attempt=2)

@@ -1,4 +1,4 @@
-"""The run folder: which checkpoint is best or last, what a restart forgets, the summary."""
+"""The run folder: the best and the last checkpoint, the rows that a restart drops, the summary."""
 
 import json
 from pathlib import Path

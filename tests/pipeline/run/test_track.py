@@ -28,7 +28,7 @@ def tracker(folder: Path, settings: WandbSettings = OFF, active: bool = True) ->
 
 
 def plain_rows(path: Path) -> list[dict]:
-    """Strict JSON, without the names that JSON does not have."""
+    """Parse strict JSON, without NaN and Infinity."""
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
@@ -116,7 +116,7 @@ def whole_run(folder: Path, mode: str = "offline") -> None:
 
 
 class FakeRun:
-    """A run of W&B in which one method fails if it is online."""
+    """A run of W&B in which one method fails in one mode."""
 
     def __init__(self, mode: str, failing: str):
         self.mode, self.failing = mode, failing
@@ -213,7 +213,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def records(path: Path) -> Iterator[Record]:
-    """The records of a .wandb file, their checksums verified."""
+    """Yield the records of a .wandb file, and verify their checksums."""
     content = path.read_bytes()
     assert struct.unpack_from("<4sH", content) == (b":W&B", 0xBEE1)
     at, parts = 7, b""
@@ -231,7 +231,7 @@ def records(path: Path) -> Iterator[Record]:
 
 
 def history(path: Path, count: int) -> list[dict]:
-    """The rows that were logged, once there are `count`; W&B's own process writes them."""
+    """Wait until `count` rows were logged, by the process of W&B, and return them."""
     deadline = time.monotonic() + 20
     while len(logged := history_now(path)) < count and time.monotonic() < deadline:
         time.sleep(0.1)

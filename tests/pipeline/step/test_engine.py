@@ -1,4 +1,4 @@
-"""ZeRO stages against plain torch on the whole batch, and the state that travels between them."""
+"""ZeRO stages beside plain torch on the whole batch, and the state that they exchange."""
 
 import fcntl
 import math
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.step.cpu_helper import CPU_HELPER, DEFAULT_FOLDER
 from pipeline.step.engine import Engine, ZeroSettings
+from shards.errors import UsageError
 from tests import distributed
 
 GLOBAL, MICRO, CLIP = 8, 2, 5.0
@@ -28,7 +29,7 @@ Y = torch.randn(10 * GLOBAL, 3, generator=DRAW)
 
 
 class Toy(nn.Module):
-    """Odd sizes, so that shards cut through tensors; a frozen tensor; both kinds of buffers."""
+    """A model of odd sizes, so that shards split tensors; one tensor is frozen."""
 
     def __init__(self):
         super().__init__()
@@ -60,12 +61,12 @@ def rate(step: int) -> float:
 
 
 def loss_of(output: Tensor, truth: Tensor) -> Tensor:
-    """Part of the global batch's loss."""
+    """Return a micro-batch's part of the global batch's loss."""
     return ((output - truth) ** 2).sum() / GLOBAL
 
 
 def plain(steps: list[int]) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """Losses, gradient norms and the end state of torch's AdamW on whole batches.
+    """Return losses, gradient norms, and the end state of torch's AdamW on whole batches.
 
     `steps` are the numbers of the batches; the learning rate follows them.
     """
@@ -100,7 +101,7 @@ def make(stage: int) -> Engine:
 
 
 def advance(engine: Engine, steps: range, poison: int | None = None) -> list[tuple]:
-    """(global loss, gradient norm, applied) of each step; `poison` is a sample that gives NaN."""
+    """Return (global loss, gradient norm, applied) of each step; sample `poison` gives NaN."""
     rank, world = dist.get_rank(), dist.get_world_size()
     rows = []
     for t in steps:
@@ -118,7 +119,7 @@ def advance(engine: Engine, steps: range, poison: int | None = None) -> list[tup
 
 
 def exercise(elsewhere: dict[int, dict[str, Tensor]]) -> dict:
-    """On every rank, for every stage: train, save, go on, load, go on; what came of it.
+    """Train, save, continue, load, and continue, on every rank and for every stage.
 
     `elsewhere` holds states that another world size saved after three steps.
     """
@@ -152,7 +153,7 @@ def exercise(elsewhere: dict[int, dict[str, Tensor]]) -> dict:
 
 
 def hand_over_shards(engine: Engine) -> None:
-    """Bring a stage 3 engine to where another one is after three steps, by DeepSpeed's files."""
+    """Load the state of another engine of stage 3 after three steps, by DeepSpeed's files."""
     with tempfile.TemporaryDirectory() as folder:
         box = [folder]
         dist.broadcast_object_list(box)
@@ -164,21 +165,21 @@ def hand_over_shards(engine: Engine) -> None:
 
 
 def refusals(engine: Engine) -> dict[str, str]:
-    """What `load_state` says of wrong states, and whether it has changed anything."""
+    """Return the errors of `load_state` for wrong states, and whether the engine is unchanged."""
     good = engine.state()
     wrong = {
         "missing": {k: v for k, v in good.items() if k != "exp_avg.inner.weight"},
         "shape": good | {"model.outer.bias": torch.zeros(4)},
         "unknown": good | {"model.other": torch.zeros(1)},
     }
-    said = {}
+    errors = {}
     for what, state in wrong.items():
         try:
             engine.load_state({k: v + 1 for k, v in state.items()}, step=1)
-        except ValueError as error:
-            said[what] = str(error)
-    said["unchanged"] = str(equal(good, engine.state()))
-    return said
+        except UsageError as error:
+            errors[what] = str(error)
+    errors["unchanged"] = str(equal(good, engine.state()))
+    return errors
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -192,7 +193,7 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) ->
 
 @pytest.fixture(scope="module")
 def exercised() -> dict[str, list[dict]]:
-    """Results by rank: on one process, on two that load from the one, and on one from the two."""
+    """Return results by rank: one process, two that load its state, one that loads theirs."""
     one = distributed.run(exercise, 1, {})
     states = {stage: one[0][stage]["saved"] for stage in (0, 1, 2)}
     two = distributed.run(exercise, 2, states)
@@ -209,9 +210,9 @@ OUR_STAGES = pytest.mark.parametrize("stage", [0, 1, 2])
 @WORLDS
 @ALL_STAGES
 def test_a_stage_trains_as_plain_torch_does(exercised, world, stage):
-    """Losses, norms before clipping, parameters and moments, to float32 rounding."""
+    """Losses, norms before clipping, parameters, and moments agree to float32 rounding."""
     losses, norms, _ = plain([0, 1, 2, 3, 4, 5])
-    assert min(norms) < CLIP < max(norms)  # both sides of the clipping are met
+    assert min(norms) < CLIP < max(norms)  # some steps are clipped, others are not
     for rank in exercised[world]:
         rows = rank[stage]["first"] + rank[stage]["second"]
         assert [row[0] for row in rows] == pytest.approx(losses, rel=1e-6)
@@ -242,7 +243,7 @@ def test_state_is_whole_and_equal_on_all_ranks(exercised, world, stage):
 @pytest.mark.slow
 @WORLDS
 @ALL_STAGES
-def test_going_on_from_a_saved_state_is_bit_exact(exercised, world, stage):
+def test_resuming_from_a_saved_state_is_bit_exact(exercised, world, stage):
     for rank in exercised[world]:
         assert rank[stage]["resumed"] == rank[stage]["second"]
         assert equal(rank[stage]["resumed_end"], rank[stage]["end"])
@@ -251,7 +252,7 @@ def test_going_on_from_a_saved_state_is_bit_exact(exercised, world, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("world", ["two", "one from two"])
 @OUR_STAGES
-def test_going_on_at_another_world_size_is_the_same_to_rounding(exercised, world, stage):
+def test_resuming_at_another_world_size_is_the_same_to_rounding(exercised, world, stage):
     for rank in exercised[world]:
         for moved, second in zip(rank[stage]["moved"], rank[stage]["second"], strict=True):
             assert moved == pytest.approx(second, rel=1e-6)
@@ -263,7 +264,7 @@ def test_going_on_at_another_world_size_is_the_same_to_rounding(exercised, world
 @WORLDS
 @ALL_STAGES
 def test_a_gradient_that_is_not_finite_changes_nothing(exercised, world, stage):
-    """NaN in one micro-batch of one rank: no rank updates, and training goes on without it."""
+    """After NaN in one micro-batch of one rank no rank updates, and training continues."""
     losses, norms, _ = plain([0, 1, 3, 4, 5])
     for rank in exercised[world]:
         ((_, norm, applied),) = rank[stage]["skipped"]
@@ -280,11 +281,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing(exercised, world, stage):
 @pytest.mark.slow
 @OUR_STAGES
 def test_a_state_that_does_not_fit_is_refused_by_name(exercised, stage):
-    said = exercised["one"][0][stage]["refused"]
-    assert said["missing"].endswith("does not fit the model: exp_avg.inner.weight")
-    assert said["shape"].endswith("does not fit the model: model.outer.bias")
-    assert said["unknown"].endswith("does not fit the model: model.other")
-    assert said["unchanged"] == "True"
+    errors = exercised["one"][0][stage]["refused"]
+    assert errors["missing"].endswith("does not fit the model: exp_avg.inner.weight")
+    assert errors["shape"].endswith("does not fit the model: model.outer.bias")
+    assert errors["unknown"].endswith("does not fit the model: model.other")
+    assert errors["unchanged"] == "True"
 
 
 # DeepSpeed's CPU helper
@@ -292,7 +293,7 @@ def test_a_state_that_does_not_fit_is_refused_by_name(exercised, stage):
 
 @pytest.fixture
 def extensions(tmp_path, monkeypatch) -> Path:
-    """A copy of the compiled helper's folder, which `start` uses."""
+    """Return a copy of the folder of the compiled helper, which `start` uses."""
     if not any(_extensions().glob("*/built")):
         assert start().wait(timeout=300) == 0
     shutil.copytree(_extensions(), tmp_path / "extensions")
@@ -322,7 +323,7 @@ def test_a_lock_that_a_killed_build_left_is_no_obstacle(extensions):
 
 @pytest.mark.slow
 def test_starts_wait_for_a_living_builder_and_not_for_a_dead_one(extensions):
-    """The lock is the kernel's: it ends with the process that holds it."""
+    """The kernel releases the lock when its holder dies."""
     (extensions / "lock").touch()
     path = extensions.parent / "build.lock"
     hold = f"import fcntl, time; f = open({str(path)!r}, 'w'); fcntl.flock(f, 2); time.sleep(600)"
