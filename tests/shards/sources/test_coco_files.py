@@ -72,19 +72,27 @@ def test_a_second_split_joins_the_first_and_nothing_else_changes(files):
 @pytest.mark.parametrize(
     ("options", "code", "pattern"),
     [
-        ([], 2, "--root is not given"),
-        ([*INSTANCES, "--root", "raw", "--split", "a"], 2, "--images does not go with --root"),
-        ([*INSTANCES, "--splits", "a"], 2, "--images does not go with --splits"),
+        ([], 2, "--root: is not given"),
+        ([*INSTANCES, "--root", "raw", "--split", "a"], 2, "--images: does not go with --root"),
+        ([*INSTANCES, "--splits", "a"], 2, "--images: does not go with --splits"),
         ([*INSTANCES], 2, "needs --images D and --split NAME"),
         (["--instances", "mine.json", "--split", "a"], 2, "needs --images D and --split NAME"),
         (["--images", "photos", "--split", "a"], 2, "give --instances or --panoptic"),
-        ([*PANOPTIC[:2], "--images", "photos", "--split", "a"], 2, "--panoptic needs --maps"),
-        ([*INSTANCES, "--maps", "maps", "--split", "a"], 2, "--panoptic needs --maps"),
-        ([*INSTANCES, "--split", "../a"], 2, r"--split \.\./a is no name"),
+        (
+            [*PANOPTIC[:2], "--images", "photos", "--split", "a"],
+            2,
+            "--panoptic, --maps: .* go together",
+        ),
+        ([*INSTANCES, "--maps", "maps", "--split", "a"], 2, "--panoptic, --maps: .* go together"),
+        ([*INSTANCES, "--split", "../a"], 2, r"--split: '\.\./a' is not a name"),
         ([*INSTANCES, "--split", "a", "--tasks", "semantic"], 2, "semantic needs --panoptic"),
         (["--instances", "no.json", "--images", "photos", "--split", "a"], 2, r"no\.json is not"),
-        (["--instances", "mine.json", "--images", "no", "--split", "a"], 2, "--images no is not"),
-        ([*PANOPTIC[:3], "no", *PANOPTIC[4:], "--split", "a"], 2, "--maps no is not a folder"),
+        (
+            ["--instances", "mine.json", "--images", "no", "--split", "a"],
+            2,
+            "--images: no is not a folder",
+        ),
+        ([*PANOPTIC[:3], "no", *PANOPTIC[4:], "--split", "a"], 2, "--maps: no is not a folder"),
         (["--instances", "bad.json", "--images", "maps", "--split", "a"], 3, r"bad\.json: at byte"),
     ],
 )
@@ -99,4 +107,4 @@ def test_a_mistake_is_named(files, options, code, pattern):
 def test_other_sources_have_no_such_files(files):
     outcome = small.call(files, "build", "vistas", "--out", "out", *INSTANCES, "--split", "a")
     assert outcome.code == 2
-    assert "for coco; vistas is read from --root" in small.complaint(outcome)
+    assert "files of one split are for coco, and vistas is not" in small.complaint(outcome)
