@@ -1,8 +1,8 @@
 """The doctor: the defects of raw data, what the builder does about each, and how it reports them.
 
-Every defect is a numbered finding with one verdict, for all sources: `repaired` (the sample is in
-the set, corrected as `done` says), `kept` (in the set as it is), or `rejected` (not in the set).
-`findings.jsonl` of a set lists all of them: nothing is changed or left out silently.
+Every defect is a numbered finding with one verdict, the same in every source: `repaired` (the
+sample is in the set, corrected as `done` says), `kept` (in the set as it is), or `rejected` (not in
+the set). `findings.jsonl` of a set lists all of them: nothing is changed or left out silently.
 """
 
 from collections import Counter

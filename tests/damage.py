@@ -1,4 +1,4 @@
-"""Damage to files, as a disk does it."""
+"""Damage to files."""
 
 from pathlib import Path
 

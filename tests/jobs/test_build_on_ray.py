@@ -1,4 +1,4 @@
-"""Shards made by a Ray cluster: the bytes of a local build, and the same deaths and errors."""
+"""Shards built by a Ray cluster: the bytes of a local build, with the same retries and errors."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ from tests.shards.test_parallel import Piece, work
 
 @pytest.fixture(scope="module")
 def client_port():
-    """A free port for the cluster's clients, those of its workers apart."""
+    """A free port for the clients of the cluster, outside the range of its workers."""
     ports = range(9000, 10000)
     for port in ports:
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -29,7 +29,7 @@ def client_port():
 
 @pytest.fixture(scope="module")
 def cluster(client_port):
-    """The address of a cluster of this machine."""
+    """The address of a cluster on this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}

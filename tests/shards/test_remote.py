@@ -1,4 +1,4 @@
-"""The client for URLs: its verbs, its retries, and its time limit, for build, verify, and train."""
+"""The client for URLs: its methods, retries, and time limit, in build, verify, and train."""
 
 import os
 import pickle
@@ -130,7 +130,7 @@ def test_a_protocol_that_cannot_remove_is_a_usage_error(remote):
 
 @pytest.fixture
 def built(tmp_path, monkeypatch) -> Path:
-    """A shard set; requests are impatient from now on."""
+    """A shard set; later requests have short pauses and time limits."""
     monkeypatch.setattr("shards.remote.DEFAULT_POLICY", IMPATIENT)
     raw = write(tmp_path / "raw", [sky(f"{n}.png") for n in range(3)])
     build("coco", raw, tmp_path / "out", shards=1, jobs=1, report=lambda _: None)

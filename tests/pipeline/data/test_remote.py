@@ -51,7 +51,7 @@ def fetched(cache: CacheSettings) -> int:
 def wait_until(condition) -> None:
     until = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < until, "nothing happened in time"
+        assert time.monotonic() < until, "the condition did not become true within 30 s"
         time.sleep(0.01)
 
 
@@ -74,7 +74,7 @@ def test_a_set_below_a_url_is_the_set_in_the_folder(server, cache, train_set):
     assert not any(name.endswith(".tar") for name in server.asked)
 
 
-def test_a_store_that_travels_notices_a_set_built_anew(server, cache):
+def test_a_store_that_travels_notices_a_set_that_was_rebuilt(server, cache):
     store = Store(f"{server.url}/train", cache=cache)
     parcel = pickle.dumps(store)
     shutil.rmtree(server.folder / "train")
@@ -84,7 +84,7 @@ def test_a_store_that_travels_notices_a_set_built_anew(server, cache):
 
 
 def test_training_starts_while_the_first_shards_are_arriving(server, cache, train_set):
-    """Whole shards are held back: batches come all the same, and then from the cache."""
+    """The server holds whole shards back: batches come nevertheless, later ones from the cache."""
     for entry in train_set.manifest.shards:
         server.faults[entry.name] = "hold"
     server.patience = int(train_set.index.length.max())
@@ -101,14 +101,14 @@ def test_training_starts_while_the_first_shards_are_arriving(server, cache, trai
     server.asked.clear()
     rest = list(islice(stream, 4))
     assert sum(server.asked.values()) == 0
-    for ours, theirs in zip([*first, *rest], plain, strict=True):
-        assert ours.keys == theirs.keys
-        assert (ours.images == theirs.images).all()
-        assert (ours.targets.maps == theirs.targets.maps).all()
+    for remote, local in zip([*first, *rest], plain, strict=True):
+        assert remote.keys == local.keys
+        assert (remote.images == local.images).all()
+        assert (remote.targets.maps == local.targets.maps).all()
 
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "short", "refuse"])
-def test_what_goes_wrong_twice_is_tried_again(server, cache, train_set, fault):
+def test_requests_that_fail_are_repeated(server, cache, train_set, fault):
     server.faults = {entry.name: fault for entry in train_set.manifest.shards}
     server.times = dict.fromkeys(server.faults, 2)
     same(Store(f"{server.url}/train", cache=cache), train_set)
@@ -143,12 +143,12 @@ def test_a_set_that_cannot_be_had_is_a_usage_error(server, cache, fault, name):
         Store(f"{server.url}/train", cache=cache)
 
 
-def test_a_server_that_is_not_there_is_a_usage_error(cache):
+def test_an_unreachable_server_is_a_usage_error(cache):
     with pytest.raises(UsageError, match=r"http://127\.0\.0\.1:9/x/manifest\.json: .*5 times"):
         Store("http://127.0.0.1:9/x", cache=cache)
 
 
-def test_what_is_not_there_is_named(server, cache, train_set):
+def test_a_missing_shard_or_set_is_named(server, cache, train_set):
     with pytest.raises(UsageError, match=rf"{server.url}/nowhere: not a shard set"):
         Store(f"{server.url}/nowhere", cache=cache)
     (server.folder / "train" / tar(train_set, 1)).unlink()
@@ -173,7 +173,7 @@ def test_of_a_shard_with_a_flipped_byte_only_that_sample_is_lost(server, cache, 
         store.read(bad)
 
 
-def test_damage_in_the_cache_is_mended_from_the_server(server, cache, train_set, tmp_path):
+def test_damage_in_the_cache_is_repaired_from_the_server(server, cache, train_set, tmp_path):
     store = Store(f"{server.url}/train", cache=cache)
     store.prefetch([0])
     wait_until(lambda: fetched(cache) == 1)
@@ -201,7 +201,7 @@ def test_a_server_that_knows_no_ranges_gives_each_shard_once(server, cache, trai
 
 
 def test_the_budget_is_kept(server, tmp_path, train_set):
-    """Room for the largest shard alone: the rest is read by sample, and it leaves when it must."""
+    """With room for the largest shard alone, the others are read by sample until it is evicted."""
     folder = tmp_path / "cache"
     sizes = [entry.bytes for entry in train_set.manifest.shards]
     largest = sizes.index(max(sizes))
@@ -226,7 +226,7 @@ def test_the_budget_is_kept(server, tmp_path, train_set):
 
 
 def test_without_ranges_a_shard_needs_room(server, tmp_path, train_set):
-    """A budget that holds no shard is an error; in one that holds a shard they take turns."""
+    """A budget below one shard is an error; in a budget of one shard, the shards take turns."""
     server.faults = {entry.name: "whole" for entry in train_set.manifest.shards}
     sizes = [entry.bytes for entry in train_set.manifest.shards]
     largest = in_shard(train_set, sizes.index(max(sizes)))[0]
@@ -234,7 +234,9 @@ def test_without_ranges_a_shard_needs_room(server, tmp_path, train_set):
     def store(room: int) -> Store:
         settings = CacheSettings(str(tmp_path / "cache"), room / 2**30)
         opened = Store(f"{server.url}/train", cache=settings)
-        opened.read(in_shard(opened, sizes.index(min(sizes)))[0])  # now it is known
+        opened.read(
+            in_shard(opened, sizes.index(min(sizes)))[0]
+        )  # this shows that the server knows no ranges
         return opened
 
     with pytest.raises(UsageError, match=rf"{server.url}/train/.*ignores .*data\.cache\.gib=.*"):
@@ -243,7 +245,7 @@ def test_without_ranges_a_shard_needs_room(server, tmp_path, train_set):
 
 
 def test_a_cache_without_room_for_the_shards_in_use_is_told(server, tmp_path, train_set):
-    """Before anything starts; the run goes on, slower, on the same bytes."""
+    """The warning comes before the start; the run continues, slower, on the same bytes."""
     total = sum(entry.bytes for entry in train_set.manifest.shards)
 
     def opened(room: int) -> Store:

@@ -1,4 +1,4 @@
-"""A build is a pure function of its input, whatever the processes, interruptions and order."""
+"""A build is a pure function of its input, whatever the processes, interruptions, and order."""
 
 import os
 import shutil
@@ -45,14 +45,14 @@ build("coco", Path(sys.argv[1]), Path(sys.argv[2]), shards=4, jobs=1)
 """
 
 
-def sleep_in_worker(job):
-    """Stands for a shard that takes long; leaves its process id beside the shard."""
-    job.tar.with_suffix(".pid").write_text(str(os.getpid()))
+def sleep_in_worker(plan):
+    """Replace a build of a shard that takes long, and write the process id beside the shard."""
+    plan.tar.with_suffix(".pid").write_text(str(os.getpid()))
     time.sleep(600)
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file under `folder` and its hash."""
+    """Return the hash of every file below `folder`, by relative path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
@@ -72,7 +72,7 @@ def test_two_processes_make_the_same_bytes_as_one(reference, tmp_path):
     quiet(SAMPLE, tmp_path, shards=4, jobs=2)
     made = tree(tmp_path)
     assert made == tree(reference)
-    # shards, offsets, states; manifest, samples, findings, lock
+    # per split: shards, offsets, and receipts; manifest, samples, findings, and lock
     assert len(made) == 2 * (4 + 4 + 4 + 4)
 
 
@@ -81,8 +81,8 @@ def test_killed_and_run_again_is_the_same_and_redoes_no_finished_shard(reference
     command = [sys.executable, "-c", KILLED, SAMPLE, tmp_path, moment]
     killed = subprocess.run(command, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    states = tmp_path.glob("*/.build/*.json")
-    finished = {path.parent.parent / f"{path.stem}.tar" for path in states}
+    receipts = tmp_path.glob("*/.build/*.json")
+    finished = {path.parent.parent / f"{path.stem}.tar" for path in receipts}
     inodes = {tar: tar.stat().st_ino for tar in finished}
     assert finished
     assert (tmp_path / "train/manifest.json").exists() == (moment == "15")
@@ -124,7 +124,7 @@ def test_workers_do_not_outlive_a_killed_build(tmp_path):
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -135,16 +135,16 @@ def test_a_finished_build_is_left_alone_until_an_input_changes(tmp_path):
     raw, out = write(tmp_path / "raw", [sky("a.png"), sky("b.png")]), tmp_path / "out"
     quiet(raw, out)
     inode = (out / "val/000000.tar").stat().st_ino
-    said = []
-    again = build("coco", raw, out, report=said.append)
+    lines = []
+    again = build("coco", raw, out, report=lines.append)
     assert (out / "val/000000.tar").stat().st_ino == inode
-    assert any("holds this build already" in line for line in said)
+    assert any("holds this build already" in line for line in lines)
     assert again["val"]["samples"] == 2
 
     before = tree(out)
     image = raw / "val2017/a.png"
     changed = bytearray(image.read_bytes())
-    changed[-1] ^= 1  # of the same size, and as old as it was
+    changed[-1] ^= 1  # keep the size and the mtime
     times = image.stat().st_atime_ns, image.stat().st_mtime_ns
     image.write_bytes(changed)
     os.utime(image, ns=times)
@@ -212,8 +212,8 @@ def test_ten_more_images_rewrite_only_their_shards(tmp_path):
     after = Manifest.load(out / "val")
     assert before.fingerprint != after.fingerprint
     assert after.samples == before.samples + 10
-    quiet(raw, tmp_path / "anew", shards=32, jobs=1)
-    assert tree(out) == tree(tmp_path / "anew")
+    quiet(raw, tmp_path / "clean", shards=32, jobs=1)
+    assert tree(out) == tree(tmp_path / "clean")
 
 
 def test_limit_keeps_the_first_keys(tmp_path):

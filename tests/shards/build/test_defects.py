@@ -27,16 +27,16 @@ def picture(path, change=lambda picture: picture, *kind, **options):
     change(found).save(path, *kind, **options)
 
 
-def stranger(picture):
+def paint_unknown_id(picture):
     picture.putpixel((0, 0), (9, 9, 9))
     return picture
 
 
 def plant(raw):
-    """Spoil each image of `raw` by the defect it is named for; the last one is sound."""
+    """Plant in each image of `raw` the defect that names it; the last image stays sound."""
     photo = {code: raw / f"val2017/{code:02}.jpg" for code in CODES}
     truth = {code: raw / f"annotations/panoptic_val2017/{code:02}.png" for code in CODES}
-    place = {code: i for i, code in enumerate(CODES)}
+    index = {code: i for i, code in enumerate(CODES)}
     exif = Image.Exif()
     exif[0x0112] = 3
     photo[1].write_text("no image")
@@ -48,34 +48,34 @@ def plant(raw):
     photo[7].unlink()
     truth[8].unlink()
     picture(truth[9], lambda picture: picture.resize((5, 5), Image.Resampling.NEAREST))
-    picture(truth[10], stranger)
+    picture(truth[10], paint_unknown_id)
     write(raw, [sky("t.jpg")], split="train")
     shutil.copy(photo[18], raw / "train2017/t.jpg")
 
     def in_panoptic(document):
-        segments = document["annotations"][place[11]]["segments_info"]
+        segments = document["annotations"][index[11]]["segments_info"]
         segments.append(segments[0] | {"id": 9})
 
     def in_instances(document):
         images, found = document["images"], document["annotations"]
-        found[place[12]]["area"] = 700
-        found[place[13]]["category_id"] = 55
-        found[place[15]]["segmentation"] = []
-        found[place[19]] |= {"segmentation": [[1, 1, 8, 1, 8, 5, 1, 5], [1, 1, 3, 3]], "area": 28}
-        found[place[20]]["segmentation"]["counts"] = [5, 5]
-        del found[place[22]]["bbox"]
-        found.append(found[place[16]])
-        images.append(images[place[17]])
+        found[index[12]]["area"] = 700
+        found[index[13]]["category_id"] = 55
+        found[index[15]]["segmentation"] = []
+        found[index[19]] |= {"segmentation": [[1, 1, 8, 1, 8, 5, 1, 5], [1, 1, 3, 3]], "area": 28}
+        found[index[20]]["segmentation"]["counts"] = [5, 5]
+        del found[index[22]]["bbox"]
+        found.append(found[index[16]])
+        images.append(images[index[17]])
 
     edit(raw / "annotations/panoptic_val2017.json", in_panoptic)
     edit(raw / "annotations/instances_val2017.json", in_instances)
 
 
 def plant_in_maps(raw):
-    strange, _ = raw_ade20k.maps(raw, "train", "14")
-    labels = label_maps.pixels(strange)
+    unknown_label, _ = raw_ade20k.maps(raw, "train", "14")
+    labels = label_maps.pixels(unknown_label)
     labels[0, 0] = 254
-    label_maps.save(strange, labels.astype(np.uint8))
+    label_maps.save(unknown_label, labels.astype(np.uint8))
     semantic, instance = raw_ade20k.maps(raw, "train", "21")
     labels, instances = label_maps.pixels(semantic), label_maps.pixels(instance)
     person, bed = 4, 8

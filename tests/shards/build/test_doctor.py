@@ -1,4 +1,4 @@
-"""Planted defects in COCO's layout: each gives its finding, and none is given where none is."""
+"""Planted defects in COCO's layout: each gives its finding, and sound data gives none."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ def cut(raw):
     path.write_bytes(path.read_bytes()[: path.stat().st_size - 40])
 
 
-def stranger(picture):
+def paint_unknown_id(picture):
     picture.putpixel((0, 0), (9, 9, 9))
     return picture
 
@@ -61,7 +61,7 @@ def segments(change):
     return lambda raw: edit(raw / PANOPTIC, lambda d: change(d["annotations"][0]["segments_info"]))
 
 
-def twice(where, **fields):
+def repeat_entry(where, **fields):
     """Repeat the first entry of a list of the instances file, with some fields changed."""
     return lambda raw: edit(raw / INSTANCES, lambda d: d[where].append(d[where][0] | fields))
 
@@ -84,15 +84,15 @@ PLANTED = {
     "no map": (8, lambda raw: (raw / MAP).unlink()),
     "text for a map": (8, lambda raw: (raw / MAP).write_text("no map")),
     "map of another size": (9, repaint(MAP, small)),
-    "id in the PNG alone": (10, repaint(MAP, stranger)),
-    "id in the JSON alone": (11, segments(lambda infos: infos.append(MORE))),
+    "id only in the PNG": (10, repaint(MAP, paint_unknown_id)),
+    "id only in the JSON": (11, segments(lambda infos: infos.append(MORE))),
     "segment declares another area": (12, segments(lambda infos: infos[0].update(area=7))),
     "instance declares another area": (12, annotation(area=700)),
     "unknown category": (13, annotation(category_id=55)),
     "stuff as an instance": (13, annotation(category_id=90)),
     "no polygon": (15, annotation(segmentation=[])),
-    "annotation id twice": (16, twice("annotations", image_id=2)),
-    "image id twice": (17, twice("images", file_name="d.jpg")),
+    "annotation id twice": (16, repeat_entry("annotations", image_id=2)),
+    "image id twice": (17, repeat_entry("images", file_name="d.jpg")),
     "photograph of train": (
         18,
         lambda raw: write(raw, [sky("t.jpg")], split="train"),
@@ -210,16 +210,16 @@ def test_entries_are_those_of_the_standard_library(tmp_path, monkeypatch, window
             assert json.loads(path.read_bytes()[one.start : one.end]) == one.value
 
 
-def test_reading_a_file_tells_how_far_it_is(tmp_path, monkeypatch):
+def test_reading_a_file_reports_its_progress(tmp_path, monkeypatch):
     moved = []
 
     @contextlib.contextmanager
-    def told(name, total, in_bytes):
+    def recorded_progress(name, total, in_bytes):
         yield moved.append
         assert (name, total, in_bytes) == ("it.json", sum(moved), True)
 
     monkeypatch.setattr("shards.raw.json_entries._WINDOW", 64)
-    monkeypatch.setattr("shards.raw.json_entries.progress", told)
+    monkeypatch.setattr("shards.raw.json_entries.progress", recorded_progress)
     (tmp_path / "it.json").write_text(json.dumps({"images": [{"id": n} for n in range(99)]}))
     assert len(list(iterate_entries(tmp_path / "it.json", ["images"]))) == 99
     assert max(moved) < 100

@@ -1,4 +1,4 @@
-"""Wrong data and wrong usage: the right error, one line, with the file and the value in it."""
+"""Wrong data and wrong usage: the right error, in one line, with the file and the value."""
 
 import errno
 import os
@@ -63,7 +63,7 @@ def both_names(raw, name):
         change(kind, "images", file_name=name)(raw)
 
 
-def twin_keys(raw):
+def repeat_key(raw):
     both_names(raw, "b_png.png")
     edit(raw / json_of("panoptic"), lambda d: d["images"][1].update(file_name="b.png.png"))
     edit(raw / json_of("instances"), lambda d: d["images"][1].update(file_name="b.png.png"))
@@ -101,7 +101,7 @@ DAMAGED = {
         ),
         r"a\.png: panoptic_val2017\.json at byte \d+: .*area.*finding 22",
     ),
-    "two maps of an image": (repeat("panoptic", "annotations"), r"2 panoptic annotations"),
+    "two maps of one image": (repeat("panoptic", "annotations"), r"2 panoptic annotations"),
     "files disagree on size": (
         change("instances", "images", width=31),
         r"instances.*31, 24.*one release",
@@ -111,11 +111,11 @@ DAMAGED = {
         lambda raw: edit(raw / json_of("instances"), lambda d: d.update(images=[])),
         r"no image in common",
     ),
-    "image id twice": (
+    "repeated image id": (
         repeat("instances", "images"),
         r"a\.png: instances_val2017.*2 images the id 1",
     ),
-    "category id twice": (repeat("panoptic", "categories"), r"category id 90 occurs twice"),
+    "repeated category id": (repeat("panoptic", "categories"), r"category id 90 occurs twice"),
     "no categories": (
         lambda raw: edit(raw / json_of("panoptic"), lambda d: d.pop("categories")),
         r"panoptic_val2017\.json.*categories",
@@ -136,7 +136,7 @@ DAMAGED = {
         change("instances", "annotations", segmentation={"size": [2, 2], "counts": [2, 2]}),
         r"100 has run lengths of.*finding 20",
     ),
-    "the same key twice": (twin_keys, r"b\.png\.png, b_png\.png have the key b_png .finding 17"),
+    "repeated key": (repeat_key, r"b\.png\.png, b_png\.png have the key b_png .finding 17"),
     "two image formats": (two_formats, r"formats.*b\.JPEG"),
     "parent in the name": (lambda raw: both_names(raw, "../a.png"), r"'\.\./a\.png'"),
     "absolute name": (lambda raw: both_names(raw, "/etc/a.png"), r"'/etc/a\.png'"),
@@ -160,7 +160,7 @@ def raw(tmp_path):
 
 
 def failing(raw, out, kind, pattern, **options):
-    """Build strictly, expecting an error of exactly this kind in one line that matches."""
+    """Build strictly and expect an error of exactly this kind, in one line that matches."""
     with pytest.raises(kind) as error:
         build("coco", raw, out, report=lambda line: None, jobs=1, strict=True, **options)
     assert error.type is kind
@@ -221,7 +221,7 @@ def test_wrong_folders(raw, tmp_path):
         build("cocoa", raw, tmp_path / "out")
 
 
-def test_foreign_files_are_left_alone(raw, tmp_path):
+def test_other_files_are_left_alone(raw, tmp_path):
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/000000.tar").write_text("mine")
     failing(raw, tmp_path / "out", UsageError, "train, which is not a shard set")
@@ -234,7 +234,7 @@ def test_one_build_at_a_time(raw, tmp_path):
     build("coco", raw, tmp_path / "out", report=lambda line: None)
 
 
-def test_a_full_disk_is_said_and_the_next_run_goes_on(raw, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_and_the_next_run_resumes(raw, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -251,7 +251,7 @@ def test_a_full_disk_is_said_and_the_next_run_goes_on(raw, tmp_path, monkeypatch
     assert (tmp_path / "out/val/manifest.json").exists()
 
 
-def test_an_error_in_a_worker_process_arrives_whole(tmp_path):
+def test_an_error_in_a_worker_process_reaches_the_caller(tmp_path):
     raw = write(tmp_path / "raw", [RawImage("a.png"), *(sky(f"{i}.png") for i in range(6))])
     resize("val2017/a.png")(raw)
     with pytest.raises(DataError, match=r"a\.png.*5x5"):

@@ -1,4 +1,4 @@
-"""Builds killed by SIGKILL at random points of their progress end, run again, as the same bytes."""
+"""Builds that are killed at random points and run again end with the same bytes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ KILLS = 5
 
 
 def fork(raw: Path, out: Path, jobs: int) -> int:
-    """The process, leader of a session, of a build."""
+    """Build in a child process that leads a session, and return its process id."""
     if pid := os.fork():
         return pid
     os.setsid()
@@ -31,14 +31,14 @@ def fork(raw: Path, out: Path, jobs: int) -> int:
 
 
 def progress(out: Path) -> int:
-    """The finished files of a build, 0 as long as no shard is whole."""
+    """Return the number of finished files of a build, 0 before the first shard is complete."""
     names = [path.name for path in out.glob("val/**/*") if path.is_file()]
     whole = [name for name in names if name[0].isdigit() and ".tmp-" not in name]
     return len(whole) if any(name.endswith(".json") for name in whole) else 0
 
 
 def wait_for_workers(session: int) -> None:
-    """Wait until the processes of a killed build have noticed."""
+    """Wait until every process of a killed build has ended."""
     for _ in range(1000):
         stats = []
         for path in Path("/proc").glob("[0-9]*/stat"):
@@ -53,8 +53,12 @@ def wait_for_workers(session: int) -> None:
 
 
 def rounds(raw: Path, folder: Path, kills: int) -> list[tuple[int, int, bool]]:
-    """Kills builds by 1, 2, 4, 1, … processes: their number, the progress at the kill, and whether
-    the next run mended it."""
+    """Kill builds with 1, 2, 4, 1, … processes.
+
+    Returns:
+        Per build: the number of processes, the progress at the kill, and whether the next run
+        completed it to the same bytes.
+    """
     os.waitpid(fork(raw, folder / "reference", 1), 0)
     expected, draw, done = tree(folder / "reference"), random.Random(0), []
     while len(done) < kills:

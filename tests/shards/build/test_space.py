@@ -1,4 +1,4 @@
-"""Disks that are too small: said before the start, survived when they fill up on the way."""
+"""Disks that are too small: an error before the start, and a resumable build when one fills up."""
 
 import json
 import re
@@ -25,28 +25,28 @@ from tests.shards.build.test_build import tree
 
 raw, out = map(Path, sys.argv[1:])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", out], check=True)
-module.check_space = lambda *_: None  # which would have told
-said, full = [], None
+module.check_space = lambda *_: None  # it would refuse to start
+lines, full = [], None
 try:
-    module.build("coco", raw, out, shards={SHARDS}, jobs=1, report=said.append)
+    module.build("coco", raw, out, shards={SHARDS}, jobs=1, report=lines.append)
 except Failed as error:
     full = str(error)
 left = tree(out)
 receipts = {{path.name: json.loads(path.read_text()) for path in out.glob("val/.build/*.json")}}
 subprocess.run(["mount", "-o", "remount,size=64m", out], check=True)
-module.build("coco", raw, out, shards={SHARDS}, jobs=1, report=said.append)
+module.build("coco", raw, out, shards={SHARDS}, jobs=1, report=lines.append)
 print(json.dumps([full, left, receipts, tree(out)]))
 """
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
-    """More than a MiB of photographs."""
+    """A raw data set of more than 1 MiB."""
     images = [sky(f"{n}.png", (128, 96)) for n in range(40)]
     return write(tmp_path_factory.mktemp("space") / "raw", images)
 
 
-def test_too_little_room_is_said_before_the_start(raw, tmp_path, monkeypatch):
+def test_too_little_room_is_an_error_before_the_start(raw, tmp_path, monkeypatch):
     images = sum(path.stat().st_size for path in raw.glob("val2017/*"))
     usage = namedtuple("usage", "total used free")
     room = iter([images, 2 * images, 0])
@@ -58,7 +58,7 @@ def test_too_little_room_is_said_before_the_start(raw, tmp_path, monkeypatch):
     assert float(re.search(pattern, small.complaint(outcome))[1]) < 2 * images / 2**30 + 0.005
     assert not list(tmp_path.rglob("*.tar"))
     assert small.call(tmp_path, *command).code == 0
-    assert small.call(tmp_path, *command).code == 0  # it is all there already
+    assert small.call(tmp_path, *command).code == 0  # nothing is left to build
 
 
 def test_the_estimate_is_near_the_truth_and_rather_above(raw, tmp_path, monkeypatch):
@@ -72,7 +72,7 @@ def test_the_estimate_is_near_the_truth_and_rather_above(raw, tmp_path, monkeypa
         assert 0.97 < asked.pop() / sum(one["bytes"] for one in made.values()) < most
 
 
-def test_a_disk_that_fills_up_leaves_whole_shards_and_the_next_run_goes_on(raw, tmp_path):
+def test_a_disk_that_fills_up_leaves_whole_shards_and_the_next_run_resumes(raw, tmp_path):
     mount = ["unshare", "-m", "mount", "-t", "tmpfs", "none", tmp_path]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mount")
@@ -84,7 +84,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards_and_the_next_run_goes_on(raw, 
     assert full.endswith("out: the disk is full; free space and run the same command to resume")
     tars = {path.split("/")[-1][:6]: made for path, made in left.items() if path.endswith(".tar")}
     assert 0 < len(tars) < SHARDS
-    assert {name[:6]: said["shard"]["sha256"] for name, said in receipts.items()} == tars
+    assert {name[:6]: receipt["shard"]["sha256"] for name, receipt in receipts.items()} == tars
     assert not [path for path in left if ".tmp-" in path or "manifest" in path]
     build("coco", raw, tmp_path / "undisturbed", shards=SHARDS, jobs=1, report=lambda _: None)
     assert whole == tree(tmp_path / "undisturbed")

@@ -51,9 +51,9 @@ def sent(monkeypatch):
     """The names of all files sent to a file:// URL, in order."""
     names, put = [], LocalFileSystem.put_file
 
-    def put_file(self, path, place, **options):
-        names.append(Path(place).name)
-        put(self, path, place, **options)
+    def put_file(self, path, target, **options):
+        names.append(Path(target).name)
+        put(self, path, target, **options)
 
     monkeypatch.setattr(LocalFileSystem, "put_file", put_file)
     monkeypatch.setattr("shards.remote.DEFAULT_POLICY", POLICY)
@@ -62,7 +62,7 @@ def sent(monkeypatch):
 
 @pytest.fixture
 def made(monkeypatch):
-    """A list with an entry for every tar that is written."""
+    """A list that grows by one entry per tar that is written."""
     tars = []
 
     def writer(*args, **options):
@@ -74,26 +74,26 @@ def made(monkeypatch):
 
 
 def run(raw, folder, **options):
-    """Build to folder/there by URL; what was said."""
-    said = []
+    """Build to folder/there by URL, and return the reported lines."""
+    lines = []
     build(
         *("coco", raw, f"file://{folder}/there"),
-        **{"shards": SHARDS, "jobs": 1, "work": folder / "work", "report": said.append} | options,
+        **{"shards": SHARDS, "jobs": 1, "work": folder / "work", "report": lines.append} | options,
     )
-    return said
+    return lines
 
 
 def broken(monkeypatch, names, times, half=False):
-    """Sending a file of these names fails so many times: nothing, or half of it, arrives."""
+    """Let uploads of these files fail: half of each arrives, with an error unless `half`."""
     left, put = dict.fromkeys(names, times), LocalFileSystem.put_file
 
-    def put_file(self, path, place, **options):
-        put(self, path, place, **options)
-        name = Path(place).name
+    def put_file(self, path, target, **options):
+        put(self, path, target, **options)
+        name = Path(target).name
         if left.get(name, 0):
             left[name] -= 1
-            size = Path(place).stat().st_size // 2
-            Path(place).write_bytes(Path(place).read_bytes()[:size])
+            size = Path(target).stat().st_size // 2
+            Path(target).write_bytes(Path(target).read_bytes()[:size])
             if not half:
                 raise ConnectionResetError("gone")
 
@@ -123,13 +123,13 @@ def test_a_set_built_to_s3_is_the_local_one_and_streams(tmp_path, tmp_path_facto
         cache = CacheSettings(str(tmp_path / "cache"), gib=1)
         settings, share = DataSettings(crop=64, cache=cache), BatchSplit(4, 2)
         streams = (
-            train_stream(settings, [Store(place, cache=cache)], "panoptic", 5, 0, share)
-            for place in ("s3://sets/coco/train", photographs / "train")
+            train_stream(settings, [Store(location, cache=cache)], "panoptic", 5, 0, share)
+            for location in ("s3://sets/coco/train", photographs / "train")
         )
-        for ours, theirs in islice(zip(*streams, strict=True), 3):
-            assert ours.keys == theirs.keys
-            assert (ours.images == theirs.images).all()
-            assert (ours.targets.maps == theirs.targets.maps).all()
+        for remote, local in islice(zip(*streams, strict=True), 3):
+            assert remote.keys == local.keys
+            assert (remote.images == local.images).all()
+            assert (remote.targets.maps == local.targets.maps).all()
 
         command[command.index("s3://sets/coco/")] = "s3://nosuch/coco"
         monkeypatch.setattr("shards.remote.DEFAULT_POLICY", POLICY)
@@ -178,7 +178,7 @@ def test_a_failed_upload_is_tried_again(raw, plain, tmp_path, monkeypatch, sent)
         *(("samples.parquet", SHARDS), ("manifest.json", SHARDS)),
     ],
 )
-def test_a_server_that_gives_up_is_named_and_the_next_run_goes_on(
+def test_a_server_that_fails_is_named_and_the_next_run_resumes(
     raw, plain, tmp_path, monkeypatch, sent, made, name, tars, half
 ):
     with monkeypatch.context() as patch:
@@ -191,7 +191,7 @@ def test_a_server_that_gives_up_is_named_and_the_next_run_goes_on(
     assert len(made) == tars
     run(raw, tmp_path)
     assert tree(tmp_path / "there") == plain
-    assert len(made) == SHARDS  # the shard that was made is only sent
+    assert len(made) == SHARDS  # the shard that was built is only sent
 
 
 def test_killed_and_run_again_is_the_same(raw, plain, tmp_path):
@@ -223,7 +223,7 @@ def test_fewer_shards_and_changed_images(raw, tmp_path):
     assert len(tars) == 1
 
 
-def test_what_is_not_ours_is_left_alone(raw, tmp_path):
+def test_other_files_are_left_alone(raw, tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there/thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"there holds thesis\.txt, which is not a shard set"):
@@ -238,24 +238,24 @@ def test_what_is_not_ours_is_left_alone(raw, tmp_path):
         build("coco", raw, "nonsense://x", work=tmp_path / "work")
 
 
-def test_what_is_behind_a_url_can_be_verified(raw, tmp_path):
+def test_a_set_behind_a_url_can_be_verified(raw, tmp_path):
     out, url = tmp_path / "out", f"memory://{tmp_path.name}/sets"
     build("coco", raw, out, shards=SHARDS, jobs=1, report=lambda _: None)
     files = fsspec.filesystem("memory")
     files.put(f"{out}/", f"{tmp_path.name}/sets/", recursive=True)
-    said: list[str] = []
-    verify(url, runner=processes(1), report=said.append)
-    verify(f"{url}/val", sample=1, runner=processes(1), report=said.append)
-    assert said[0] == f"{url}/val: 9 samples in {SHARDS} shards are sound (all bytes)"
-    assert said[-1] == f"{url}/val: 9 samples in {SHARDS} shards are sound (1 samples a shard)"
+    lines: list[str] = []
+    verify(url, runner=processes(1), report=lines.append)
+    verify(f"{url}/val", sample=1, runner=processes(1), report=lines.append)
+    assert lines[0] == f"{url}/val: 9 samples in {SHARDS} shards are sound (all bytes)"
+    assert lines[-1] == f"{url}/val: 9 samples in {SHARDS} shards are sound (1 samples a shard)"
     (tar, *_) = sorted((out / "val").glob("*.tar"))
     flip(tar, 3000)
     files.put_file(str(tar), f"{tmp_path.name}/sets/val/{tar.name}")
     with pytest.raises(DataError, match=rf"the first: {url}/val/{tar.name}"):
-        verify(url, runner=processes(1), report=said.append)
+        verify(url, runner=processes(1), report=lines.append)
     files.rm(f"{tmp_path.name}/sets/val/samples.parquet")
     with pytest.raises(DataError, match=r"samples.parquet: is missing"):
-        verify(url, sample=1, runner=processes(1), report=said.append)
+        verify(url, sample=1, runner=processes(1), report=lines.append)
     files.pipe(f"{tmp_path.name}/sets/val/manifest.json", b"{}")
     with pytest.raises(DataError, match=rf"^{url}/val/manifest.json: schema None"):
         verify(f"{url}/", runner=processes(1))
@@ -263,4 +263,4 @@ def test_what_is_behind_a_url_can_be_verified(raw, tmp_path):
         verify(url, repair=True)
     with pytest.raises(UsageError, match="holds no finished shard set"):
         verify(f"{url}/nothing")
-    assert str(tempfile.gettempdir()) not in "".join(said)
+    assert str(tempfile.gettempdir()) not in "".join(lines)
