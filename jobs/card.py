@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jobs import config as configs
 from jobs.config import Config
 from pipeline.run.folder import scores_path
-from pipeline.score.evaluate import HEADLINE
+from pipeline.score.headline import HEADLINE
 from shards.errors import M2FError
 from shards.files import whole_file
 from shards.format.manifest import Manifest

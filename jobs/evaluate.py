@@ -13,8 +13,8 @@ from pipeline.data.store import Store
 from pipeline.pictures.sheet import sheet, write_png
 from pipeline.run.folder import EVALUATIONS, PICTURES, scores_path, summarize
 from pipeline.run.restore import load_model
-from pipeline.score.evaluate import HEADLINE
 from pipeline.score.evaluate import evaluate as score
+from pipeline.score.headline import HEADLINE
 from shards.errors import UsageError
 from shards.files import write_json
 from shards.format.taxonomy import Taxonomy

@@ -11,7 +11,6 @@ from pycocotools import mask as rle
 from rich.progress import track
 
 from jobs import config as configs
-from pipeline.data.stages import read_image
 from pipeline.pictures.regions import predicted_regions
 from pipeline.pictures.render import overlay
 from pipeline.pictures.sheet import write_png
@@ -19,6 +18,7 @@ from pipeline.run.restore import load_model
 from pipeline.score.inference import Result, infer
 from shards.errors import DataError, UsageError
 from shards.files import write_json
+from shards.format.images import decode_image
 from shards.format.taxonomy import Taxonomy
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -101,7 +101,7 @@ def _images_at(path: Path) -> list[Path]:
 
 def _read(path: Path) -> np.ndarray:
     try:
-        return read_image(path.read_bytes(), str(path))
+        return decode_image(path.read_bytes(), str(path))
     except DataError as error:
         raise DataError("the image does not decode", where=path, fix="leave it out") from error
 

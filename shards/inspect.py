@@ -4,20 +4,19 @@ import difflib
 import mmap
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from shards.errors import DataError, UsageError
-from shards.format import foreign
-from shards.format.codec import decode, decode_json, decode_map
-from shards.format.index import SampleIndex, member, members
+from shards.format.images import image_of
+from shards.format.index import SampleIndex
 from shards.format.manifest import Manifest
-from shards.format.schema import SEMANTIC, Sample, Segment
+from shards.format.read import read_sample, read_truth
+from shards.format.schema import Sample, Segment
 from shards.parallel import Runner, run
-from shards.verify import decode_image
 
 SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds of small, medium and large objects
 NEAR = 10_000  # keys that a mistyped one is compared with
@@ -130,25 +129,11 @@ def tally(part: Part) -> Tally:
         ):
             blob.madvise(mmap.MADV_RANDOM)  # the reads skip the images
             for start, length in zip(part.offsets, part.lengths, strict=True):
-                if manifest.foreign:
-                    sample = foreign.load(blob[start : start + length], manifest)
-                else:
-                    sample = _without_image(blob, start, start + length)
+                sample = read_truth(manifest, f"byte {start}", blob, start, start + length)
                 counted.append(_count(sample, manifest.taxonomy.things))
         return Tally.of(counted)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
         raise DataError(f"{part.tar}: unreadable ({error}); see what verify says of it") from error
-
-
-def _without_image(blob: mmap.mmap, start: int, end: int) -> Sample:
-    """Return the sample in bytes `start` to `end` of a shard, with no more than `_count` needs."""
-    sample = decode_json(f"byte {start}", member(blob, start, end, "json"))
-    if sample.segments is not None or sample.instances is not None:
-        return sample
-    semantic = decode_map(member(blob, start, end, SEMANTIC), SEMANTIC)
-    if semantic.shape != (sample.height, sample.width):
-        raise DataError("a semantic map has another size than its image")
-    return replace(sample, semantic=semantic)
 
 
 def _count(sample: Sample, things: Sequence[bool]) -> Tally:
@@ -198,18 +183,21 @@ def find(sets: list[Path], key: str) -> tuple[ShardSet, int]:
     raise UsageError(f"no sample {key!r} in {sets[0].parent}; near it are {', '.join(near)}")
 
 
-def load(opened: ShardSet, place: int) -> tuple[np.ndarray, Sample]:
-    """A sample and its decoded image, u8 RGB `[H, W, 3]`. Raises DataError if it is damaged."""
+def load(opened: ShardSet, position: int) -> tuple[np.ndarray, Sample]:
+    """Return the image, uint8 RGB `[H, W, 3]`, and the sample at a position of a set's index.
+
+    Raises:
+        DataError: The sample is damaged.
+    """
     index = opened.index
-    tar = opened.folder / opened.manifest.shards[index.shard[place]].name
+    tar = opened.folder / opened.manifest.shards[index.shard[position]].name
     try:
         with tar.open("rb") as file:
-            file.seek(int(index.offset[place]))
-            blob = file.read(int(index.length[place]))
-        if opened.manifest.foreign:
-            sample = foreign.load(blob, opened.manifest)
-        else:
-            sample = decode(index.key[place], members(blob))
-        return decode_image(sample), sample
-    except (DataError, OSError) as error:
-        raise DataError(f"{tar}: sample {index.key[place]}: {error}") from error
+            file.seek(int(index.offset[position]))
+            blob = file.read(int(index.length[position]))
+        sample = read_sample(opened.manifest, index.key[position], blob)
+        return image_of(sample), sample
+    except DataError as error:
+        raise error.at(f"{tar}: sample {index.key[position]}") from error
+    except OSError as error:
+        raise DataError(str(error.strerror), where=tar, fix="build the set again") from error

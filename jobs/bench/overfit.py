@@ -18,7 +18,6 @@ from pipeline.data.batch import Truth
 from pipeline.data.store import Store
 from pipeline.run.eventlog import read_kind
 from pipeline.run.events import Evaluation, Start
-from pipeline.score.evaluate import load_sample
 from pipeline.score.panoptic import PanopticQuality
 from shards.build.options import BuildOptions
 
@@ -59,7 +58,7 @@ def stride_bound(store: Store, crop: int) -> float:
     """Return the PQ of the truth itself after it was reduced to masks of stride 4."""
     quality = PanopticQuality(store.manifest.taxonomy.things)
     for number in range(len(store)):
-        _, sample = load_sample(store, number)
+        sample = store.load(number)
         truth = dict(sample.panoptic())
         classes = {n: segment.category for n, segment in truth.items() if not segment.iscrowd}
         ids = _through_stride(sample.segments_map, list(classes), crop)

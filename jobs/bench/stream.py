@@ -20,8 +20,9 @@ from pipeline.data.stream import DataSettings, order_of, train_stream
 from shards.build.build import build
 from shards.files import sha256
 from shards.format.index import SAMPLES as INDEX
-from shards.format.index import members, save_offsets, save_rows, scan, unpack
+from shards.format.index import save_offsets, save_rows, scan
 from shards.format.manifest import File, Shard
+from shards.format.tar import members, unpack
 
 SAMPLES, SHARDS = 1500, 16
 SEED, BATCH = 1, 16

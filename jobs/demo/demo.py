@@ -10,7 +10,7 @@ from jobs.demo.shapes import generate
 from jobs.evaluate import evaluate
 from jobs.train import train
 from pipeline.run.folder import PICTURES, all_scores
-from pipeline.score.evaluate import HEADLINE
+from pipeline.score.headline import HEADLINE
 from shards.build.options import BuildOptions
 from shards.errors import UsageError
 

@@ -7,35 +7,35 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-import cv2
 import numpy as np
 
 from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth, truth_of, without_empty
 from pipeline.data.keyed import keyed_generator
 from shards.errors import DataError, UsageError
+from shards.format.images import image_of
 from shards.format.schema import Sample
 
 Stage = Callable[[dict[str, Any]], dict[str, Any]]
 IDENTITY = ("key", "position", "epoch")  # of a sample; no stage may change it
 
 
-def read_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
-    """Encoded image -> u8 [H,W,3] RGB, EXIF rotation applied. Raises DataError naming `name`."""
-    buffer = np.frombuffer(encoded, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if encoded else None
-    if image is None:
-        raise DataError(f"{name}: the image does not decode; build the set again without it")
-    return image
-
-
 def decode_stage(sample: dict[str, Any], task: str, things: Sequence[bool]) -> dict[str, Any]:
-    """stored (a `Sample`) -> image u8 [H,W,3] and truth."""
+    """Decode the field `stored`, a `Sample`.
+
+    Args:
+        sample: The fields of IDENTITY, and `stored`.
+        task: One of TASKS.
+        things: For each class, whether it is a thing.
+
+    Returns:
+        The sample with `image`, uint8 `[H, W, 3]`, and `truth` in place of `stored`.
+
+    Raises:
+        DataError: The image does not decode or has another size than its truth.
+    """
     stored: Sample = sample.pop("stored")
-    image = read_image(stored.image, stored.key)
-    if image.shape[:2] != (stored.height, stored.width):
-        raise DataError(f"{sample['key']}: image and truth differ in size")
-    return sample | {"image": image, "truth": truth_of(stored, task, things)}
+    return sample | {"image": image_of(stored), "truth": truth_of(stored, task, things)}
 
 
 @lru_cache

@@ -14,9 +14,9 @@ from pipeline.data.cache import CacheSettings
 from pipeline.data.fetch import FetchedShards, fetch_set
 from shards.errors import DataError
 from shards.files import is_url, sha256
-from shards.format.codec import decode
-from shards.format.index import SAMPLES, SampleIndex, unpack
+from shards.format.index import SAMPLES, SampleIndex
 from shards.format.manifest import MANIFEST, Manifest, Shard
+from shards.format.read import read_sample
 from shards.format.schema import Sample
 from shards.remote import RemoteFolder
 
@@ -112,11 +112,7 @@ class Store:
     def load(self, sample: int) -> Sample:
         """Return one sample, whose image is still encoded. Raises the errors of `read`."""
         blob = self.read(sample)
-        if self.manifest.foreign:
-            from shards.format import foreign  # 20 MiB of libraries that other sets do not need
-
-            return foreign.load(blob, self.manifest)
-        return decode(self.index.key[sample], unpack(blob))
+        return read_sample(self.manifest, self.index.key[sample], blob, hash_verified=True)
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Start to download the shards that are needed next, given most urgent first."""

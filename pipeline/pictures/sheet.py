@@ -10,8 +10,8 @@ from model.mask2former import Mask2Former
 from pipeline.data.store import Store
 from pipeline.pictures.regions import predicted_regions, true_regions
 from pipeline.pictures.render import overlay, side_by_side
-from pipeline.score.evaluate import load_sample
 from pipeline.score.inference import InferenceSettings, infer
+from shards.format.images import image_of
 
 
 def sheet(
@@ -25,7 +25,8 @@ def sheet(
     taxonomy = store.manifest.taxonomy
     triples = []
     for number in range(min(count, len(store))):
-        image, sample = load_sample(store, number)
+        sample = store.load(number)
+        image = image_of(sample)
         result = infer(model, image, settings, taxonomy.things, device)
         nothing = np.zeros(image.shape[:2], np.int32)
         triples.append([

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.run import checkpoint
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
-from pipeline.score.evaluate import HEADLINE, METRIC_OF_TASK
+from pipeline.score.headline import HEADLINE, METRIC_OF_TASK
 from shards.errors import UsageError
 from shards.files import write_json
 from shards.jsonl import keep_rows, rows

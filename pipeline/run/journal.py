@@ -25,7 +25,7 @@ from pipeline.run.folder import (
 )
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.track import Tracker, WandbSettings
-from pipeline.score.evaluate import HEADLINE
+from pipeline.score.headline import HEADLINE
 from pipeline.step.engine import Engine, Update
 from shards.errors import Failed, UsageError
 from shards.files import write_json
@@ -197,9 +197,9 @@ class Journal:
         """Return whether a step has been scored, perhaps before a restart."""
         return from_rank_0(lambda: scores_path(self.folder, step).exists())
 
-    def scored(self, step: int, scores: Mapping[str, Any] | None) -> None:
-        """Record the scores of a step, which rank 0 alone has."""
-        if self.rank > 0 or scores is None:
+    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
+        """Record the scores of a step; only rank 0 writes."""
+        if self.rank > 0:
             return
         write_json(scores_path(self.folder, step), {"step": step, **scores})
         known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}

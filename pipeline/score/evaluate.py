@@ -10,20 +10,18 @@ import torch
 import torch.distributed as dist
 
 from model.mask2former import Mask2Former
-from pipeline.data.stages import read_image
 from pipeline.data.store import Store
-from pipeline.distributed import raise_on_all_ranks
+from pipeline.distributed import from_rank_0, raise_on_all_ranks, rank_and_world
 from pipeline.score.inference import Result, infer
 from pipeline.score.instance import InstanceScores
 from pipeline.score.panoptic import PanopticQuality
 from pipeline.score.semantic import SemanticScores
 from pipeline.settings import EvaluationSettings
+from shards.format.images import image_of
 from shards.format.schema import Sample
 from shards.format.taxonomy import Taxonomy
 
-HEADLINE = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU")
 BLANK = np.zeros((32, 32, 3), np.uint8)
-METRIC_OF_TASK = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
 
 
 @dataclass
@@ -98,27 +96,33 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def load_sample(store: Store, number: int) -> tuple[np.ndarray, Sample]:
-    """RGB image u8 [H,W,3] and the whole truth of one sample."""
-    sample = store.load(number)
-    return read_image(sample.image, store.index.key[number]), sample
-
-
 def evaluate(
     model: Mask2Former,
     store: Store,
     settings: EvaluationSettings,
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
-) -> dict[str, Any] | None:
-    """Score `model` on the val set; ranks of a process group share the images.
+) -> dict[str, Any]:
+    """Score a model on a shard set, whose images the ranks of a process group share.
 
-    Every rank runs the network equally often (a sharded model needs all of them), and each image
-    counts once. Returns the scores on rank 0, None elsewhere. `advance` is called at each image.
-    Raises DataError for an image that is damaged: alone at once; of several ranks all do, in the
-    end, since a score of fewer images could not be compared.
+    Every rank runs the network the same number of times, because a model whose parameters are
+    sharded needs all ranks in each forward; each image counts once.
+
+    Args:
+        model: The network.
+        store: The shard set.
+        settings: The number and the size of the images.
+        device: The device of the network.
+        advance: Called after each image.
+
+    Returns:
+        The scores as `Scores.result` returns them, on every rank.
+
+    Raises:
+        DataError: An image is damaged. A single process raises at once; the ranks of a group raise
+            together after the last image, because scores of fewer images are not comparable.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     taxonomy = store.manifest.taxonomy
     scores = Scores(taxonomy, store.manifest.tasks)
     count = min(len(store), settings.images or len(store))
@@ -128,21 +132,29 @@ def evaluate(
     failure: Exception | None = None
     for first in range(0, count, world):
         number = first + rank
+        sample, image = None, BLANK
         try:
-            image, sample = load_sample(store, min(number, count - 1))
+            sample = store.load(min(number, count - 1))
+            image = image_of(sample)
         except Exception as error:
             if world == 1:
                 raise
-            failure, image = failure or error, BLANK  # the other ranks still need this one's net
+            failure = failure or error  # the other ranks still need this rank's forward
         result = infer(model, image, settings, taxonomy.things, device)
-        if number < count and not failure:
+        if sample is not None and number < count and not failure:
             scores.update(result, sample)
         advance()
     model.train(was_training)
-    if world > 1:
-        raise_on_all_ranks(failure)
-        parts = [None] * world if rank == 0 else None
-        dist.gather_object(scores, parts, dst=0)
-        for part in (parts or [])[1:]:
-            scores.merge(part)
-    return scores.result() if rank == 0 else None
+    if world == 1:
+        return scores.result()
+    raise_on_all_ranks(failure)
+    return _merged(scores, rank, world)
+
+
+def _merged(scores: Scores, rank: int, world: int) -> dict[str, Any]:
+    """Return the scores of all ranks; only rank 0 receives the counters, which are large."""
+    parts: list[Scores] | None = [scores] * world if rank == 0 else None
+    dist.gather_object(scores, parts, dst=0)
+    for part in (parts or [])[1:]:
+        scores.merge(part)
+    return from_rank_0(scores.result)

@@ -14,10 +14,11 @@ from shards.build.writer import BuiltShard
 from shards.doctor import FINDINGS, Doctor, Finding, Reject, report_findings, save_findings
 from shards.errors import DataError, UsageError
 from shards.files import disk_errors, sha256
-from shards.format.foreign import SOURCE, sample, samples
 from shards.format.index import SAMPLES, save_rows
 from shards.format.manifest import MANIFEST, File, Foreign, Manifest, Shard, digest
 from shards.format.schema import IMAGES, TASKS, png_size
+from shards.format.tar import third_party_samples
+from shards.format.third_party import SOURCE, sample_of
 from shards.parallel import Runner, processes, run
 from shards.raw.images import check_image
 from shards.sources.classes import load_classes
@@ -138,11 +139,11 @@ def examine(piece: TarToExamine) -> BuiltShard:
     keep_freed_memory()
     rows, findings = [], []
     with piece.tar.open("rb") as file:
-        for key, found, start, end in samples(file, str(piece.tar)):
+        for key, found, start, end in third_party_samples(file, str(piece.tar)):
             doctor = Doctor(f"{piece.tar.name}/{key}")
             try:
                 size = _examine_image(key, found, piece.members, doctor)
-                decoded = sample(key, found, piece.manifest, size)
+                decoded = sample_of(key, found, size, piece.manifest, piece.members)
             except Reject as reject:
                 findings += [*doctor.findings, reject.of(doctor.file)]
                 continue
@@ -193,7 +194,7 @@ def _find_members(
         UsageError: A given member is missing, or more than one could be meant.
     """
     with tar.open("rb") as file:
-        _, found, *_ = next(samples(file, str(tar)), (None, {}))
+        _, found, *_ = next(third_party_samples(file, str(tar)), (None, {}))
     pictures = [ext for ext in found if _kind(ext) in _PICTURES]
     maps = [ext for ext in pictures if _kind(ext) == "png"]
     first = f"the first sample has the members {', '.join(found) or 'none'}"

@@ -7,7 +7,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from shards.doctor import Reject
 from shards.format.schema import Segment, map_type
@@ -130,11 +129,30 @@ def segments_of(
     numbers[present] = np.arange(1, len(present) + 1)
     numbered = numbers[ids]
     segments = []
-    for id, (rows, columns) in zip(present.tolist(), ndimage.find_objects(numbered), strict=True):
+    for id, bbox in zip(present.tolist(), _boxes(numbered, len(present)), strict=True):
         category, iscrowd = entry(id)
-        bbox = [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start]
         segments.append(Segment(id, category, iscrowd, int(areas[id]), bbox))
     return segments, numbered
+
+
+def _boxes(numbered: np.ndarray, count: int) -> list[list[float]]:
+    """Return x, y, width, height of each of the values 1 to `count` of a map `[H, W]`.
+
+    One pass over the runs of equal values replaces one pass over the map per value. (scipy has
+    `find_objects`, but its import costs 20 MiB in each loader process of a training run.)
+    """
+    height, width = numbered.shape
+    changes = np.ones((height, width), bool)  # where a run starts; each row starts one
+    changes[:, 1:] = numbered[:, 1:] != numbered[:, :-1]
+    starts = np.flatnonzero(changes)
+    values = numbered.ravel()[starts]
+    rows, left = np.divmod(starts, width)
+    right = np.append(starts[1:], numbered.size) - rows * width
+    first = np.full((2, count + 1), max(height, width))  # x, y
+    last = np.zeros((2, count + 1), int)  # x, y, both exclusive
+    np.minimum.at(first, (slice(None), values), np.stack([left, rows]))
+    np.maximum.at(last, (slice(None), values), np.stack([right, rows + 1]))
+    return np.concatenate([first, last - first])[:, 1:].T.tolist()
 
 
 def labels_of(taxonomy: Taxonomy, ignored: Iterable[int]) -> dict[int, int]:

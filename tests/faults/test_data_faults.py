@@ -19,8 +19,9 @@ from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import SUBSTITUTES, DataSettings, order_of, train_stream
 from shards.errors import DataError
-from shards.format.index import BLOCK, members, offsets_path
+from shards.format.index import offsets_path
 from shards.format.manifest import MANIFEST, Manifest, digest
+from shards.format.tar import BLOCK, members
 from tests.damage import flip
 
 SEED, GLOBAL, STEPS = 5, 8, 2

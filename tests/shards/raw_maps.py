@@ -11,9 +11,10 @@ from PIL import Image
 
 from shards.build.build import build
 from shards.format.codec import decode
-from shards.format.index import SampleIndex, members
+from shards.format.index import SampleIndex
 from shards.format.manifest import Manifest
 from shards.format.schema import Sample, Segment
+from shards.format.tar import members
 
 SIZE = 48, 36  # width, height
 

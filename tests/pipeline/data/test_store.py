@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.data.store import Store
 from shards.errors import DataError, UsageError
-from shards.format.index import members, unpack
+from shards.format.tar import members, unpack
 from tests.damage import flip
 
 

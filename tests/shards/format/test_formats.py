@@ -16,9 +16,10 @@ from pycocotools import mask as coco_mask
 from shards.doctor import Doctor, Reject
 from shards.errors import DataError, UsageError
 from shards.format.codec import decode, encode
-from shards.format.index import members, scan
+from shards.format.index import scan
 from shards.format.manifest import File, Manifest, Shard
 from shards.format.schema import Instance, Sample, Segment, key_of
+from shards.format.tar import members
 from shards.format.taxonomy import Category, Taxonomy
 from shards.raw.images import CHECK_FLAGS
 from shards.raw.masks import number_segments, pack, to_rle

@@ -14,8 +14,9 @@ from pycocotools.coco import COCO
 
 from shards.build.build import build
 from shards.format.codec import decode
-from shards.format.index import SampleIndex, members
+from shards.format.index import SampleIndex
 from shards.format.manifest import Manifest
+from shards.format.tar import members
 from tests.shards.raw import SAMPLE, RawImage, edit, panoptic_ids, sky, write
 
 
