@@ -156,7 +156,7 @@ def test_verify_and_inspect_know_them(raw, foreign, tmp_path):
     verify(foreign, sample=1, runner=processes(1), report=said.append)
     assert said == [
         f"{foreign}: 6 samples in 3 shards are sound ({extent})"
-        for extent in ("all bytes", "1 samples a shard")
+        for extent in ("all bytes", "1 samples per shard")
     ]
 
 
