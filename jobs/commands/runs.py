@@ -40,6 +40,9 @@ def train(
       ./launch.sh train tiny name=mine data.train=SHARDS/train data.val=SHARDS/val \\
         trainer.steps=2000 optimizer.lr=1e-3
     """
+    from jobs import config
+
+    config.load(preset, overrides or [])  # reports a wrong setting before seconds of imports
     from jobs.train import train as job
 
     job(preset, overrides or [])
