@@ -14,7 +14,6 @@ from pipeline.data.store import Store
 from pipeline.data.stream import order_of, train_sets
 from pipeline.run.restore import initial_weights
 from shards.errors import UsageError
-from shards.format.taxonomy import Taxonomy
 
 
 def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
@@ -63,9 +62,9 @@ def _check_data(config: Config) -> tuple[list[Store], Store]:
             fix = f"write task={tasks[0]}, or build the set from data with the truth for it"
             what = f"the set serves {', '.join(tasks)}, and task={config.task}"
             raise UsageError(what, where=where, fix=fix)
-    if difference := _difference(train[0].manifest.taxonomy, val.manifest.taxonomy):
+    if difference := train[0].manifest.taxonomy.difference(val.manifest.taxonomy):
         raise UsageError(
-            f"data.train={train[0].location} and data.val={val.location} have other classes: "
+            f"data.train={train[0].location} and data.val={val.location} have different classes: "
             f"{difference}",
             fix="give two splits of one data set",
         )
@@ -80,17 +79,6 @@ def _opened(key: str, sets: Callable[[], Any]) -> Any:
     except UsageError as error:
         where = error.problem.where
         raise error.at(f"{key}={where}" if where else key) from error
-
-
-def _difference(train: Taxonomy, val: Taxonomy) -> str:
-    """Return how two label spaces differ, or "" if they are equal."""
-    if train == val:
-        return ""
-    if len(train) != len(val):
-        return f"{len(train)} and {len(val)} of them"
-    pairs = zip(train.categories, val.categories, strict=True)
-    index, first, second = next((i, a, b) for i, (a, b) in enumerate(pairs) if a != b)
-    return f"class {index} is {first.name!r} (id {first.id}) and {second.name!r} (id {second.id})"
 
 
 def _check_model(config: Config, num_classes: int, fresh: bool) -> None:

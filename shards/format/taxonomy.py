@@ -69,6 +69,19 @@ class Taxonomy:
                 "correct the annotation or add the category"
             ) from None
 
+    def difference(self, other: "Taxonomy") -> str:
+        """Return the first difference from another label space in words, or "" if it is equal."""
+        if self == other:
+            return ""
+        if len(self) != len(other):
+            return f"{len(self)} and {len(other)} of them"
+        pairs = zip(map(asdict, self.categories), map(asdict, other.categories), strict=True)
+        for index, (first, second) in enumerate(pairs):
+            for name, value in first.items():
+                if second[name] != value:
+                    return f"the {name} of class {index} is {value!r} and {second[name]!r}"
+        return f"the label spaces are called {self.name} and {other.name}"
+
     def to_json(self) -> dict[str, Any]:
         """The taxonomy as plain JSON values."""
         return asdict(self)

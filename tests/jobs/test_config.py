@@ -353,7 +353,9 @@ def test_sets_must_serve_the_task_and_have_the_same_classes(sets, tmp_path):
     check(configs.load("tiny", other))
     pattern = r"data\.train=.*out/train: the set serves panoptic.*; write task=panoptic"
     refused(pattern, [*other, "task=instance"])
-    pattern = r"data\.train=.*photographs/train and data\.val=.*out/val have other classes: 133 and"
+    pattern = (
+        r"data\.train=.*photographs/train and data\.val=.*out/val have different classes: 133 and"
+    )
     refused(pattern, [sets[0], other[1]])
     mixed = f"data.train=[{sets[0].partition('=')[2]},{tmp_path / 'out' / 'train'}]"
     refused(
