@@ -1,5 +1,6 @@
 """`evaluate`: the scores of a run's checkpoint, as a table and as a file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,7 @@ def evaluate(
     model, taxonomy, step = load_model(config.model, config.task, folder, checkpoint, device)
     store = Store(data or config.data.val, cache=config.data.cache)
     _check_classes(store, taxonomy)
-    settings = config.evaluation
-    settings.images = images
+    settings = replace(config.evaluation, images=images)
     count = min(len(store), images or len(store))
     with Progress(transient=True) as progress:
         bar = progress.add_task(f"evaluating step {step}", total=count)

@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_is_not_scored(work, tmp_path):
     for command in (["evaluate", "flipped"], ["predict", "flipped", str(PHOTOS[0]), "--out", "o"]):
         outcome = small.call(tmp_path, *command)
         assert outcome.code == 2
-        assert "step-000000000-a01 is damaged" in small.complaint(outcome)
+        assert "step-000000000-a01: the checkpoint is damaged" in small.complaint(outcome)
         assert "--checkpoint" in small.complaint(outcome)
 
 
