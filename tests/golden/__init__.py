@@ -1,0 +1,1 @@
+"""Recorded training losses that the code must keep."""
