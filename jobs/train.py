@@ -1,6 +1,7 @@
 """The `train` command: run the workers under Ray Train, and restart them if they fail."""
 
 import contextlib
+import logging
 import os
 import platform
 import time
@@ -146,6 +147,7 @@ def _fit(config: Config, folder: Path) -> None:
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
+    from ray.train import TrainingFailedError
 
     workers = config.scaling.workers
     assert workers is not None, "resolved by `configs.load`"
@@ -162,13 +164,13 @@ def _fit(config: Config, folder: Path) -> None:
         num_cpus=cpus,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         object_store_memory=200 * 2**20,
         runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
     )
     try:
         outcome = _trainer(config, job, workers, use_gpu).fit().return_value
-    except ray.train.TrainingFailedError:
+    except TrainingFailedError:
         outcome = "failed"
     finally:
         ray.shutdown()

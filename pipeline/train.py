@@ -134,6 +134,8 @@ class Worker:
         if not (due or is_last) or self.journal.is_scored(step):
             return
         with torch.compiler.set_stance("force_eager"):  # the images have many sizes
-            scores = evaluate(self.engine.module, self.data.val, settings, self.device)
+            model = self.engine.module
+            assert isinstance(model, Mask2Former)
+            scores = evaluate(model, self.data.val, settings, self.device)
         self.journal.scored(step, scores)
         self.train_step.meter.restart()

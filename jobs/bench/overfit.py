@@ -61,9 +61,11 @@ def stride_bound(store: Store, crop: int) -> float:
         sample = store.load(number)
         truth = dict(sample.panoptic())
         classes = {n: segment.category for n, segment in truth.items() if not segment.iscrowd}
-        ids = _through_stride(sample.segments_map, list(classes), crop)
+        segments = sample.segments_map
+        assert segments is not None, "the photographs have panoptic truth"
+        ids = _through_stride(segments, list(classes), crop)
         found = {n: category for n, category in classes.items() if (ids == n).any()}
-        quality.update(ids, found, sample.segments_map, truth)
+        quality.update(ids, found, segments, truth)
     return quality.result()["PQ"]
 
 
@@ -71,7 +73,8 @@ def _through_stride(segments: np.ndarray, values: list[int], crop: int) -> np.nd
     """Return the map int32 [H, W] of a network whose stride-4 probabilities are the exact areas."""
     image = np.zeros((*segments.shape, 3), np.uint8)
     fit = AugmentSettings(crop=crop, augment="none")
-    _, maps, (height, width) = augment(image, Truth(segments[None], [], [], []), fit, None)
+    random = np.random.default_rng(0)  # not used by this recipe
+    _, maps, (height, width) = augment(image, Truth(segments[None], [], [], []), fit, random)
     masks = torch.from_numpy(np.stack([maps[0] == value for value in values])).float()[None]
     logits = F.avg_pool2d(masks, STRIDE) - 0.5  # [1, n, crop/4, crop/4]
     logits = F.interpolate(logits, (crop, crop), mode="bilinear")[..., :height, :width]

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -119,7 +119,8 @@ def build(settings: ModelSettings, criterion: CriterionSettings, batch: Batch) -
     for module in peer.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    ours, peer = ours.to(device), peer.to(device)
+    for model in (ours, peer):
+        nn.Module.to(model, device)
     size = len(batch.images)
     step = TrainingStep(
         PlainNetwork(ours, device),
@@ -235,7 +236,7 @@ def loss_difference(sides: dict[str, Side], criterion: CriterionSettings, batch:
 
 
 @contextmanager
-def equal_draws(peer: nn.Module, settings: CriterionSettings, batch: Batch) -> Iterator[None]:
+def equal_draws(peer: Any, settings: CriterionSettings, batch: Batch) -> Iterator[None]:
     """Give one step of the peer our random numbers, in the order in which it draws its own.
 
     The peer starts with the last prediction and sorts the matched pairs of an image by query; we

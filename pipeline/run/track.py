@@ -116,7 +116,7 @@ class Tracker:
 
         run = wandb.init(
             project=self._settings.project,
-            mode=self._mode,
+            mode=self._mode,  # pyright: ignore[reportArgumentType]  settings check the value
             id=self._run_id,
             name=self._name,
             resume="allow",

@@ -24,9 +24,9 @@ from pipeline.step.meter import Meter
 
 
 class Network(Protocol):
-    """What a step needs of `Engine`, or of `PlainNetwork` in a single process."""
+    """The methods of `Engine`, or of `PlainNetwork` in a single process, that a step calls."""
 
-    def __call__(self, images: Tensor, draw: Draw) -> Predictions:
+    def __call__(self, images: Tensor, draw: Draw, /) -> Predictions:
         """Return the predictions for normalized images float32 [B, 3, H, W]."""
         ...
 
