@@ -97,8 +97,9 @@ def merge(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     with _usage_errors():
         parts = [settings, *(read_override(override, Config) for override in overrides)]
         empty = OmegaConf.create({}, flags={"allow_objects": True})
-        merged = OmegaConf.merge(empty, *map(opaque, parts))
-        return construct(Config, OmegaConf.to_container(merged))
+        merged = OmegaConf.to_container(OmegaConf.merge(empty, *map(opaque, parts)))
+        assert isinstance(merged, dict)
+        return construct(Config, {str(key): value for key, value in merged.items()})
 
 
 @contextlib.contextmanager

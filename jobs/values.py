@@ -210,4 +210,5 @@ def _from_node(node: yaml.Node) -> Any:
         return settings
     if isinstance(node, yaml.SequenceNode):
         return [_from_node(entry) for entry in node.value]
+    assert isinstance(node, yaml.ScalarNode)
     return node.value if node.style else Plain(node.value)

@@ -292,8 +292,8 @@ WRONG = {
     "name=a/b": r"name=a/b; use letters",
     "model.backbone=resnet51": r"model\.backbone=resnet51; choose one of .*resnet50",
     "model.backbone_config.width=3": r"model\.backbone_config\.width is unknown; known: ",
-    "model.backbone_config.depths=[1]": r"backbone_config\.depths=\[1\]: four stages",
-    "model.backbone_config.hidden_sizes=[8]": r"hidden_sizes=\[8\]: four stages",
+    "model.backbone_config.depths=[1]": r"backbone_config\.depths=\[1\]: give four stages",
+    "model.backbone_config.hidden_sizes=[8]": r"hidden_sizes=\[8\]: give four stages",
     "model.norm=layer": r"model\.norm=layer; choose one of .*group",
     "model.dim=36": r"model\.dim=36; it must be a multiple of 8",
     "model.queries=0": r"model\.queries=0; it must be at least 1",
@@ -359,7 +359,7 @@ def test_sets_must_serve_the_task_and_have_the_same_classes(sets, tmp_path):
     refused(pattern, [sets[0], other[1]])
     mixed = f"data.train=[{sets[0].partition('=')[2]},{tmp_path / 'out' / 'train'}]"
     refused(
-        r"data\.train: .*out/train: its classes differ from those of .*photographs/train",
+        r"data\.train=.*out/train: its classes differ from those of .*photographs/train",
         [mixed, sets[1]],
     )
 
