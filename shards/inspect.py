@@ -1,4 +1,4 @@
-"""What is in a finished shard set: counts, classes, sizes, areas, and single samples to look at."""
+"""The contents of a shard set: counts, classes, sizes, areas, and single samples to draw."""
 
 import difflib
 import mmap
@@ -19,17 +19,24 @@ from shards.format.schema import Sample, Segment
 from shards.parallel import Runner, run
 
 SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds of small, medium and large objects
-NEAR = 10_000  # keys that a mistyped one is compared with
+NEAR = 10_000  # the most keys that a mistyped key is compared with
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What samples hold, by class `[K]` and by object.
+    """Counts of what samples hold, by class and by object.
 
-    `images` counts those with the class, `segments` and `instances` entries, `pixels` the area that
-    the truth gives the class: that of the semantic map or of segments, else of instances. Objects
-    are instances, or where there is no instance truth the things among the segments; crowds are
-    none. `areas` are theirs in pixels, `objects` their number in each sample.
+    Objects are the instances, or the thing segments of a set without instance truth; crowds do not
+    count as objects.
+
+    Attributes:
+        images: `[K]`, the number of images with each class.
+        segments: `[K]`, the number of segments of each class.
+        instances: `[K]`, the number of instances of each class.
+        pixels: `[K]`, the area of each class: of its segments, otherwise of its instances,
+            otherwise in the semantic map.
+        areas: The area of each object in pixels.
+        objects: The number of objects in each sample.
     """
 
     images: np.ndarray
@@ -41,9 +48,9 @@ class Tally:
 
     @classmethod
     def of(cls, tallies: list["Tally"]) -> "Tally":
-        """All of several tallies of the same label space."""
+        """Return the sum of tallies of the same label space."""
         listed = {
-            field.name: [getattr(one, field.name) for one in tallies] for field in fields(cls)
+            field.name: [getattr(tally, field.name) for tally in tallies] for field in fields(cls)
         }
         per_object = ("areas", "objects")
         return cls(**{
@@ -54,7 +61,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Part:
-    """A shard and the places of its samples in bytes, of the set that `manifest` tells of."""
+    """A shard, the byte ranges of its samples, and the manifest of its set."""
 
     tar: Path
     offsets: list[int]
@@ -64,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set in a folder, its manifest and index read once."""
+    """A shard set in a folder, with its manifest and index."""
 
     folder: Path
     manifest: Manifest
@@ -72,36 +79,44 @@ class ShardSet:
 
     @classmethod
     def load(cls, folder: Path) -> "ShardSet":
-        """Raises DataError for damage."""
+        """Read manifest and index.
+
+        Raises:
+            DataError: One of them is damaged.
+        """
         return cls(folder, Manifest.load(folder), SampleIndex.load(folder))
 
 
 @dataclass(frozen=True)
 class Overview(ShardSet):
-    """A shard set and what is in it."""
+    """A shard set and the counts of its contents."""
 
     tally: Tally
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Width and height of every image, `[N, 2]`."""
+        """The width and height of each image, `[N, 2]`."""
         return np.stack([self.index.width, self.index.height], axis=1).astype(int)
 
     @cached_property
     def shares(self) -> np.ndarray:
-        """The part of the labeled pixels that each class has, `[K]`."""
+        """The fraction of the labeled pixels that each class has, `[K]`."""
         return self.tally.pixels / max(self.tally.pixels.sum(), 1)
 
     @cached_property
     def by_size(self) -> tuple[int, int, int]:
-        """How many objects are small, medium and large, as COCO's evaluation has it."""
+        """The numbers of small, medium, and large objects by COCO's bounds."""
         small = int((self.tally.areas < SMALL).sum())
         large = int((self.tally.areas >= LARGE).sum())
         return small, len(self.tally.areas) - small - large, large
 
 
 def overview(folder: Path, runner: Runner) -> Overview:
-    """Count what the shard set in `folder` holds, shard by shard. Raises DataError for damage."""
+    """Count the contents of the shard set in `folder`, shard by shard.
+
+    Raises:
+        DataError: The set is damaged.
+    """
     opened, parts = ShardSet.load(folder), []
     manifest, index = opened.manifest, opened.index
     for number, shard in enumerate(manifest.shards):
@@ -133,7 +148,7 @@ def tally(part: Part) -> Tally:
                 counted.append(_count(sample, manifest.taxonomy.things))
         return Tally.of(counted)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError) as error:
-        raise DataError(f"{part.tar}: unreadable ({error}); see what verify says of it") from error
+        raise DataError(f"unreadable ({error})", where=part.tar, fix="verify the set") from error
 
 
 def _count(sample: Sample, things: Sequence[bool]) -> Tally:
@@ -165,14 +180,18 @@ def _count(sample: Sample, things: Sequence[bool]) -> Tally:
 
 
 def pick(overview: Overview, count: int) -> list[int]:
-    """Places of `count` samples of a set, by chance and always the same."""
+    """Return the positions of `count` random samples, always the same ones of a set."""
     total = len(overview.index)
     chance = random.Random(overview.manifest.fingerprint)
     return sorted(chance.sample(range(total), min(count, total)))
 
 
 def find(sets: list[Path], key: str) -> tuple[ShardSet, int]:
-    """The set that holds the sample `key`, and its place there. Raises UsageError if none does."""
+    """Return the set that holds the sample `key`, and its position in the index.
+
+    Raises:
+        UsageError: No set holds it.
+    """
     known: list[str] = []
     for folder in sets:
         opened = ShardSet.load(folder)
@@ -180,7 +199,7 @@ def find(sets: list[Path], key: str) -> tuple[ShardSet, int]:
             return opened, opened.index.key.index(key)
         known += opened.index.key
     near = difflib.get_close_matches(key, known[:NEAR], 3, cutoff=0) or ["none"]
-    raise UsageError(f"no sample {key!r} in {sets[0].parent}; near it are {', '.join(near)}")
+    raise UsageError(f"no sample {key!r}; similar keys are {', '.join(near)}", where=sets[0].parent)
 
 
 def load(opened: ShardSet, position: int) -> tuple[np.ndarray, Sample]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jobs.inspect.page import page
 from pipeline.pictures.regions import true_regions
-from pipeline.pictures.render import overlay, side_by_side
+from pipeline.pictures.render import enlarge, overlay, side_by_side
 from shards.errors import UsageError
 from shards.files import whole_file
 from shards.inspect import Overview, ShardSet, find, load, overview, pick
@@ -73,7 +73,7 @@ def draw_sample(opened: ShardSet, position: int) -> np.ndarray:
         name: overlay(image, ids, regions, taxonomy)
         for name, (ids, regions) in true_regions(sample).items()
     }
-    plain = overlay(image, np.zeros(image.shape[:2], int), [], taxonomy)
+    plain = enlarge(image)
     return side_by_side(["image", *pictures], [plain, *pictures.values()])
 
 

@@ -42,7 +42,7 @@ def overlay(
     """
     if image.shape[:2] != ids.shape:
         raise ValueError(f"the picture is {image.shape[:2]}, its map {ids.shape}")
-    factor = -(-LEAST_SIDE // min(ids.shape))
+    factor = _factor(*ids.shape)
     masks = [_enlarged(ids == region.id, factor) for region in regions]
     shown = [n for n, mask in enumerate(masks) if mask.any()]
     seen: Counter[int] = Counter()
@@ -52,8 +52,8 @@ def overlay(
         shades.append(_shade(color, seen[region.category]))
         seen[region.category] += 1
 
-    height, width = (side * factor for side in ids.shape)
-    canvas = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    canvas = enlarge(image)
+    height, width = canvas.shape[:2]
     for n in shown:
         thing = taxonomy.things[regions[n].category]
         opacity = _THING_OPACITY if thing else _STUFF_OPACITY
@@ -70,6 +70,17 @@ def overlay(
     shown.sort(key=lambda n: -np.count_nonzero(masks[n]))
     texts = [taxonomy.names[r.category] + (" crowd" if r.iscrowd else "") for r in regions]
     return _label(canvas, [(texts[n], shades[n], masks[n]) for n in shown])
+
+
+def enlarge(image: np.ndarray) -> np.ndarray:
+    """Return a picture, uint8 RGB `[H, W, 3]`, at the size at which `overlay` draws it."""
+    height, width = image.shape[:2]
+    factor = _factor(height, width)
+    return cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
+
+
+def _factor(height: int, width: int) -> int:
+    return -(-LEAST_SIDE // min(height, width))
 
 
 def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,7 +10,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.split import BatchSplit
 from pipeline.data.stream import train_sets, train_stream
 from pipeline.pictures.regions import Region
-from pipeline.pictures.render import overlay
+from pipeline.pictures.render import enlarge, overlay
 from pipeline.settings import RunSettings
 from shards.format.taxonomy import Taxonomy
 
@@ -54,6 +54,6 @@ def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return [
-        overlay(image, np.zeros_like(ids), [], taxonomy),
+        enlarge(image),
         overlay(image, ids, regions, taxonomy),
     ]

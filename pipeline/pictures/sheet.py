@@ -1,4 +1,4 @@
-"""A sheet to look at: image, truth and prediction side by side."""
+"""A sheet of pictures: image, truth, and prediction side by side."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
 from pipeline.pictures.regions import predicted_regions, true_regions
-from pipeline.pictures.render import overlay, side_by_side
+from pipeline.pictures.render import enlarge, overlay, side_by_side
 from pipeline.score.inference import InferenceSettings, infer
 from shards.format.images import image_of
 
@@ -21,16 +21,19 @@ def sheet(
     device: torch.device,
     count: int,
 ) -> np.ndarray:
-    """u8 [H, W, 3]: the first `count` samples of a set with panoptic truth, two in a row."""
+    """Draw the first `count` samples of a set with panoptic truth, two per row.
+
+    Returns:
+        uint8 RGB `[H, W, 3]`.
+    """
     taxonomy = store.manifest.taxonomy
     triples = []
     for number in range(min(count, len(store))):
         sample = store.load(number)
         image = image_of(sample)
         result = infer(model, image, settings, taxonomy.things, device)
-        nothing = np.zeros(image.shape[:2], np.int32)
         triples.append([
-            overlay(image, nothing, [], taxonomy),
+            enlarge(image),
             overlay(image, *true_regions(sample)["panoptic"], taxonomy),
             overlay(image, *predicted_regions(result), taxonomy),
         ])  # fmt: skip
@@ -41,7 +44,7 @@ def sheet(
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a u8 [H, W, 3] RGB picture."""
+    """Write a picture, uint8 RGB `[H, W, 3]`, and create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
     path.write_bytes(encoded.tobytes())

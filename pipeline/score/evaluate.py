@@ -26,7 +26,7 @@ BLANK = np.zeros((32, 32, 3), np.uint8)
 
 @dataclass
 class Scores:
-    """Counters of every metric the truth allows; those of several ranks merge exactly."""
+    """Counters of each metric that the truth allows; `merge` adds those of another rank exactly."""
 
     taxonomy: Taxonomy
     tasks: Iterable[str]
@@ -69,7 +69,7 @@ class Scores:
         self.semantic.merge(other.semantic)
 
     def result(self) -> dict[str, Any]:
-        """Percent by name, null where undefined, and a row for every class under `classes`."""
+        """Return the scores in percent, None if undefined, and a row per class in `classes`."""
         of_task = {
             "panoptic": self.panoptic.result,
             "instance": self.instance.result,
@@ -88,7 +88,7 @@ class Scores:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: undefined scores become null."""
+    """Replace NaN by None, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -17,7 +17,7 @@ from pipeline.settings import InferenceSettings
 
 @dataclass(frozen=True)
 class Result:
-    """One image at its own size [H, W]."""
+    """The results of one image at its own size `[H, W]`."""
 
     panoptic: np.ndarray  # i32, 0 = void
     segments: list[dict[str, Any]]  # id, category, isthing, score

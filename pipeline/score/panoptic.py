@@ -9,10 +9,11 @@ from shards.format.schema import Segment
 
 
 class PanopticQuality:
-    """Counters of panoptic quality per class; counters of several ranks add up by `merge`.
+    """Counters of panoptic quality per class; `merge` adds those of another rank.
 
     A true positive is a pair of one class whose IoU, void left out, exceeds 0.5. A prediction
-    mostly on void, or on a crowd of its class, is no false positive; a crowd is never missed.
+    mostly on void, or on a crowd of its class, is not a false positive. A crowd never counts as
+    missed.
     """
 
     def __init__(self, things: Sequence[bool]):
@@ -70,7 +71,7 @@ class PanopticQuality:
         np.add.at(self.fn, category[~crowd & ~hits.any(1)], 1)
         last_crowd = {int(category[n]): n for n in np.flatnonzero(crowd)}
         ignored = void.copy()
-        for n in last_crowd.values():  # one crowd a class and image counts, the last
+        for n in last_crowd.values():  # of the crowds of a class in an image, the last counts
             ignored += common[n] * same[n]
         np.add.at(self.fp, predicted[~hits.any(0) & (2 * ignored <= area)], 1)
 
@@ -83,10 +84,10 @@ class PanopticQuality:
         self.fn += other.fn
 
     def result(self) -> dict[str, Any]:
-        """Scores in percent: PQ, SQ, RQ, the same with _th and _st, and one row a class.
+        """Return PQ, SQ, and RQ in percent, for all classes, things (_th), and stuff (_st).
 
-        Averages run over the classes met in truth or prediction; without any they are NaN, as are
-        the rows of classes not met.
+        The averages are over the classes that occur in truth or prediction. They are NaN if there
+        is none, and so are the rows of the other classes in `classes`.
         """
         met = self.tp + self.fp + self.fn > 0
         with np.errstate(invalid="ignore"):

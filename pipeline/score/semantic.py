@@ -6,15 +6,20 @@ import numpy as np
 
 
 class SemanticScores:
-    """Confusion matrix [truth, prediction] in pixels; those of several ranks add up by `merge`."""
+    """The confusion matrix `[truth, prediction]` in pixels; `merge` adds that of another rank."""
 
     def __init__(self, num_classes: int):
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
 
     def update(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """Count one image: integer maps [H, W] of classes; truth is `num_classes` where ignored.
+        """Count one image.
 
-        Raises ValueError for maps of unequal size and for values that are no class.
+        Args:
+            prediction: Integer map `[H, W]` of classes.
+            truth: Integer map `[H, W]` of classes, and `num_classes` for ignored pixels.
+
+        Raises:
+            ValueError: The maps differ in size, or a value is not a class.
         """
         classes = len(self.confusion)
         if prediction.shape != truth.shape:
@@ -35,10 +40,10 @@ class SemanticScores:
         self.confusion += other.confusion
 
     def result(self) -> dict[str, Any]:
-        """mIoU over the classes in truth, pixel accuracy, and IoU of each class, in percent.
+        """Return mIoU, pixel accuracy, and the IoU of each class in percent.
 
-        NaN where there is no truth: a class that is only predicted has no IoU of its own, but its
-        pixels count against the classes they were taken from.
+        mIoU is the mean over the classes in the truth. A class that is only predicted has the IoU
+        NaN, but its pixels lower the IoU of the classes that they belong to.
         """
         hits = self.confusion.diagonal()
         truth, predicted = self.confusion.sum(1), self.confusion.sum(0)

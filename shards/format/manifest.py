@@ -1,4 +1,4 @@
-"""What a finished shard set says of itself. It is written last: no manifest, no set."""
+"""The manifest of a shard set. It is written last, so a folder without one is not a set."""
 
 import hashlib
 import json
@@ -14,10 +14,12 @@ from shards.format.taxonomy import Taxonomy
 
 MANIFEST = "manifest.json"
 
+_REBUILD = "build the set again"
+
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file of a set; `samples` counts."""
+    """One tar file of a set, with its number of samples."""
 
     name: str
     bytes: int
@@ -34,14 +36,20 @@ class File:
 
     @classmethod
     def of(cls, path: Path) -> "File":
-        """What `path` is now."""
+        """Return size and hash of a file."""
         return cls(path.stat().st_size, sha256(path))
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What members of tars that others have written mean, by extension: the image, the map of
-    labels, that of the things' numbers if there is one. `ignored` are labels of no class."""
+    """What the members of third-party tars mean.
+
+    Attributes:
+        image: The extension of the image.
+        labels: The extension of the map of labels.
+        instances: The extension of the map of instance numbers, or None.
+        ignored: The labels of no class.
+    """
 
     image: str
     labels: str
@@ -51,11 +59,19 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard set; of tars by others, which `index` found where they are, `foreign` tells.
+    """A shard set.
 
-    `tasks` are those for which every sample has its truth, `members` the extensions every sample
-    has, `licence` the publisher's table of licences, `versions` the libraries that shaped the
-    bytes, `inputs` a digest of what the set was built from, `index` is `samples.parquet`.
+    Attributes:
+        source: The name of the source, such as "coco".
+        taxonomy: The classes.
+        tasks: The tasks for which every sample has truth.
+        members: The extensions of the members that every sample has.
+        licence: The publisher's table of licenses.
+        versions: The versions of the libraries that determine the bytes.
+        inputs: A digest of what the set was built from.
+        index: `samples.parquet`.
+        shards: The tars in order.
+        foreign: Set only for third-party tars, which `index` made readable in place.
     """
 
     source: str
@@ -71,12 +87,12 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        """How many samples the set has."""
+        """The number of samples in the set."""
         return sum(shard.samples for shard in self.shards)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) over schema, taxonomy and the shards' hashes: equal for equal contents."""
+        """sha256 (hex) of schema, taxonomy, and the shards' hashes: equal for equal contents."""
         shards = [shard.sha256 for shard in self.shards]
         meaning = [asdict(self.foreign)] if self.foreign else []
         return digest([SCHEMA, self.taxonomy.to_json(), shards, *meaning])
@@ -97,8 +113,9 @@ class Manifest:
     def load(cls, folder: Path) -> "Manifest":
         """Read `manifest.json`.
 
-        Raises UsageError where there is no finished shard set, DataError for a damaged manifest or
-        another schema.
+        Raises:
+            UsageError: The folder holds no finished shard set.
+            DataError: The manifest is damaged, unsafe, or of another schema.
         """
         path = folder / MANIFEST
         try:
@@ -111,19 +128,23 @@ class Manifest:
                 "--out SHARDS",
             ) from error
         except ValueError as error:
-            raise DataError(f"{path}: damaged ({error}); build the set again") from error
+            raise DataError(f"damaged ({error})", where=path, fix=_REBUILD) from error
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             raise DataError(
-                f"{path}: schema {schema}, this version reads {SCHEMA}; build the set again"
+                f"the manifest has schema {schema}, but this version reads {SCHEMA}",
+                where=path,
+                fix=_REBUILD,
             )
         if document.pop("checksum", None) != digest(document):
-            raise DataError(f"{path}: does not match its checksum; build the set again")
+            raise DataError("the checksum does not match", where=path, fix=_REBUILD)
         for shard in document["shards"]:
             name = shard["name"]
             if not re.fullmatch(r"\w[\w.-]*\.tar", name):
                 raise DataError(
-                    f"{path}: shard {name!r} is no tar in the set's folder; do not use this set"
+                    f"shard {name!r} is not a tar in the set's folder",
+                    where=path,
+                    fix="do not use this set",
                 )
         return cls(
             source=document["source"],
@@ -139,10 +160,10 @@ class Manifest:
         )
 
 
-def _foreign(said: dict[str, Any] | None) -> Foreign | None:
-    return said and Foreign(**said | {"ignored": tuple(said["ignored"])})
+def _foreign(value: dict[str, Any] | None) -> Foreign | None:
+    return Foreign(**value | {"ignored": tuple(value["ignored"])}) if value else None
 
 
 def digest(value: Any) -> str:
-    """sha256 (hex) of a plain JSON value."""
+    """Return the sha256 (hex) of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -21,20 +21,26 @@ class Category:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """An ordered label space: things by id, then stuff by id; a class index is a place in it."""
+    """An ordered label space. A class index is a position in `categories`."""
 
     name: str
     categories: tuple[Category, ...]
 
     @classmethod
     def of(cls, name: str, categories: Iterable[Category]) -> "Taxonomy":
-        """Order the categories. Raises DataError if there are none or an id occurs twice."""
+        """Return a taxonomy of the categories in order: things by id, then stuff by id.
+
+        Raises:
+            DataError: There are no categories, or an id occurs twice.
+        """
         ordered = tuple(sorted(categories, key=lambda c: (not c.isthing, c.id)))
         ids = [c.id for c in ordered]
         if not ids:
-            raise DataError(f"{name}: the list of categories is empty; give at least one")
-        if twice := sorted({i for i in ids if ids.count(i) > 1}):
-            raise DataError(f"{name}: category id {twice[0]} occurs twice; ids must be unique")
+            raise DataError("the list of categories is empty", where=name, fix="give at least one")
+        if repeated := sorted({i for i in ids if ids.count(i) > 1}):
+            raise DataError(
+                f"category id {repeated[0]} occurs twice", where=name, fix="give each its own id"
+            )
         return cls(name, ordered)
 
     def __len__(self) -> int:
@@ -42,7 +48,7 @@ class Taxonomy:
 
     @property
     def things(self) -> tuple[bool, ...]:
-        """For every class, whether it is a thing."""
+        """For each class, whether it is a thing."""
         return tuple(c.isthing for c in self.categories)
 
     @property
@@ -52,7 +58,7 @@ class Taxonomy:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of every class."""
+        """The name of each class."""
         return tuple(c.name for c in self.categories)
 
     @cached_property
@@ -60,13 +66,18 @@ class Taxonomy:
         return {c.id: i for i, c in enumerate(self.categories)}
 
     def index(self, id: int) -> int:
-        """Class index of the publisher's category id. Raises DataError for an unknown one."""
+        """Return the class index of a publisher's category id.
+
+        Raises:
+            DataError: The id is unknown.
+        """
         try:
             return self._index[id]
         except KeyError:
             raise DataError(
-                f"category id {id} is not one of the {len(self)} of {self.name}; "
-                "correct the annotation or add the category"
+                f"category id {id} is not one of the {len(self)} categories",
+                where=self.name,
+                fix="correct the annotation or add the category",
             ) from None
 
     def difference(self, other: "Taxonomy") -> str:
@@ -83,12 +94,12 @@ class Taxonomy:
         return f"the label spaces are called {self.name} and {other.name}"
 
     def to_json(self) -> dict[str, Any]:
-        """The taxonomy as plain JSON values."""
+        """Return the taxonomy as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Taxonomy":
-        """The inverse of `to_json`."""
+        """Return the taxonomy that `to_json` made the values of."""
         return cls(
             value["name"],
             tuple(

@@ -100,7 +100,7 @@ def test_one_sample_is_drawn_beside_its_truth(photographs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (["000000000286"], 2, "no sample '000000000286' in .*near it are 00000000"),
+        (["000000000286"], 2, "no sample '000000000286'; similar keys are 00000000"),
         (["--out", "a.png"], 2, "--out: is only for drawing one sample; add its KEY"),
         (["000000000285", "--html", "a.html"], 2, "--html: is only for whole sets"),
         (["--html", "nowhere/a.html"], 2, r"nowhere/a\.html: .* does not exist; create it first"),

@@ -119,9 +119,9 @@ def forge(folder, **fields):
 def test_a_manifest_that_points_outside_is_refused(copy, name):
     shards = json.loads((copy / "train" / MANIFEST).read_text())["shards"]
     forge(copy / "train", shards=[shards[0] | {"name": name}, *shards[1:]])
-    with pytest.raises(DataError, match="no tar in the set's folder"):
+    with pytest.raises(DataError, match="not a tar in the set's folder"):
         Manifest.load(copy / "train")
-    assert "no tar in the set's folder" in check(copy)[1]
+    assert "not a tar in the set's folder" in check(copy)[1]
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "b/../../a.jpg", "b\\a.jpg"])

@@ -265,7 +265,7 @@ def test_names_in_a_manifest_stay_in_their_folder(spare_set):
     for hostile in ({"name": "../000000.tar"}, {"name": "/etc/passwd"}, {"sha256": "../../x"}):
         shards = (replace(manifest.shards[0], **hostile), *manifest.shards[1:])
         replace(manifest, shards=shards).save(spare_set)
-        with pytest.raises(DataError, match=r"is no tar in the set's folder|not 64 hex digits"):
+        with pytest.raises(DataError, match=r"is not a tar in the set's folder|not 64 hex digits"):
             Store(spare_set)
 
 

@@ -286,7 +286,7 @@ def test_a_flipped_bit_anywhere_in_a_manifest_is_found(tmp_path):
         (lambda d: d.replace('"cd"', '"ce"'), "checksum"),
         (lambda d: d.replace('"panoptic"', '"instance"'), "checksum"),
         (lambda d: d.replace('"checksum"', '"checkfum"'), "checksum"),
-        (lambda d: d.replace('"schema": 1', '"schema": 2'), "schema 2, this version reads 1"),
+        (lambda d: d.replace('"schema": 1', '"schema": 2'), "schema 2, but this version reads 1"),
         (lambda d: d[:-5], "damaged"),
         (lambda d: "[]", "schema None"),
     ],
