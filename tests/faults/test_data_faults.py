@@ -202,7 +202,7 @@ def test_another_schema(spare):
     document = json.loads(path.read_text()) | {"schema": 2}
     del document["checksum"]
     path.write_text(json.dumps(document | {"checksum": digest(document)}))
-    with pytest.raises(DataError, match=rf"{path}: schema 2, this version reads 1"):
+    with pytest.raises(DataError, match=rf"{path}: the manifest has schema 2, but"):
         Store(spare)
 
 

@@ -247,7 +247,7 @@ def test_a_set_behind_a_url_can_be_verified(raw, tmp_path):
     verify(url, runner=processes(1), report=lines.append)
     verify(f"{url}/val", sample=1, runner=processes(1), report=lines.append)
     assert lines[0] == f"{url}/val: 9 samples in {SHARDS} shards are sound (all bytes)"
-    assert lines[-1] == f"{url}/val: 9 samples in {SHARDS} shards are sound (1 samples a shard)"
+    assert lines[-1] == f"{url}/val: 9 samples in {SHARDS} shards are sound (1 samples per shard)"
     (tar, *_) = sorted((out / "val").glob("*.tar"))
     flip(tar, 3000)
     files.put_file(str(tar), f"{tmp_path.name}/sets/val/{tar.name}")
