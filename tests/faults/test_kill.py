@@ -175,8 +175,8 @@ def test_damaged_data_ends_the_run_and_is_named(tmp_path, photographs):
     assert outcome.code == 3
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
     assert line == (
-        f"error: {tar}: sample {key} is damaged (its hash differs from the index); "
-        "build the set again; so are 16 others in its place"
+        f"error: {tar}: sample {key} is damaged: its hash differs from the index, "
+        "and 16 substitutes are damaged, too; build the set again"
     )
     assert "Traceback" not in outcome.err
     starts = attempts(tmp_path / "runs" / small.NAME)

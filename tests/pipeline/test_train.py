@@ -311,27 +311,3 @@ def test_twenty_bad_gradients_in_a_row_stop_the_run(runs):
         for step in (14, 18)
     )
     assert all(torch.equal(start[name], stop[name]) for name in start)
-
-
-def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
-    def numbers(seed, position, share, purpose="match/0"):
-        stream = train_stream(
-            smallest(photographs).data, [train_set], "panoptic", 3, position, share
-        )
-        batch = next(iter(stream))
-        draw = draws(seed, batch)
-        return {p: draw(b, purpose, (5, 2)) for b, p in enumerate(batch.positions)}
-
-    whole = numbers(3, 0, BatchSplit(8, 8))
-    for rank in range(4):
-        for position, drawn in numbers(3, 0, BatchSplit(8, 2, 4, rank)).items():
-            assert torch.equal(drawn, whole[position])
-            assert drawn.dtype == torch.float32
-            assert ((drawn >= 0) & (drawn < 1)).all()
-    different = [
-        *whole.values(),
-        *numbers(4, 0, BatchSplit(8, 8)).values(),
-        *numbers(3, 0, BatchSplit(8, 8), "match/1").values(),
-        *numbers(3, 10, BatchSplit(8, 8)).values(),
-    ]
-    assert len({tuple(drawn.flatten().tolist()) for drawn in different}) == 32

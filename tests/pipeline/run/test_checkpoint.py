@@ -56,7 +56,6 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
 
 
 def test_the_state_of_the_trainer_has_the_same_json_as_ever(tmp_path):
-    """Readers of old checkpoints, and other programs, rely on these names."""
     folder = save(tmp_path, 7)
     document = json.loads((folder / TRAINER_STATE).read_text())
     assert document == {
@@ -298,6 +297,5 @@ def test_the_manifest_names_size_and_hash_of_every_file(tmp_path):
     folder = save(tmp_path, 1)
     listed = json.loads((folder / MANIFEST).read_text())
     assert set(listed) == set(FILES)
-    assert {name: entry["bytes"] for name, entry in listed.items()} == {
-        name: (folder / name).stat().st_size for name in FILES
-    }
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    assert {name: entry["bytes"] for name, entry in listed.items()} == sizes

@@ -1,0 +1,60 @@
+"""One training step: its random numbers, and its use in a plain loop without DeepSpeed."""
+
+import pytest
+import torch
+
+from model.mask2former import Mask2Former
+from pipeline.data.split import BatchSplit
+from pipeline.data.stream import train_stream
+from pipeline.step.step import PlainNetwork, TrainingStep, draws, global_losses
+from tests.pipeline.runs import smallest
+
+CPU = torch.device("cpu")
+
+
+def test_a_plain_loop_takes_the_step_in_one_process(train_set, photographs):
+    """Four micro-batches have the losses and the gradients of the whole batch."""
+    settings = smallest(photographs)
+    losses, gradients = [], []
+    for micro_batch in (8, 2):
+        split = BatchSplit(8, micro_batch)
+        torch.manual_seed(3)
+        model = Mask2Former(settings.model, len(train_set.manifest.taxonomy))
+        step = TrainingStep(
+            PlainNetwork(model, CPU),
+            settings.criterion,
+            queries=settings.model.queries,
+            seed=3,
+            split=split,
+            device=CPU,
+        )
+        stream = train_stream(settings.data, [train_set], "panoptic", 3, 0, split)
+        batch = step.receive(iter(stream))
+        losses.append(global_losses(step.forward_backward(batch)))
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
+    def numbers(seed, position, share, purpose="match/0"):
+        stream = train_stream(
+            smallest(photographs).data, [train_set], "panoptic", 3, position, share
+        )
+        batch = next(iter(stream))
+        draw = draws(seed, batch)
+        return {p: draw(b, purpose, (5, 2)) for b, p in enumerate(batch.positions)}
+
+    whole = numbers(3, 0, BatchSplit(8, 8))
+    for rank in range(4):
+        for position, drawn in numbers(3, 0, BatchSplit(8, 2, 4, rank)).items():
+            assert torch.equal(drawn, whole[position])
+            assert drawn.dtype == torch.float32
+            assert ((drawn >= 0) & (drawn < 1)).all()
+    different = [
+        *whole.values(),
+        *numbers(4, 0, BatchSplit(8, 8)).values(),
+        *numbers(3, 0, BatchSplit(8, 8), "match/1").values(),
+        *numbers(3, 10, BatchSplit(8, 8)).values(),
+    ]
+    assert len({tuple(drawn.flatten().tolist()) for drawn in different}) == 32
