@@ -1,16 +1,18 @@
 """The smallest run that trains on the photographs, and its interruption."""
 
 import dataclasses
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from model.criterion import CriterionSettings
+from model.criterion import Criterion, CriterionSettings
 from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
 from pipeline.data.batch import Batch
 from pipeline.data.settings import DataSettings
+from pipeline.run import checkpoint
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.settings import (
     BatchSettings,
@@ -105,3 +107,33 @@ def interrupted(settings: RunSettings, folder: Path) -> list[str]:
     with mock.patch.object(TrainingStep, "receive", until_fourth):
         first = attempt(settings, folder)
     return [first, attempt(settings, folder)]
+
+
+def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
+    """Train while the disk is full at the n-th checkpoint."""
+    save_file, calls = checkpoint.save_file, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(*args)
+
+    with mock.patch.object(checkpoint, "save_file", full):
+        return attempt(settings, folder)
+
+
+def with_bad_gradients(settings: RunSettings, folder: Path, bad: range) -> str:
+    """Train with gradients of NaN in the steps of `bad`; the losses stay finite."""
+    losses, calls = Criterion.__call__, []
+    accumulation = settings.batch.size // settings.batch.micro
+
+    def poisoned(self, *args):
+        terms = losses(self, *args)
+        calls.append(None)
+        if (len(calls) - 1) // accumulation in bad:
+            terms["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
+        return terms
+
+    with mock.patch.object(Criterion, "__call__", poisoned):
+        return attempt(settings, folder)

@@ -1,11 +1,9 @@
 """Whole runs of a tiny network on photographs: interruptions and divisions change no result."""
 
 import dataclasses
-import errno
 import json
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -26,39 +24,15 @@ from pipeline.step.engine import ZeroSettings
 from pipeline.step.step import draws
 from shards.jsonl import rows
 from tests import distributed
-from tests.pipeline.runs import attempt, interrupted, smallest
+from tests.pipeline.runs import (
+    attempt,
+    interrupted,
+    on_a_full_disk,
+    smallest,
+    with_bad_gradients,
+)
 
 STEPS, GLOBAL = 4, 8
-
-
-def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
-    """Train while the disk is full at the n-th checkpoint."""
-    save_file, calls = checkpoint.save_file, []
-
-    def full(*args):
-        calls.append(args)
-        if len(calls) == failing:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(*args)
-
-    with mock.patch.object(checkpoint, "save_file", full):
-        return attempt(settings, folder)
-
-
-def with_bad_gradients(settings: RunSettings, folder: Path, bad: range) -> str:
-    """Train with gradients of NaN in the steps of `bad`; the losses stay finite."""
-    losses, calls = Criterion.__call__, []
-    accumulation = settings.batch.size // settings.batch.micro
-
-    def poisoned(self, *args):
-        terms = losses(self, *args)
-        calls.append(None)
-        if (len(calls) - 1) // accumulation in bad:
-            terms["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
-        return terms
-
-    with mock.patch.object(Criterion, "__call__", poisoned):
-        return attempt(settings, folder)
 
 
 def runs_on_one_process(sets: Path, root: Path) -> dict[str, str | list[str]]:
