@@ -1,4 +1,4 @@
-"""Bipartite matching of queries with segments, for all predictions of a step at once."""
+"""Bipartite matching of queries with segments; one call matches all predictions of a step."""
 
 from typing import NamedTuple
 

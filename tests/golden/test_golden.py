@@ -1,8 +1,9 @@
 """Training gives the losses that were recorded before the code was restructured.
 
-In float64 the losses agree to 2e-16 over all 20 steps, whether torch uses AVX-512 or no vector
-instructions, one thread or two, the kernels or `M2F_KERNELS=reference`. The tolerance of 1e-12
-therefore holds on every CPU, and nothing but a change of the computation exceeds it.
+In float64 the losses of `tiny` agree to 2e-16 over all 20 steps, whether torch uses AVX-512 or no
+vector instructions, one thread or two, the kernels or `M2F_KERNELS=reference`. The tolerance of
+1e-12 therefore holds on every CPU, and nothing but a change of the computation exceeds it. That of
+`r50` is wider because its variants have not been measured.
 
 In float32 a change of the last bit grows, because Adam divides small gradients by their size and
 because points and masks are chosen by comparison. Between the same variants the losses of `tiny`
@@ -22,6 +23,7 @@ TOLERANCES = {
     ("tiny", "float32"): (10, 2e-6, 1e-3),
     ("tiny", "float64"): (STEPS, 1e-12, 0),
     ("r50", "float32"): (3, 1e-5, 1e-2),
+    ("r50", "float64"): (STEPS, 1e-9, 0),
 }
 
 
