@@ -254,12 +254,12 @@ def test_a_set_behind_a_url_can_be_verified(raw, tmp_path):
     with pytest.raises(DataError, match=rf"the first: {url}/val/{tar.name}"):
         verify(url, runner=processes(1), report=lines.append)
     files.rm(f"{tmp_path.name}/sets/val/samples.parquet")
-    with pytest.raises(DataError, match=r"samples.parquet: is missing"):
+    with pytest.raises(DataError, match=r"samples.parquet: the file is missing"):
         verify(url, sample=1, runner=processes(1), report=lines.append)
     files.pipe(f"{tmp_path.name}/sets/val/manifest.json", b"{}")
-    with pytest.raises(DataError, match=rf"^{url}/val/manifest.json: schema None"):
+    with pytest.raises(DataError, match=rf"^{url}/val/manifest.json: the manifest has schema None"):
         verify(f"{url}/", runner=processes(1))
-    with pytest.raises(UsageError, match="--repair is for a folder"):
+    with pytest.raises(UsageError, match="--repair works on folders only"):
         verify(url, repair=True)
     with pytest.raises(UsageError, match="holds no finished shard set"):
         verify(f"{url}/nothing")
