@@ -79,7 +79,7 @@ def test_a_piece_is_tried_again_and_its_errors_arrive(cluster, tmp_path):
         assert "in work" in error.value.__notes__[0]
     with (
         tasks(cluster, [tmp_path / "here alone"]) as runner,
-        pytest.raises(UsageError, match="here alone is missing on the node"),
+        pytest.raises(UsageError, match="here alone: is missing on the node"),
     ):
         run(work, [Piece(tmp_path / "good")], runner, "pieces", [1])
 
