@@ -79,7 +79,11 @@ def load(preset: str, overrides: Sequence[str]) -> Config:
 
 
 def preset_path(preset: str) -> Path:
-    """Return the file of a preset. Raises UsageError if there is none."""
+    """Return the file of a preset.
+
+    Raises:
+        UsageError: The preset does not exist.
+    """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
@@ -157,7 +161,11 @@ def save(config: Config, path: Path) -> None:
 
 
 def run_folder(run: str) -> Path:
-    """Return the folder of a run by name or path. Raises UsageError if there is none."""
+    """Return the folder of a run by name or path.
+
+    Raises:
+        UsageError: The run does not exist.
+    """
     for folder in (Path(run), RUNS / run):
         if (folder / "config.yaml").is_file():
             return folder.absolute()

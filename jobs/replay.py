@@ -1,6 +1,5 @@
 """The `replay` command: draw the samples that the network was trained on at a step."""
 
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,17 @@ from rich.progress import track
 from jobs import config as configs
 from pipeline.data.batch import Batch
 from pipeline.data.split import BatchSplit
+from pipeline.data.store import Store
 from pipeline.data.stream import train_sets
-from pipeline.pictures.render import side_by_side
+from pipeline.pictures.render import grid
 from pipeline.pictures.replay import batches_of_step, pictures
 from pipeline.pictures.sheet import write_png
 from pipeline.run.eventlog import read_kind
 from pipeline.run.events import Start
 from pipeline.run.folder import PICTURES
 from shards.errors import UsageError
-from shards.format.taxonomy import Taxonomy
 
-IN_A_ROW = 4  # samples
+SAMPLES_PER_ROW = 4
 
 
 def replay(run: str, step: int, rank: int | None = None) -> Path:
@@ -45,11 +44,16 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     assert world is not None, "resolved by `configs.load`"
     if rank is not None and not 0 <= rank < world:
         raise UsageError(f"step {step} has ranks 0 to {world - 1}", where=f"--rank {rank}")
-    taxonomy = _unchanged_taxonomy(folder, config)
+    stores = _unchanged_sets(folder, config)
+    taxonomy = stores[0].manifest.taxonomy
     ranks = range(world) if rank is None else [rank]
-    batches = ((r, batch) for r in ranks for batch in batches_of_step(config, step, world, r))
-    split = BatchSplit(config.batch.size, config.batch.micro, world)
-    count = len(ranks) * split.micro_steps
+    splits = [BatchSplit(config.batch.size, config.batch.micro, world, r) for r in ranks]
+    batches = (
+        (split.rank, batch)
+        for split in splits
+        for batch in batches_of_step(config.data, stores, config.task, config.seed, step, split)
+    )
+    count = sum(split.micro_steps for split in splits)
     drawn: list[list[np.ndarray]] = []
     lines = []
     for r, batch in track(batches, f"drawing step {step}", count, transient=True):
@@ -59,7 +63,7 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     print("rank  position epoch  key  size without padding", *lines, sep="\n")
     suffix = "" if rank is None else f"-rank-{rank}"
     path = folder / PICTURES / f"replay-step-{step:09d}{suffix}.png"
-    write_png(path, _sheet(drawn))
+    write_png(path, grid(["image", "truth"], drawn, min(SAMPLES_PER_ROW, len(drawn))))
     print(f"pictures: {path}")
     return path
 
@@ -70,8 +74,8 @@ def _line(rank: int, batch: Batch, b: int) -> str:
     return f"{rank:4} {position:9} {epoch:5}  {batch.keys[b]}  {width}x{height}"
 
 
-def _unchanged_taxonomy(folder: Path, config: configs.Config) -> Taxonomy:
-    """Return the label space of the training sets, which must be those of the run's start."""
+def _unchanged_sets(folder: Path, config: configs.Config) -> list[Store]:
+    """Return the training sets, which must be those of the run's start."""
     stores = train_sets(config.data)
     started = configs.load_environment(folder)["data"]["train"]
     if [store.manifest.fingerprint for store in stores] != started:
@@ -80,15 +84,4 @@ def _unchanged_taxonomy(folder: Path, config: configs.Config) -> Taxonomy:
             where=f"data.train={config.data.train}",
             fix="build them again as they were",
         )
-    return stores[0].manifest.taxonomy
-
-
-def _sheet(drawn: list[list[np.ndarray]]) -> np.ndarray:
-    """Arrange the picture and the truth of every sample in rows; fill the last row with white."""
-    in_a_row = min(IN_A_ROW, len(drawn))
-    blank = [np.full_like(picture, 255) for picture in drawn[-1]]
-    full = drawn + [blank] * (-len(drawn) % in_a_row)
-    lines = [
-        list(chain.from_iterable(full[n : n + in_a_row])) for n in range(0, len(full), in_a_row)
-    ]
-    return side_by_side(["image", "truth"] * in_a_row, *lines)
+    return stores

@@ -147,7 +147,7 @@ def _verify_set(
             tar=location.folder / shard.name,
             where=f"{location.name}/{shard.name}",
             shard=shard,
-            rows=index and index.rows(number),
+            rows=None if index is None else index.rows(number),
             manifest=manifest,
             sample=sample,
             remote=location.remote,

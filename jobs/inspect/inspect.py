@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 from rich.box import SIMPLE
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from jobs.inspect.page import page
 from pipeline.pictures.regions import true_regions
-from pipeline.pictures.render import enlarge, overlay, side_by_side
+from pipeline.pictures.render import enlarge, overlay, shrink, side_by_side
 from shards.errors import UsageError
 from shards.files import whole_file
 from shards.inspect import Overview, ShardSet, find, load, overview, pick
@@ -81,10 +80,7 @@ def draw_thumbnail(opened: ShardSet, position: int) -> np.ndarray:
     """Return a small picture of a sample under its first truth, uint8 RGB `[H, W, 3]`."""
     image, sample = load(opened, position)
     ids, regions = next(iter(true_regions(sample).values()))
-    factor = min(GALLERY_SIDE / max(ids.shape), 1)
-    size = [max(round(side * factor), 1) for side in ids.shape[::-1]]
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
+    image, ids = shrink(image, ids, GALLERY_SIDE)
     return overlay(image, ids, regions, opened.manifest.taxonomy)
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from model.targets import Targets
 from shards.format.schema import TASKS, Instance, Sample
 
-BYTES_PER_PIXEL = 4  # of a batch at least: RGB and one map
+BYTES_PER_PIXEL = 4  # the least per pixel of a batch: RGB and one map
 
 
 class Truth(NamedTuple):
-    """Integer maps and the entries drawn in them: entry n is where `maps[layer[n]] == value[n]`."""
+    """Integer maps and the entries in them: entry n covers `maps[layer[n]] == value[n]`."""
 
     maps: np.ndarray  # uint8 or uint16 [L, H, W], 0 = none
     categories: list[int]

@@ -1,4 +1,4 @@
-"""What happens to one sample on its way into a batch: decode, the user's own stages, augment."""
+"""The stages that one sample passes: decode, the functions of the user, and augment."""
 
 import re
 import traceback
@@ -12,12 +12,12 @@ import numpy as np
 from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth, truth_of, without_empty
 from pipeline.data.keyed import keyed_generator
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, Problem, UsageError
 from shards.format.images import image_of
 from shards.format.schema import Sample
 
 Stage = Callable[[dict[str, Any]], dict[str, Any]]
-IDENTITY = ("key", "position", "epoch")  # of a sample; no stage may change it
+IDENTITY = ("key", "position", "epoch")  # the fields that no stage may change
 
 
 def decode_stage(sample: dict[str, Any], task: str, things: Sequence[bool]) -> dict[str, Any]:
@@ -40,30 +40,48 @@ def decode_stage(sample: dict[str, Any], task: str, things: Sequence[bool]) -> d
 
 @lru_cache
 def load_stage(name: str) -> Stage:
-    """The function called `package.module:function`. Raises UsageError where there is none."""
+    """Import a function by its name `package.module:function`.
+
+    Raises:
+        UsageError: The name has another form, or the function cannot be imported.
+    """
+    where = f"data.stages={name}"
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        raise UsageError(f"data.stages: {name!r} is not package.module:function")
+        raise UsageError("the name has another form", where=where, fix="write module:function")
     module, function = name.split(":")
     try:
-        stage = getattr(import_module(module), function, None)
+        stage: Stage | None = getattr(import_module(module), function, None)
     except ModuleNotFoundError as error:
         raise UsageError(
-            f"data.stages={name}: {error}; name the folder it is in: PYTHONPATH=FOLDER ./launch.sh"
+            str(error),
+            where=where,
+            fix="name the folder that holds it: PYTHONPATH=FOLDER ./launch.sh ...",
         ) from error
     except Exception as error:
-        raise UsageError(f"data.stages={name}: {_where(error)}") from error
+        raise UsageError(_one_line(error), where=where, fix="correct the module") from error
     if not callable(stage):
-        raise UsageError(f"data.stages={name}: {module} has no function {function}")
+        raise UsageError(
+            f"{module} has no function {function}", where=where, fix="correct the name"
+        )
     return stage
 
 
 def user_stage(sample: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
-    """One decoded sample through a function of the user's, between decoding and augmentation.
+    """Apply a function of the user to a decoded sample, before augmentation.
 
-    The function is given `key`, `position`, `epoch`, `image` u8 [H,W,3], `truth` (a `Truth`) and
-    `random`, a numpy generator keyed by (seed, epoch, key, name): what it draws is drawn again
-    on any rank and in `replay`. It returns the sample with image or truth changed. Raises
-    UsageError if it fails, returns anything but that one sample, or changes its identity.
+    The function gets `key`, `position`, `epoch`, `image` (uint8 `[H, W, 3]`), `truth` (a `Truth`),
+    and `random`, a numpy generator keyed by (seed, epoch, key, name). Its draws are therefore the
+    same on any rank and in `replay`. It returns the sample with another image or truth.
+
+    Args:
+        sample: The decoded sample.
+        name: The function's name, `package.module:function`.
+        seed: Seed of the run.
+
+    Raises:
+        UsageError: The function fails, returns anything except one sample, or changes a field of
+            IDENTITY.
+        DataError: The function itself raises one, so that the sample is replaced as damaged.
     """
     identity = {field: sample[field] for field in IDENTITY}
     random = keyed_generator(seed, sample["epoch"], sample["key"], name)
@@ -72,16 +90,22 @@ def user_stage(sample: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
     except (DataError, UsageError):
         raise
     except Exception as error:
-        raise UsageError(f"data.stages={name}: sample {sample['key']}: {_where(error)}") from error
+        problem = Problem(_one_line(error), fix="correct the stage")
+        raise _stage_error(name, sample["key"], problem) from error
     if problem := _problem(changed, identity):
-        raise UsageError(f"data.stages={name}: sample {sample['key']}: {problem}")
+        raise _stage_error(name, sample["key"], problem)
     return sample | {field: value for field, value in changed.items() if field != "random"}
 
 
 def augment_stage(
     sample: dict[str, Any], settings: AugmentSettings, task: str, seed: int
 ) -> dict[str, Any]:
-    """image u8 [3,*crop] and its truth, drawn from (seed, epoch, key)."""
+    """Augment a decoded sample with random numbers keyed by (seed, epoch, key).
+
+    Returns:
+        The sample with `image` as uint8 `[3, *crop]`, its `truth`, and `size`, the height and
+        width that are not padding.
+    """
     truth = sample["truth"]
     random = keyed_generator(seed, sample["epoch"], sample["key"], "augment")
     image, maps, size = augment(sample["image"], truth, settings, random)
@@ -91,27 +115,41 @@ def augment_stage(
     return sample | {"image": image, "truth": truth, "size": size}
 
 
-def _problem(sample: Any, identity: dict[str, Any]) -> str | None:
-    """What is wrong with what a user's stage returned."""
+def _stage_error(name: str, key: str, problem: Problem) -> UsageError:
+    return UsageError(f"sample {key}: {problem.what}", where=f"data.stages={name}", fix=problem.fix)
+
+
+def _problem(sample: Any, identity: dict[str, Any]) -> Problem | None:
+    """Return what is wrong with the value that a stage returned, or None."""
     if not isinstance(sample, dict):
-        return f"{type(sample).__name__} came back; return the one sample, changed"
+        kind = type(sample).__name__
+        return Problem(f"the stage returned {kind}", fix="return the one sample, changed")
     changed = [field for field, value in identity.items() if sample.get(field) != value]
     if changed:
-        return f"{changed[0]} has changed; leave {', '.join(identity)} as they are"
+        fields = ", ".join(identity)
+        return Problem(f"the stage changed {changed[0]}", fix=f"leave {fields} as they are")
     image, truth = sample.get("image"), sample.get("truth")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-        return "image is not uint8 [H, W, 3]"
+        return Problem("the image is not uint8 [H, W, 3]", fix="convert it in the stage")
     if not isinstance(truth, Truth) or truth.maps.dtype not in (np.uint8, np.uint16):
-        return "truth is not a Truth with maps of uint8 or uint16"
+        return Problem(
+            "the truth is not a Truth with maps of uint8 or uint16", fix="change it by _replace"
+        )
     if truth.maps.shape[1:] != image.shape[:2]:
-        return f"the image is {image.shape[:2]}, its maps are {truth.maps.shape[1:]}"
+        return Problem(
+            f"the image has the size {image.shape[:2]}, its maps {truth.maps.shape[1:]}",
+            fix="change both alike",
+        )
     if len({len(column) for column in truth[1:]}) != 1:
-        return "truth has not as many categories as layers and values"
+        return Problem(
+            "the numbers of categories, layers, and values in the truth differ",
+            fix="give one of each per entry",
+        )
     return None
 
 
-def _where(error: Exception) -> str:
-    """An error of the user's code in one line, with the place that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
+def _one_line(error: Exception) -> str:
+    """Return an error of the user's code in one line, with the file and line that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} ({place.filename}:{place.lineno})"
+    return f"{type(error).__name__}: {text} ({frame.filename}:{frame.lineno})"

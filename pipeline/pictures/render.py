@@ -1,8 +1,9 @@
-"""Pictures of segmentations: fills, contours and class names over the photograph."""
+"""Pictures of segmentations: fills, contours, and class names over the image."""
 
 import colorsys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -11,13 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.pictures.regions import Region
 from shards.format.taxonomy import Taxonomy
 
-LEAST_SIDE = 256  # smaller pictures are enlarged, so that names can be read
+LEAST_SIDE = 256  # pixels; smaller pictures are enlarged, so that names can be read
 _THING_OPACITY, _STUFF_OPACITY = 0.46, 0.34
-_LABELED_SHARE = 0.2  # of the picture at most is covered by names
-_LEAST_LABELED = 0.002  # share of the picture below which a segment gets no name
+_LABELED_SHARE = 0.2  # the largest share of the picture that names cover
+_LEAST_LABELED = 0.002  # the smallest share of the picture for which a segment gets a name
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1
 Color = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def overlay(
@@ -41,7 +43,7 @@ def overlay(
         ValueError: The map and the picture differ in size.
     """
     if image.shape[:2] != ids.shape:
-        raise ValueError(f"the picture is {image.shape[:2]}, its map {ids.shape}")
+        raise ValueError(f"the picture has the size {image.shape[:2]}, its map {ids.shape}")
     factor = _factor(*ids.shape)
     masks = [_enlarged(ids == region.id, factor) for region in regions]
     shown = [n for n, mask in enumerate(masks) if mask.any()]
@@ -84,10 +86,19 @@ def _factor(height: int, width: int) -> int:
 
 
 def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of pictures (uint8 [H, W, 3], one for each caption) on white, captions on top.
+    """Arrange rows of pictures under captions on white.
 
-    Pictures are brought to the height of the tallest in their row and centerd in their column.
-    Raises ValueError where a row has not as many pictures as there are captions.
+    Pictures are scaled to the height of the tallest in their row and centered in their column.
+
+    Args:
+        captions: The caption of each column.
+        rows: Pictures, each uint8 RGB `[H, W, 3]`.
+
+    Returns:
+        uint8 RGB `[H, W, 3]`.
+
+    Raises:
+        ValueError: The number of pictures in a row is not the number of captions.
     """
     gap = 12
     scaled = [
@@ -109,8 +120,44 @@ def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.nda
     return np.asarray(sheet)
 
 
+def grid(
+    captions: Sequence[str], samples: Sequence[Sequence[np.ndarray]], per_row: int
+) -> np.ndarray:
+    """Arrange the pictures of samples, `per_row` samples per row; fill the last row with white.
+
+    Args:
+        captions: The caption of each picture of a sample.
+        samples: The pictures of each sample, each uint8 RGB `[H, W, 3]`.
+        per_row: The number of samples per row.
+
+    Returns:
+        uint8 RGB `[H, W, 3]`.
+    """
+    blank = [np.full_like(picture, 255) for picture in samples[-1]]
+    full = [*samples, *[blank] * (-len(samples) % per_row)]
+    rows = [list(chain.from_iterable(full[n : n + per_row])) for n in range(0, len(full), per_row)]
+    return side_by_side([*captions] * per_row, *rows)
+
+
+def shrink(image: np.ndarray, ids: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shrink an image and its id map to a longer side of at most `side` pixels.
+
+    Args:
+        image: uint8 RGB `[H, W, 3]`.
+        ids: Integer map `[H, W]`.
+        side: The length of the longer side.
+
+    Returns:
+        The image and the map; each pixel of the map keeps one of the ids.
+    """
+    factor = min(side / max(ids.shape), 1)
+    size = [max(round(length * factor), 1) for length in reversed(ids.shape)]
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return image, cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
 def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
-    """bool [H, W] -> bool [H f, W f] with smooth edges."""
+    """Enlarge a mask, bool `[H, W]`, by a whole factor, with smooth edges."""
     if factor == 1:
         return mask
     height, width = mask.shape
@@ -119,7 +166,7 @@ def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _shade(color: Color, nth: int) -> Color:
-    """The color for the nth segment of a class: the class's own first, then close relatives."""
+    """Return the color of the nth segment of a class: the class's color first, then near ones."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in color))
     step = (0, 1, -1, 2, -2)[nth % 5]
     value = min(1.0, max(0.25, value * (1 - 0.13 * abs(step))))
@@ -128,7 +175,7 @@ def _shade(color: Color, nth: int) -> Color:
 
 
 def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) -> np.ndarray:
-    """Write names on plates in their segments' colors, where there is room."""
+    """Write names on plates in the colors of their segments; leave out those without room."""
     height, width = canvas.shape[:2]
     size = int(np.clip(round(min(height, width) / 30), 12, 40))
     font, pad = _font(size), round(0.3 * size)
@@ -138,7 +185,7 @@ def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) 
     covered = 0
     for text, color, mask in labels:
         plate = round(draw.textlength(text, font)) + 2 * pad, round(1.3 * size)
-        box = _free_place(mask, plate, taken)
+        box = _free_box(mask, plate, taken)
         if box is None or covered + plate[0] * plate[1] > _LABELED_SHARE * height * width:
             continue
         taken.append(box)
@@ -149,19 +196,27 @@ def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) 
     return np.asarray(picture)
 
 
-def _free_place(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) -> Box | None:
-    """The first place for a plate (width, height) in the picture and clear of the others.
+def _free_box(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) -> Box | None:
+    """Return the first box for a plate that is in the picture and overlaps no other plate.
 
-    In the middle of the segment if most of it stays visible; else above, below or beside it.
+    The middle of the segment is tried first if most of the segment stays visible, then the boxes
+    above, below, and beside the segment. The middle is the pixel that is farthest from the edge,
+    because the centroid of a ring or a crescent lies outside it.
+
+    Args:
+        mask: The segment, bool `[H, W]`.
+        plate: Width and height of the plate.
+        taken: The boxes of the plates so far.
     """
     height, width = mask.shape
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
     middle_y, middle_x = np.unravel_index(depth.argmax(), depth.shape)
     x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-    centers = [(x + w / 2, y - plate[1] / 2 - 1), (x + w / 2, y + h + plate[1] / 2 + 1)]
+    centers: list[tuple[float, float]] = []
+    centers += [(x + w / 2, y - plate[1] / 2 - 1), (x + w / 2, y + h + plate[1] / 2 + 1)]
     centers += [(x + w + plate[0] / 2 + 1, y + h / 2), (x - plate[0] / 2 - 1, y + h / 2)]
     if plate[0] * plate[1] < 0.35 * np.count_nonzero(mask):
-        centers.insert(0, (middle_x - 1, middle_y - 1))
+        centers.insert(0, (int(middle_x) - 1, int(middle_y) - 1))
     for center_x, center_y in centers:
         x0 = round(min(max(center_x - plate[0] / 2, 0), width - plate[0]))
         y0 = round(center_y - plate[1] / 2)
@@ -177,12 +232,12 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _ink(color: Color) -> Color:
-    """White or near black, at a contrast of at least 3:1 on `color` (WCAG 2)."""
+    """Return white or near black, whichever has a contrast of 3:1 on `color` by WCAG 2."""
     luminance = float(np.dot((np.array(color) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)))
     return (20, 20, 20) if luminance > 0.28 else (255, 255, 255)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 

@@ -1,42 +1,51 @@
-"""What the net saw at a step: the batches of training, drawn again from the position alone."""
+"""The batches of a training step, rebuilt from the position in the order, and their pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import cv2
 import numpy as np
 
 from pipeline.data.batch import Batch
 from pipeline.data.split import BatchSplit
-from pipeline.data.stream import train_sets, train_stream
+from pipeline.data.store import Store
+from pipeline.data.stream import DataSettings, train_stream
 from pipeline.pictures.regions import Region
-from pipeline.pictures.render import enlarge, overlay
-from pipeline.settings import RunSettings
+from pipeline.pictures.render import enlarge, overlay, shrink
 from shards.format.taxonomy import Taxonomy
 
-SIDE = 448  # of a picture at most
+MAX_SIDE = 448  # pixels of the longer side of a picture
 
 
-def batches_of_step(settings: RunSettings, step: int, world: int, rank: int) -> Iterator[Batch]:
-    """The micro-batches that rank `rank` of `world` has in optimizer step `step`, from 1 on.
+def batches_of_step(
+    settings: DataSettings,
+    stores: Sequence[Store],
+    task: str,
+    seed: int,
+    step: int,
+    split: BatchSplit,
+) -> Iterator[Batch]:
+    """Return the micro-batches that a rank has in an optimizer step.
 
-    The tensors are those of training to the bit, whatever number of loader processes it had.
+    The tensors are those of training to the bit, for any number of loader processes in training.
+
+    Args:
+        settings: How the shard sets are read and augmented.
+        stores: The training sets.
+        task: "panoptic", "instance", or "semantic".
+        seed: Seed of the run.
+        step: The optimizer step, from 1.
+        split: The division of the global batch at that step, and the rank.
     """
-    sizes = settings.batch
-    split = BatchSplit(sizes.size, sizes.micro, world, rank)
-    stream = train_stream(
-        settings.data,
-        train_sets(settings.data),
-        settings.task,
-        settings.seed,
-        (step - 1) * sizes.size,
-        split,
-    )
-    return islice(stream, split.micro_steps)
+    position = (step - 1) * split.global_batch
+    return islice(train_stream(settings, stores, task, seed, position, split), split.micro_steps)
 
 
 def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:
-    """Image b of a batch, padding included, bare and under its truth: two of u8 [h, w, 3]."""
+    """Draw image `b` of a batch, with its padding: the image, and the image under its truth.
+
+    Returns:
+        Two pictures, each uint8 RGB `[H, W, 3]`.
+    """
     image = np.ascontiguousarray(batch.images[b].permute(1, 2, 0).numpy())
     ids = np.zeros(image.shape[:2], np.int32)
     regions = []
@@ -49,11 +58,5 @@ def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:
     for n in sorted(masks, key=lambda n: -np.count_nonzero(masks[n])):  # small ones on top
         ids[masks[n]] = n + 1
         regions.append(Region(n + 1, int(targets.categories[b, n])))
-    factor = min(1, SIDE / max(ids.shape))
-    size = tuple(round(side * factor) for side in reversed(ids.shape))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    return [
-        enlarge(image),
-        overlay(image, ids, regions, taxonomy),
-    ]
+    image, ids = shrink(image, ids, MAX_SIDE)
+    return [enlarge(image), overlay(image, ids, regions, taxonomy)]

@@ -9,7 +9,7 @@ import torch
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
 from pipeline.pictures.regions import predicted_regions, true_regions
-from pipeline.pictures.render import enlarge, overlay, side_by_side
+from pipeline.pictures.render import enlarge, grid, overlay
 from pipeline.score.inference import InferenceSettings, infer
 from shards.format.images import image_of
 
@@ -37,10 +37,7 @@ def sheet(
             overlay(image, *true_regions(sample)["panoptic"], taxonomy),
             overlay(image, *predicted_regions(result), taxonomy),
         ])  # fmt: skip
-    if len(triples) % 2:
-        triples.append([np.full_like(picture, 255) for picture in triples[-1]])
-    rows = [left + right for left, right in zip(triples[::2], triples[1::2], strict=True)]
-    return side_by_side(["image", "truth", "prediction"] * 2, *rows)
+    return grid(["image", "truth", "prediction"], triples, per_row=2)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

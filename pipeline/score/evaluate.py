@@ -1,4 +1,4 @@
-"""PQ, AP and mIoU of a model on a shard set, from one pass over its images."""
+"""PQ, AP, and mIoU of a model on a shard set, from one pass over its images."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from shards.format.images import image_of
 from shards.format.schema import Sample
 from shards.format.taxonomy import Taxonomy
 
-BLANK = np.zeros((32, 32, 3), np.uint8)
+BLANK = np.zeros((32, 32, 3), np.uint8)  # the input of a rank that has no image to score
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One picture of any size through the network, to panoptic, instance and semantic results."""
+"""Run the network on one image of any size for panoptic, instance, and semantic results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +17,35 @@ from pipeline.settings import InferenceSettings
 
 @dataclass(frozen=True)
 class Result:
-    """The results of one image at its own size `[H, W]`."""
+    """The results of one image at the size `[H, W]` of the image.
 
-    panoptic: np.ndarray  # i32, 0 = void
-    segments: list[dict[str, Any]]  # id, category, isthing, score
-    scores: np.ndarray  # [n] of instances
-    categories: np.ndarray  # [n]
-    masks: list[np.ndarray]  # bool [H, W], n of them
-    semantic: np.ndarray  # i64, class of every pixel
+    Attributes:
+        panoptic: int32 `[H, W]`, the id of each pixel's segment, 0 = void.
+        segments: The `id`, `category`, `isthing`, and `score` of each segment.
+        scores: float32 `[N]`, the score of each instance.
+        categories: int64 `[N]`, the class of each instance.
+        masks: The mask of each instance, bool `[H, W]`.
+        semantic: int64 `[H, W]`, the class of each pixel.
+    """
+
+    panoptic: np.ndarray
+    segments: list[dict[str, Any]]
+    scores: np.ndarray
+    categories: np.ndarray
+    masks: list[np.ndarray]
+    semantic: np.ndarray
 
 
 def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tensor, tuple[int, int]]:
-    """Image u8 [H,W,3] -> normalized [1,3,h,w] padded with 0, and the (h, w) not padded."""
+    """Resize, normalize, and pad an image.
+
+    Args:
+        image: uint8 RGB `[H, W, 3]`.
+        settings: The sizes.
+
+    Returns:
+        float32 `[1, 3, h, w]`, padded with 0, and the height and width that are not padding.
+    """
     sides = np.array(image.shape[:2])
     scale = min(settings.short / sides.min(), settings.long / sides.max())
     height, width = (max(1, int(side * scale + 0.5)) for side in sides)
@@ -46,7 +63,15 @@ def infer(
     things: Sequence[bool],
     device: torch.device,
 ) -> Result:
-    """All three results of one RGB image u8 [H,W,3], from the last prediction, in fp32."""
+    """Return the results of one image from the last decoder layer, computed in float32.
+
+    Args:
+        model: The network.
+        image: uint8 RGB `[H, W, 3]`.
+        settings: The sizes and thresholds.
+        things: For each class, whether it is a thing.
+        device: The device of the network.
+    """
     pixels, valid = network_input(image, settings)
     with torch.autocast(device.type, enabled=False):
         predictions = model(pixels.to(device))

@@ -1,4 +1,4 @@
-"""Average precision of instance masks by pycocotools, from masks in memory and over ranks."""
+"""Average precision of instance masks by pycocotools, from masks in memory of several ranks."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class InstanceScores:
-    """Predictions and truth of many images as compressed run lengths; `merge` joins ranks."""
+    """Predictions and truth of images as compressed run lengths; `merge` adds those of a rank."""
 
     def __init__(self, num_categories: int):
         self.num_categories = num_categories
@@ -29,21 +29,32 @@ class InstanceScores:
         masks: Sequence[np.ndarray],
         truth: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Add one image of `size` (H, W).
+        """Add one image.
 
-        scores [n], categories [n] and masks (n times bool [H, W]) are the predictions. truth holds
-        {"category", "iscrowd", "area"} and either "mask" (bool [H, W]) or "rle" (compressed, as
-        pycocotools gives); the area is the publisher's. Raises ValueError for an image seen before
-        and for a mask of another size.
+        Args:
+            image_id: The image.
+            size: Its height and width.
+            scores: `[N]`, the scores of the predictions.
+            categories: `[N]`, their classes.
+            masks: Their masks, each bool `[H, W]`.
+            truth: The `category`, `iscrowd`, and `area` (the publisher's) of each true instance,
+                and either `mask` (bool `[H, W]`) or `rle` (compressed run lengths as pycocotools
+                returns them).
+
+        Raises:
+            ValueError: The image was added before, or a mask has another size.
         """
         if image_id in self.images:
-            raise ValueError(f"image {image_id} is scored twice")
+            raise ValueError(f"image {image_id} was added before")
         shapes = [mask.shape for mask in masks]
         if shapes != [size] * len(scores):
-            raise ValueError(f"image {image_id}: masks {shapes} for {len(scores)} x {size}")
+            raise ValueError(
+                f"image {image_id}: the masks have the sizes {shapes}, "
+                f"{len(scores)} of {size} are expected"
+            )
         shapes = [t["rle"] if "rle" in t else _encode(t["mask"][None])[0] for t in truth]
         if any(tuple(shape["size"]) != tuple(size) for shape in shapes):
-            raise ValueError(f"image {image_id}: a mask of truth is not {size}")
+            raise ValueError(f"image {image_id}: a true mask has another size than {size}")
         self.images[image_id] = {
             "size": tuple(size),
             "truth": [
@@ -58,17 +69,21 @@ class InstanceScores:
         }
 
     def merge(self, other: "InstanceScores") -> None:
-        """Add the images of another rank; raises ValueError where both have one."""
+        """Add the images of another rank.
+
+        Raises:
+            ValueError: An image was added on both ranks.
+        """
         assert self.num_categories == other.num_categories
         if both := self.images.keys() & other.images.keys():
-            raise ValueError(f"image {min(both)} is scored twice")
+            raise ValueError(f"image {min(both)} was added on two ranks")
         self.images |= other.images
 
     def result(self) -> dict[str, Any]:
-        """AP (IoU 0.50:0.05:0.95), AP50, AP75, APs, APm, APl in percent, and AP of each category.
+        """Return AP (IoU 0.50:0.05:0.95), AP50, AP75, APs, APm, APl, and the AP of each class.
 
-        NaN where there is no truth to find; 0 where there is, and no prediction. The order in which
-        images came does not matter.
+        The values are in percent. A value is NaN if there is no truth to find, and 0 if there is
+        truth but no prediction. The order in which the images were added does not matter.
         """
         images, truth, predictions = [], [], []
         for number, name in enumerate(sorted(self.images), start=1):
@@ -91,7 +106,7 @@ class InstanceScores:
             evaluation.accumulate()
             evaluation.summarize()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
-        by_class = precision.mean((0, 1))  # -1 throughout where a category has no truth
+        by_class = precision.mean((0, 1))  # all -1 for a category without truth
         stats = zip(SCORES, evaluation.stats[:6], strict=True)
         return {name: _percent(value) for name, value in stats} | {
             "classes": [_percent(value) for value in by_class]
@@ -99,7 +114,7 @@ class InstanceScores:
 
     def _coco(self, images: list[dict], annotations: list[dict]) -> COCO:
         coco = COCO()
-        coco.dataset = {
+        coco.dataset = {  # pyright: ignore[reportAttributeAccessIssue]  stubs expect all fields
             "images": images,
             "annotations": [a | {"id": n} for n, a in enumerate(annotations, start=1)],
             "categories": [{"id": c, "name": str(c)} for c in range(self.num_categories)],
@@ -117,8 +132,8 @@ def _annotation(image: int, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _encode(masks: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Compressed run lengths of bool masks [H, W]."""
+def _encode(masks: Sequence[np.ndarray]) -> list[Mapping[str, Any]]:
+    """Return the compressed run lengths of masks, each bool `[H, W]`."""
     return [run_lengths.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
 
 

@@ -11,13 +11,13 @@ from shards.format.schema import Segment
 class PanopticQuality:
     """Counters of panoptic quality per class; `merge` adds those of another rank.
 
-    A true positive is a pair of one class whose IoU, void left out, exceeds 0.5. A prediction
-    mostly on void, or on a crowd of its class, is not a false positive. A crowd never counts as
-    missed.
+    A true positive is a pair of one class whose IoU, without void, exceeds 0.5. A prediction that
+    lies mostly on void, or on a crowd of its class, is not a false positive. A crowd is never a
+    false negative.
     """
 
     def __init__(self, things: Sequence[bool]):
-        """`things[c]` says whether class c is a thing."""
+        """Start with no images; `things[c]` is whether class c is a thing."""
         self.things = np.array(things, bool)
         self.iou = np.zeros(len(things))
         self.tp = np.zeros(len(things), np.int64)
@@ -45,17 +45,20 @@ class PanopticQuality:
                 a category is not one of the classes.
         """
         if prediction.shape != truth.shape:
-            raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
+            raise ValueError(
+                f"the prediction has the shape {prediction.shape}, the truth {truth.shape}"
+            )
         predicted = self._checked("prediction", predicted_classes.values())
         category = self._checked("truth", [s.category for s in segments.values()])
         crowd = np.array([bool(s.iscrowd) for s in segments.values()], bool)
         truth_area = np.array([s.area for s in segments.values()], float)
 
+        # A pixel's pair (true segment, predicted segment) is one integer, so that one bincount
+        # over the image counts the shared pixels of all pairs. Row and column 0 are void.
         height, width = len(category) + 1, len(predicted) + 1
         codes = _ranks("truth", truth, segments).astype(np.int32) * width
         codes += _ranks("prediction", prediction, predicted_classes).astype(np.int32, copy=False)
-        shared = np.bincount(codes.ravel(), minlength=height * width)
-        shared = shared.reshape(height, width)  # pixels of each pair, void first
+        shared = np.bincount(codes.ravel(), minlength=height * width).reshape(height, width)
         area = shared.sum(0)[1:]
         if not area.all():
             empty = list(predicted_classes)[int(np.argmin(area))]
@@ -71,7 +74,7 @@ class PanopticQuality:
         np.add.at(self.fn, category[~crowd & ~hits.any(1)], 1)
         last_crowd = {int(category[n]): n for n in np.flatnonzero(crowd)}
         ignored = void.copy()
-        for n in last_crowd.values():  # of the crowds of a class in an image, the last counts
+        for n in last_crowd.values():  # panopticapi counts only the last crowd of a class
             ignored += common[n] * same[n]
         np.add.at(self.fp, predicted[~hits.any(0) & (2 * ignored <= area)], 1)
 
@@ -84,10 +87,10 @@ class PanopticQuality:
         self.fn += other.fn
 
     def result(self) -> dict[str, Any]:
-        """Return PQ, SQ, and RQ in percent, for all classes, things (_th), and stuff (_st).
+        """Return PQ, SQ, and RQ in percent over all classes, things (_th), and stuff (_st).
 
-        The averages are over the classes that occur in truth or prediction. They are NaN if there
-        is none, and so are the rows of the other classes in `classes`.
+        The averages are over the classes that occur in truth or prediction, and are NaN without
+        any. `classes` has a row per class, which is NaN for a class that does not occur.
         """
         met = self.tp + self.fp + self.fn > 0
         with np.errstate(invalid="ignore"):
@@ -111,7 +114,9 @@ class PanopticQuality:
         categories = np.array(list(classes), np.int64)
         outside = (categories < 0) | (categories >= len(self.things))
         if outside.any():
-            raise ValueError(f"{side}: no category {categories[outside][0]} in {len(self.things)}")
+            raise ValueError(
+                f"{side}: category {categories[outside][0]} is not one of {len(self.things)}"
+            )
         return categories
 
 
@@ -127,5 +132,5 @@ def _ranks(side: str, ids: np.ndarray, listed: Collection[int]) -> np.ndarray:
     table[listed] = np.arange(1, count + 1)
     ranks = table.take(ids)
     if (unlisted := (ranks == 0) & (ids != 0)).any():
-        raise ValueError(f"{side}: id {ids[unlisted][0]} of the map is not among the segments")
+        raise ValueError(f"{side}: id {ids[unlisted][0]} of the map is not one of the segments")
     return ranks

@@ -23,13 +23,17 @@ class SemanticScores:
         """
         classes = len(self.confusion)
         if prediction.shape != truth.shape:
-            raise ValueError(f"prediction is {prediction.shape}, truth is {truth.shape}")
+            raise ValueError(
+                f"the prediction has the shape {prediction.shape}, the truth {truth.shape}"
+            )
         for side, values, top in (
             ("prediction", prediction, classes - 1),
             ("truth", truth, classes),
         ):
             if values.min() < 0 or values.max() > top:
-                raise ValueError(f"{side}: {values.min()}..{values.max()} is not within 0..{top}")
+                raise ValueError(
+                    f"{side}: the values {values.min()}..{values.max()} are not within 0..{top}"
+                )
         pairs = truth.astype(np.int64) * classes + prediction
         counts = np.bincount(pairs.ravel(), minlength=(classes + 1) * classes)
         self.confusion += counts.reshape(-1, classes)[:-1]
@@ -50,9 +54,9 @@ class SemanticScores:
         present = truth > 0
         iou = np.full(len(hits), np.nan)
         np.divide(100 * hits, truth + predicted - hits, out=iou, where=present)
-        nothing = float("nan")
+        undefined = float("nan")
         return {
-            "mIoU": float(iou[present].mean()) if present.any() else nothing,
-            "pixel_accuracy": 100 * float(hits.sum() / truth.sum()) if present.any() else nothing,
+            "mIoU": float(iou[present].mean()) if present.any() else undefined,
+            "pixel_accuracy": 100 * float(hits.sum() / truth.sum()) if present.any() else undefined,
             "classes": iou.tolist(),
         }

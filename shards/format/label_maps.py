@@ -150,8 +150,9 @@ def _boxes(numbered: np.ndarray, count: int) -> list[list[float]]:
     right = np.append(starts[1:], numbered.size) - rows * width
     first = np.full((2, count + 1), max(height, width))  # x, y
     last = np.zeros((2, count + 1), int)  # x, y, both exclusive
-    np.minimum.at(first, (slice(None), values), np.stack([left, rows]))
-    np.maximum.at(last, (slice(None), values), np.stack([right, rows + 1]))
+    for axis, (starts_at, ends_at) in enumerate([(left, right), (rows, rows + 1)]):
+        np.minimum.at(first[axis], values, starts_at)
+        np.maximum.at(last[axis], values, ends_at)
     return np.concatenate([first, last - first])[:, 1:].T.tolist()
 
 

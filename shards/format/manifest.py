@@ -42,7 +42,7 @@ class File:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What the members of third-party tars mean.
+    """The meaning of the members of third-party tars.
 
     Attributes:
         image: The extension of the image.
@@ -161,7 +161,9 @@ class Manifest:
 
 
 def _foreign(value: dict[str, Any] | None) -> Foreign | None:
-    return Foreign(**value | {"ignored": tuple(value["ignored"])}) if value else None
+    if value is None:
+        return None
+    return Foreign(value["image"], value["labels"], value["instances"], tuple(value["ignored"]))
 
 
 def digest(value: Any) -> str:

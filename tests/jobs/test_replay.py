@@ -1,4 +1,4 @@
-"""The `replay` command: its sheet, its lines, and the steps and ranks that it refuses."""
+"""The `replay` command: its sheet, its lines, and the steps and ranks that it rejects."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_a_step_is_drawn_sample_by_sample(run, tmp_path, photographs):
     assert sheet.shape[1] > 8 * 256
 
 
-def test_one_ranks_share_depends_on_the_workers_that_the_step_had(run, tmp_path):
+def test_the_samples_of_a_rank_depend_on_the_workers_of_the_step(run, tmp_path):
     for step, world in ((8, 2), (9, 4)):
         whole = lines(call(tmp_path, "replay", str(run), "--step", str(step)))
         assert len({words[0] for words in whole}) == world
@@ -46,7 +46,7 @@ def test_one_ranks_share_depends_on_the_workers_that_the_step_had(run, tmp_path)
         assert (run / "pictures" / f"replay-step-{step:09d}-rank-1.png").is_file()
 
 
-def test_steps_and_ranks_that_the_run_does_not_have(run, tmp_path):
+def test_steps_and_ranks_outside_the_run_are_rejected(run, tmp_path):
     for words, text in {
         ("--step", "17"): "--step 17: the run has steps 1 to 16",
         ("--step", "8", "--rank", "2"): "--rank 2: step 8 has ranks 0 to 1",
@@ -56,7 +56,7 @@ def test_steps_and_ranks_that_the_run_does_not_have(run, tmp_path):
         assert text in complaint(outcome)
 
 
-def test_other_shards_are_refused(run, tmp_path):
+def test_changed_shards_are_rejected(run, tmp_path):
     environment = json.loads((run / "environment.json").read_text())
     environment["data"]["train"] = "of other shards"
     (run / "environment.json").write_text(json.dumps(environment))

@@ -1,4 +1,4 @@
-"""Truth of the three tasks from one sample, against masks written out by hand, and batches."""
+"""The truth of the three tasks against masks written out by hand, and the batches of truths."""
 
 from collections import Counter
 
@@ -48,7 +48,7 @@ def sample(segments=None, listed=(), layers=None, instances=(), semantic=None):
 
 
 def masks(truth: Truth) -> Counter:
-    """Category and mask of every entry."""
+    """Return the category and the mask of every entry."""
     assert len(truth.categories) == len(truth.layer) == len(truth.value)
     return Counter(
         (category, (truth.maps[layer] == value).tobytes())
@@ -62,13 +62,13 @@ def expected(*pairs) -> Counter:
 
 def test_panoptic_truth_is_every_segment_but_crowds():
     truth = truth_of(sample(SEGMENTS, LISTED), "panoptic", THINGS)
-    nowhere = np.zeros_like(SEGMENTS, bool)  # the fourth segment has no pixel, and stays
+    empty = np.zeros_like(SEGMENTS, bool)  # the fourth segment has no pixel but stays an entry
     assert masks(truth) == expected(
-        (0, SEGMENTS == 1), (1, SEGMENTS == 2), (2, SEGMENTS == 3), (3, nowhere)
+        (0, SEGMENTS == 1), (1, SEGMENTS == 2), (2, SEGMENTS == 3), (3, empty)
     )
 
 
-def test_instance_truth_is_the_sets_own_and_may_overlap():
+def test_instance_truth_is_that_of_the_set_and_may_overlap():
     truth = truth_of(sample(SEGMENTS, LISTED, LAYERS, INSTANCES), "instance", THINGS)
     assert masks(truth) == expected((0, LAYERS[0] == 1), (1, LAYERS[0] == 2), (1, LAYERS[1] == 1))
 
@@ -85,7 +85,7 @@ def test_semantic_truth_joins_segments_of_a_class_and_keeps_crowds():
         (1, (SEGMENTS == 2) | (SEGMENTS == 5)),
         (2, (SEGMENTS == 3) | (SEGMENTS == 6)),
     )
-    assert (truth.maps[0] == 0).tolist() == (SEGMENTS == 0).tolist()  # void is no class
+    assert (truth.maps[0] == 0).tolist() == (SEGMENTS == 0).tolist()  # void stays 0
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic"])
@@ -98,7 +98,7 @@ def test_an_image_without_segments_has_no_entries(task):
     assert only_crowd.categories == ([1] if task == "semantic" else [])
 
 
-def test_semantic_truth_of_its_own_is_taken_as_it_is():
+def test_semantic_truth_is_that_of_the_set_if_it_has_one():
     own = np.array([[0, 1, 1, 4, 4]] * 4, np.uint8)
     for segments in ((SEGMENTS, LISTED), ()):
         truth = truth_of(sample(*segments, semantic=own), "semantic", THINGS)

@@ -1,4 +1,4 @@
-"""Functions of the user's in the stream: what they are given, and what they may not do."""
+"""Functions of the user in the stream: their arguments, and the mistakes that are named."""
 
 from itertools import islice
 
@@ -39,7 +39,7 @@ def test_a_stage_changes_image_and_truth_before_augmentation(train_set):
             assert (after.images[b, :, height:] == 128).all()  # padded afterwards
 
 
-def test_what_a_stage_draws_is_the_same_on_any_rank_and_in_any_epoch_another(train_set):
+def test_random_draws_of_a_stage_are_equal_on_any_rank_and_differ_between_epochs(train_set):
     whole = images(batches(train_set, "darken", split=BatchSplit(8, 8), count=3))
     for rank in range(2):
         part = images(batches(train_set, "darken", split=BatchSplit(8, 2, 2, rank), count=6))
@@ -55,11 +55,11 @@ def test_what_a_stage_draws_is_the_same_on_any_rank_and_in_any_epoch_another(tra
 
 
 WRONG = {
-    "drop": "NoneType came back; return the one sample",
-    "twice": "list came back; return the one sample",
-    "another_key": "key has changed; leave key, position, epoch as they are",
-    "as_float": r"image is not uint8 \[H, W, 3\]",
-    "half_the_image": r"the image is \(\d+, \d+\), its maps are",
+    "drop": "the stage returned NoneType; return the one sample, changed",
+    "twice": "the stage returned list; return the one sample, changed",
+    "another_key": "the stage changed key; leave key, position, epoch as they are",
+    "as_float": r"the image is not uint8 \[H, W, 3\]",
+    "half_the_image": r"the image has the size \(\d+, \d+\), its maps \(\d+, \d+\); change both",
     "broken": r"KeyError: 'depth' \(.*stages_for_tests\.py:\d+\)",
 }
 
@@ -73,12 +73,12 @@ def test_a_wrong_stage_is_named_with_the_sample(train_set, name):
         batches(train_set, name)
 
 
-def test_a_stage_may_leave_out_what_it_was_lent(train_set):
+def test_a_stage_may_return_the_sample_without_random(train_set):
     plain, same = batches(train_set), batches(train_set, "no_random")
     assert all((a.images == b.images).all() for a, b in zip(plain, same, strict=True))
 
 
-def test_a_stage_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+def test_a_stage_that_cannot_be_imported_is_an_error_with_its_name(tmp_path, monkeypatch):
     (tmp_path / "unsound.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError, match=r"unsound:f: ZeroDivisionError: .*unsound\.py:1"):
@@ -86,12 +86,12 @@ def test_a_stage_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
     assert load_stage(f"{HERE}:darken").__name__ == "darken"
 
 
-def test_a_users_error_in_a_loader_process_is_named_too(train_set):
+def test_an_error_of_a_stage_in_a_loader_process_names_the_stage(train_set):
     with pytest.raises(UsageError, match="stages_for_tests:broken: sample"):
         batches(train_set, "broken", workers=1)
 
 
-def test_damage_that_a_stage_finds_stays_what_it_is():
+def test_a_stage_that_returns_no_image_is_named():
     sample = {"key": "a", "position": 0, "epoch": 0}
-    with pytest.raises(UsageError, match="sample a: image is not uint8"):
+    with pytest.raises(UsageError, match="sample a: the image is not uint8"):
         user_stage(sample, f"{HERE}:no_random", seed=1)

@@ -1,11 +1,11 @@
-"""Pictures: what is covered, what is left alone, and that names can be read."""
+"""Pictures: which pixels are covered or unchanged, and whether names can be read."""
 
 import numpy as np
 import pytest
 
 from pipeline.pictures import render
 from pipeline.pictures.regions import Region
-from pipeline.pictures.render import overlay, side_by_side
+from pipeline.pictures.render import grid, overlay, shrink, side_by_side
 from shards.format.taxonomy import Category, Taxonomy, palette
 
 TAXONOMY = Taxonomy(
@@ -32,7 +32,7 @@ def two_boxes() -> np.ndarray:
 REGIONS = [Region(7, 0), Region(3, 2)]
 
 
-def test_segments_are_tinted_and_the_rest_is_left_alone():
+def test_segments_are_tinted_and_other_pixels_are_unchanged():
     image, ids = noise(300, 400), two_boxes()
     kept = image.copy(), ids.copy()
     picture = overlay(image, ids, REGIONS, TAXONOMY)
@@ -78,19 +78,19 @@ def test_segments_of_one_class_differ_in_shade():
 
 
 def test_names_are_written_and_never_cover_much(monkeypatch):
-    """60 segments: the pixels changed by names are some, and at most a fifth of the picture."""
+    """The names of 60 segments change at most a fifth of the picture and do not overlap."""
     ids = np.kron(np.arange(1, 61).reshape(6, 10), np.ones((50, 40), int))
     regions = [Region(n, n % 3) for n in range(1, 61)]
     image = noise(300, 400)
     named = overlay(image, ids, regions, TAXONOMY)
     boxes = []
-    free_place = render._free_place
+    free_box = render._free_box
 
     def remembered(mask, plate, taken):
         boxes[:] = taken
-        return free_place(mask, plate, taken)
+        return free_box(mask, plate, taken)
 
-    monkeypatch.setattr(render, "_free_place", remembered)
+    monkeypatch.setattr(render, "_free_box", remembered)
     overlay(image, ids, regions, TAXONOMY)
     monkeypatch.setattr(render, "_label", lambda canvas, labels: canvas)
     bare = overlay(image, ids, regions, TAXONOMY)
@@ -103,7 +103,7 @@ def test_names_are_written_and_never_cover_much(monkeypatch):
     assert covered.max() == 1
 
 
-def test_a_crowd_is_named_as_one_and_slivers_get_no_name():
+def test_a_crowd_is_marked_in_its_name_and_slivers_get_no_name():
     image, ids = noise(300, 400), two_boxes()
     plain = overlay(image, ids, REGIONS, TAXONOMY)
     crowd = overlay(image, ids, [REGIONS[0]._replace(iscrowd=1), REGIONS[1]], TAXONOMY)
@@ -116,7 +116,7 @@ def test_a_crowd_is_named_as_one_and_slivers_get_no_name():
 
 @pytest.mark.parametrize("index", range(40))
 def test_ink_stands_out_on_every_plate(index):
-    """Contrast by WCAG 2, with the exact sRGB curve."""
+    """Compute the contrast by WCAG 2 with the exact sRGB curve."""
 
     def luminance(color):
         c = np.array(color) / 255
@@ -138,12 +138,33 @@ def test_rows_stand_under_their_captions():
     assert (sheet[:head] < 128).any()  # captions
     np.testing.assert_array_equal(sheet[head : head + 60, 12:92], a)
     np.testing.assert_array_equal(sheet[head : head + 60, 104:204], b)
-    np.testing.assert_array_equal(sheet[head + 72 : head + 132, 114:194], a)  # centerd
+    np.testing.assert_array_equal(sheet[head + 72 : head + 132, 114:194], a)  # centered
     assert sheet.shape[1] == 12 + 80 + 12 + 100 + 12
     with pytest.raises(ValueError, match="argument 3 is longer"):
         side_by_side(["truth", "prediction"], [a])
 
 
 def test_a_map_of_another_size_is_refused():
-    with pytest.raises(ValueError, match=r"the picture is \(30, 40\), its map \(40, 30\)"):
+    with pytest.raises(
+        ValueError, match=r"the picture has the size \(30, 40\), its map \(40, 30\)"
+    ):
         overlay(noise(30, 40), np.zeros((40, 30), int), [], TAXONOMY)
+
+
+def test_a_grid_fills_its_last_row_with_white():
+    a, b, c = noise(60, 80), noise(60, 80), noise(60, 80)
+    drawn = grid(["image"], [[a], [b], [c]], per_row=2)
+    white = np.full_like(c, 255)
+    np.testing.assert_array_equal(drawn, side_by_side(["image"] * 2, [a, b], [c, white]))
+
+
+def test_shrink_keeps_ids_and_small_pictures():
+    image, ids = noise(300, 400), two_boxes()
+    small, small_ids = shrink(image, ids, 100)
+    assert small.shape == (75, 100, 3)
+    assert small_ids.shape == (75, 100)
+    assert set(np.unique(small_ids)) == {0, 3, 7}
+    same, same_ids = shrink(image, ids, 400)
+    np.testing.assert_array_equal(same, image)
+    np.testing.assert_array_equal(same_ids, ids)
+    assert shrink(noise(1, 400), np.ones((1, 400), np.uint8), 40)[1].shape == (1, 40)

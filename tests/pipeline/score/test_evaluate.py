@@ -27,12 +27,12 @@ AT_OWN_SIZE = EvaluationSettings(short=SIDE, long=SIDE)
 
 
 def blocks(*rows: str) -> np.ndarray:
-    """A map [SIDE, SIDE] from digits that each stand for a square of it."""
+    """Return a map `[SIDE, SIDE]` from digits, each of which fills a square."""
     grid = np.array([[int(digit) for digit in row] for row in rows])
     return grid.repeat(SIDE // len(rows), 0).repeat(SIDE // len(rows[0]), 1)
 
 
-CAT, DOG, SKY = 3, 7, 90  # publisher's ids
+CAT, DOG, SKY = 3, 7, 90  # category ids of the publisher
 PICTURES = [  # panoptic ids, their categories; instances are the cats and dogs among them
     (blocks("1122", "1122", "3333", "3330"), {1: CAT, 2: DOG, 3: SKY}),
     (blocks("1111", "1221", "1221", "1111"), {1: SKY, 2: CAT}),
@@ -58,9 +58,9 @@ def blocky(tmp_path_factory) -> Path:
 
 
 class Oracle(nn.Module):
-    """Stands in for the net: knows every image of a set and predicts its truth, one query each.
+    """A network that returns the truth of every image of a set, one query per segment.
 
-    `wrong` images are predicted as the truth of the image before.
+    For the images in `wrong` it returns the truth of the previous image.
     """
 
     def __init__(self, store: Store, settings: InferenceSettings, wrong: tuple[int, ...] = ()):
@@ -76,7 +76,7 @@ class Oracle(nn.Module):
 
     @staticmethod
     def predictions(sample, padded, valid, classes) -> Predictions:
-        """The share of each segment in every 4 x 4 pixels as logits; a last query is nothing."""
+        """Return the share of each segment in 4 x 4 pixels as logits; the last query is void."""
         queries = len(sample.segments) + 1
         truth = torch.from_numpy(sample.segments_map.astype(np.int64))
         masks = torch.stack([(truth == n).float() for n in range(1, queries + 1)])[None]
@@ -101,7 +101,7 @@ def score(folder: Path, settings=AT_OWN_SIZE, wrong=()) -> dict:
 
 
 def test_predictions_made_from_the_truth_score_100(blocky):
-    """Every segment is found. Masks of stride 4 round off corners, by a pixel each."""
+    """Every segment is found; masks of stride 4 only round off the corners by a pixel."""
     scores = score(blocky)
     for name in ("RQ", "AP", "AP50", "AP75"):
         assert scores[name] == pytest.approx(100, abs=1e-9)
@@ -111,11 +111,11 @@ def test_predictions_made_from_the_truth_score_100(blocky):
     assert set(HEADLINE) <= scores.keys()
 
 
-def test_a_wrong_image_costs_what_it_should(blocky):
+def test_a_wrong_image_changes_the_counts_as_computed_by_hand(blocky):
     """The fourth image is predicted as the third.
 
-    Two of the three cats lie on its dog and are wrong, the third and the dog lie on void and do
-    not count, its own dog is missed, the sky is right.
+    Two of the three predicted cats lie on the true dog and are false positives. The third cat and
+    the predicted dog lie on void and do not count. The true dog is missed, and the sky is found.
     """
     scores = score(blocky, wrong=(3,))
     counts = [[row[name] for name in ("tp", "fp", "fn")] for row in scores["classes"]]
@@ -128,17 +128,17 @@ def test_a_wrong_image_costs_what_it_should(blocky):
 @pytest.mark.slow
 @pytest.mark.parametrize(("settings", "pq", "ap"), [
     (EvaluationSettings(short=640, long=640), 95.5, 92.5),  # native size
-    (EvaluationSettings(short=256, long=400), 92.0, 80.0),  # sizes that divide by nothing
+    (EvaluationSettings(short=256, long=400), 92.0, 80.0),  # not multiples of the stride
 ])  # fmt: skip
 def test_photographs_reach_the_bound_of_masks_at_stride_4(photographs, settings, pq, ap):
-    """Resize, pad, predict, and all the way back. A shift by one pixel would cost 1.5 to 2.7 PQ."""
+    """Resize, pad, predict, and resize back. A shift by one pixel would cost 1.5 to 2.7 PQ."""
     scores = score(photographs / "val", settings)
     assert scores["PQ"] > pq
     assert scores["AP"] > ap
 
 
 def numbers(scores: dict) -> dict[str, float]:
-    """All scores, those of the classes under names of their own; -1 for null."""
+    """Return all scores in one dictionary, those of a class as `CLASS.METRIC`; -1 for null."""
     flat = {name: value for name, value in scores.items() if name != "classes"}
     for row in scores["classes"]:
         flat |= {f"{row['name']}.{key}": value for key, value in row.items() if key != "name"}
@@ -161,10 +161,10 @@ def test_only_the_first_images_are_scored(blocky):
     scores = evaluate(oracle, store, settings, CPU, advance=lambda: advanced.append(None))
     assert len(advanced) == 2
     assert sum(row["tp"] for row in scores["classes"]) == sum(store.index.segments[:2])
-    assert oracle.training  # as it was
+    assert oracle.training  # the mode is restored
 
 
-def test_what_is_undefined_is_null(tmp_path):
+def test_undefined_scores_are_null(tmp_path):
     write(tmp_path / "raw", [sky("a.png", (SIDE, SIDE)), sky("b.png", (SIDE, SIDE))])
     build("coco", tmp_path / "raw", tmp_path / "out", jobs=1, report=lambda _: None)
     scores = score(tmp_path / "out" / "val")
@@ -175,7 +175,7 @@ def test_what_is_undefined_is_null(tmp_path):
     json.dumps(scores, allow_nan=False)
 
 
-def test_instances_come_from_thing_segments_where_there_are_no_others(tmp_path):
+def test_instances_come_from_thing_segments_if_the_set_has_no_instances(tmp_path):
     write(tmp_path / "raw", [raw_image(n) for n in range(3)], instances=False)
     build("coco", tmp_path / "raw", tmp_path / "out", jobs=1, report=lambda _: None)
     store = Store(tmp_path / "out" / "val")
@@ -191,7 +191,7 @@ def test_instances_come_from_thing_segments_where_there_are_no_others(tmp_path):
 
 
 def published_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
-    """Shorter side to `short`; if the longer is then too long, all by what makes it `long`."""
+    """Scale the shorter side to `short`, or the longer to `long` if it would exceed `long`."""
     scale = short / min(height, width)
     new_height, new_width = (short, scale * width) if height < width else (scale * height, short)
     if max(new_height, new_width) > long:

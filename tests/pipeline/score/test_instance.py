@@ -1,4 +1,4 @@
-"""AP against pycocotools used the ordinary way: COCO objects and loadRes."""
+"""AP against the documented use of pycocotools: COCO objects and loadRes."""
 
 import contextlib
 import copy
@@ -56,8 +56,8 @@ def compressed(mask: np.ndarray) -> dict:
     return rle | {"counts": rle["counts"].decode()}
 
 
-def by_the_ordinary_way(images: list[dict]) -> tuple[list[float], list[float]]:
-    """The twelve statistics' first six, and AP of each category, in percent."""
+def by_load_res(images: list[dict]) -> tuple[list[float], list[float]]:
+    """Return the first six of the twelve statistics, and the AP of each category, in percent."""
     truth, results = COCO(), []
     annotations = []
     for n, image in enumerate(images):
@@ -107,13 +107,13 @@ def test_scores_are_those_of_pycocotools_and_halves_join():
         whole.update(f"{n:03d}", **image)
         (left if n % 2 else right).update(f"{n:03d}", **image)
     left.merge(right)
-    stats, by_class = by_the_ordinary_way(images)
+    stats, by_class = by_load_res(images)
     result = whole.result()
     assert [result[name] for name in SCORES] == pytest.approx(stats, rel=1e-12)
     assert min(stats) > 0
     assert len({round(s, 6) for s in stats}) == len(SCORES)
     assert result["classes"][:2] == pytest.approx(by_class[:2], rel=1e-12)
-    assert by_class[2] == -100  # pycocotools' word for no truth
+    assert by_class[2] == -100  # the value of pycocotools for a class without truth
     assert math.isnan(result["classes"][2])
     joined = left.result()
     assert [joined[name] for name in SCORES] == [result[name] for name in SCORES]
@@ -141,29 +141,29 @@ def test_without_truth_or_prediction_scores_are_defined(capsys):
     assert math.isnan(scores.result()["AP"])
     crowd = {"category": 1, "iscrowd": 1, "area": 1600, "mask": mask[0]}
     scores.update("c", SIZE, **nothing, masks=none, truth=[crowd])
-    assert math.isnan(scores.result()["AP"])  # a crowd is not to be found
+    assert math.isnan(scores.result()["AP"])  # a crowd need not be found
     scores.update("d", SIZE, **nothing, masks=none, truth=[crowd | {"iscrowd": 0}])
     assert scores.result()["AP"] == 0
     assert math.isnan(scores.result()["APs"])
     scores.update("e", SIZE, np.array([0.9]), np.array([1]), mask, [crowd | {"iscrowd": 0}])
-    # One of two found, at once: precision 1 at the 51 of 101 recall points up to one half.
+    # One of two is found, first: precision 1 at the 51 of 101 recall points up to one half.
     assert scores.result()["AP"] == pytest.approx(100 * 51 / 101, rel=1e-12)
     assert capsys.readouterr().out == ""
 
 
-def test_an_image_scored_twice_and_masks_of_another_size_are_refused():
+def test_a_repeated_image_and_masks_of_another_size_are_rejected():
     rng = np.random.default_rng(7)
     image = random_image(rng)
     scores, other = InstanceScores(CATEGORIES), InstanceScores(CATEGORIES)
     scores.update("a", **image)
     other.update("a", **image)
-    with pytest.raises(ValueError, match="image a is scored twice"):
+    with pytest.raises(ValueError, match="image a was added before"):
         scores.update("a", **image)
-    with pytest.raises(ValueError, match="image a is scored twice"):
+    with pytest.raises(ValueError, match="image a was added on two ranks"):
         scores.merge(other)
-    with pytest.raises(ValueError, match="image b: masks"):
+    with pytest.raises(ValueError, match="image b: the masks have the sizes"):
         scores.update("b", **(image | {"size": (10, 10)}))
     wrong = [{"category": 0, "iscrowd": 0, "area": 4, "mask": np.ones((2, 2), bool)}]
-    with pytest.raises(ValueError, match="image c: a mask of truth"):
+    with pytest.raises(ValueError, match="image c: a true mask has another size"):
         scores.update("c", **(image | {"truth": wrong}))
     assert list(scores.images) == ["a"]

@@ -1,4 +1,4 @@
-"""Panoptic quality against a slow reading of its definition, and its corner cases."""
+"""Panoptic quality against a slow implementation of its definition, and corner cases."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ def segment(number: int, category: int, area: float = 0, iscrowd: int = 0) -> di
 
 
 def by_definition(images: list[tuple], things=THINGS) -> dict[str, list]:
-    """Σ IoU, TP, FP, FN per class, by sets of pixels and one pair after another."""
+    """Return the sum of IoU, TP, FP, and FN per class, from sets of pixels, pair by pair."""
     count = {name: [0] * len(things) for name in ("iou", "tp", "fp", "fn")}
     for prediction, predicted, truth, real in images:
         pixels = [divmod(n, truth.shape[1]) for n in range(truth.size)]
@@ -57,7 +57,7 @@ def by_definition(images: list[tuple], things=THINGS) -> dict[str, list]:
 
 
 def random_image(rng: np.random.Generator) -> tuple:
-    """Truth of blocks with void and crowds; a prediction that follows it, shifted and cut."""
+    """Return truth of blocks with void and crowds, and a shifted, noisy copy as prediction."""
     height, width = rng.integers(6, 13, 2)
     blocks = rng.integers(0, rng.integers(2, 8), (4, 4))
     truth = np.kron(blocks, np.ones((3, 3), int))[:height, :width]
@@ -79,9 +79,9 @@ def random_image(rng: np.random.Generator) -> tuple:
         if n
     ]
     if rng.random() < 0.2:
-        real.append(segment(2**24, 2, 7))  # in the list, but no pixel left of it
+        real.append(segment(2**24, 2, 7))  # listed, but without a pixel
     for g in real:
-        g["area"] += int(rng.random() < 0.2)  # the publisher's number is not always the count
+        g["area"] += int(rng.random() < 0.2)  # the publisher's area is not always the count
     predicted = [
         {"id": int(ids[n]), "category": int(follow[n])} for n in np.unique(prediction).tolist() if n
     ]
@@ -115,10 +115,10 @@ def test_counts_are_those_of_the_definition():
         np.testing.assert_allclose(found.pop("iou"), expected.pop("iou"), rtol=1e-12)
         assert found == expected
         total += [quality.iou.sum(), quality.tp.sum(), quality.fp.sum(), quality.fn.sum()]
-    assert total.min() > 100  # every kind of outcome was met
+    assert total.min() > 100  # every kind of outcome occurred
 
 
-def test_two_halves_are_the_whole_and_the_scores_follow_from_the_counts():
+def test_merged_halves_equal_the_whole_and_scores_follow_from_the_counts():
     rng = np.random.default_rng(1)
     images = [random_image(rng) for _ in range(40)]
     whole, left, right = (PanopticQuality(THINGS) for _ in range(3))
@@ -142,7 +142,7 @@ def test_two_halves_are_the_whole_and_the_scores_follow_from_the_counts():
 
 
 @pytest.mark.parametrize(("extra", "tp"), [(0, 0), (1, 1)])
-def test_11_7_an_iou_of_exactly_one_half_is_no_match(extra, tp):
+def test_an_iou_of_exactly_one_half_is_not_a_match(extra, tp):
     truth = np.array([[1] * 6 + [2] * 6])
     prediction = np.array([[1] * (3 + extra) + [0] * (9 - extra)])
     quality = PanopticQuality(THINGS)
@@ -151,7 +151,7 @@ def test_11_7_an_iou_of_exactly_one_half_is_no_match(extra, tp):
 
 
 @pytest.mark.parametrize(("on_void", "fp"), [(5, 1), (6, 0)])
-def test_11_7_a_prediction_more_than_half_on_void_is_forgiven(on_void, fp):
+def test_a_prediction_more_than_half_on_void_is_not_a_false_positive(on_void, fp):
     truth = np.array([[0] * on_void + [1] * (10 - on_void) + [1] * 30])
     prediction = np.array([[1] * 10 + [0] * 30])
     quality = PanopticQuality(THINGS)
@@ -159,7 +159,7 @@ def test_11_7_a_prediction_more_than_half_on_void_is_forgiven(on_void, fp):
     assert (quality.fp.sum(), quality.fn.sum(), quality.tp.sum()) == (fp, 1, 0)
 
 
-def test_of_two_crowds_of_a_class_the_last_forgives():
+def test_only_the_last_crowd_of_a_class_excuses_predictions():
     truth, prediction = np.array([[1] * 5 + [2] * 5]), np.array([[1] * 5 + [2] * 5])
     quality = PanopticQuality(THINGS)
     crowds = [segment(1, 0, 5, iscrowd=1), segment(2, 0, 5, iscrowd=1)]
@@ -175,7 +175,7 @@ def test_without_truth_or_prediction_scores_are_defined():
     update(quality, empty, [], empty, [])
     assert math.isnan(quality.result()["PQ"])
     update(quality, full, [segment(1, 0)], empty, [])
-    assert math.isnan(quality.result()["PQ"])  # all of it on void: forgiven
+    assert math.isnan(quality.result()["PQ"])  # all of it is on void, so it is not a false positive
     update(quality, empty, [], full, [segment(1, 1, 16)])
     result = quality.result()
     assert (result["PQ"], result["SQ"], result["RQ"], result["PQ_st"]) == (0, 0, 0, 0)
@@ -193,14 +193,14 @@ def test_maps_of_any_integer_type_count_alike(kind):
     assert quality.result()["PQ"] == 100
 
 
-def test_maps_and_lists_that_disagree_are_refused():
+def test_maps_and_lists_that_disagree_are_rejected():
     ids = np.array([[1, 1, 2, 2]])
     good = [segment(1, 0, 2), segment(2, 0, 2)]
     for name, predicted, real in (
         ("prediction: id 2 ", good[:1], good),
         ("truth: id 1 ", good, good[1:]),
         ("prediction segment 3 has no pixel", [*good, segment(3, 0)], good),
-        ("prediction: no category 5", [good[0], segment(2, 5)], good),
+        ("prediction: category 5 is not one of 5", [good[0], segment(2, 5)], good),
         ("truth: segment ids", good, [segment(-1, 0)]),
     ):
         quality = PanopticQuality(THINGS)
@@ -208,5 +208,5 @@ def test_maps_and_lists_that_disagree_are_refused():
         with pytest.raises(ValueError, match=name):
             update(quality, ids, predicted, ids, real)
         assert counters(quality) == before
-    with pytest.raises(ValueError, match="truth is"):
+    with pytest.raises(ValueError, match="the truth "):
         update(PanopticQuality(THINGS), ids, good, ids.T, good)

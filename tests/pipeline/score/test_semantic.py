@@ -1,4 +1,4 @@
-"""mIoU against a loop over pixels."""
+"""Mean IoU against a loop over pixels."""
 
 import math
 
@@ -62,13 +62,13 @@ def test_without_truth_scores_are_nan():
     assert math.isnan(scores.result()["pixel_accuracy"])
 
 
-def test_values_that_are_no_class_are_refused():
+def test_values_outside_the_classes_are_rejected():
     scores, good = SemanticScores(CLASSES), np.zeros((2, 2), int)
     for prediction, truth, name in (
-        (good + CLASSES, good, "prediction: 4..4"),
-        (good - 1, good, "prediction: -1..-1"),
-        (good, good + CLASSES + 1, "truth: 5..5"),
-        (good, good[:1], "truth is"),
+        (good + CLASSES, good, "prediction: the values 4..4"),
+        (good - 1, good, "prediction: the values -1..-1"),
+        (good, good + CLASSES + 1, "truth: the values 5..5"),
+        (good, good[:1], "the truth "),
     ):
         with pytest.raises(ValueError, match=name):
             scores.update(prediction, truth)
