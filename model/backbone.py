@@ -47,11 +47,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         family, config = _config(name, dict(overrides or {}), drop_path)
-        if weights == "none":
-            with _naming(overrides):
-                body = family.body(config)
-        else:
-            body = _load(family.body, weights, config)
+        body = _body(family, config, weights, overrides)
         self.pyramid = None
         channels = body.channels
         if family is RESNET:
@@ -65,8 +61,8 @@ class Backbone(nn.Module):
             body.embeddings.mask_token = None  # only pretraining uses it
             self.pyramid = SimplePyramid(*channels)
             channels = self.pyramid.channels
-        self.channels = dict(zip(STRIDES, channels, strict=True))
-        self.body = body
+        self.channels: dict[int, int] = dict(zip(STRIDES, channels, strict=True))
+        self.body: Any = body
         self.drop_paths: list[DropPath] = []
         if family.branches:
             self.drop_paths = drop_branches(body, family.branches, config.drop_path_rate)
@@ -115,13 +111,14 @@ def _config(
 ) -> tuple[Family, PreTrainedConfig]:
     """Return the family of a name, and its config with the overrides, checked."""
     family, architecture = BACKBONES[name]
+    fields = dict(architecture)
     if family is not RESNET:
-        architecture = architecture | {"drop_path_rate": drop_path}
+        fields["drop_path_rate"] = drop_path
     known = [key for key in family.config.__annotations__ if not key.startswith("_")]
     for key in overrides:
         if key not in known:
             raise ValueError(f"model.backbone_config.{key} is unknown; known: {', '.join(known)}")
-    fields = architecture | overrides
+    fields |= overrides
     with _naming(overrides):
         config = family.config(**fields)
     for key in ("depths", "hidden_sizes", "num_heads"):
@@ -138,6 +135,16 @@ def _config(
         )
     config.out_features = config.stage_names[-1 if family.is_plain else 1 :]
     return family, config
+
+
+def _body(
+    family: Family, config: PreTrainedConfig, weights: str, overrides: Mapping[str, Any] | None
+) -> Any:
+    """Return the network of transformers, which does not declare the types of its attributes."""
+    if weights != "none":
+        return _load(family.body, weights, config)
+    with _naming(overrides):
+        return family.body(config)
 
 
 @contextmanager
@@ -160,7 +167,7 @@ def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) 
     """
     try:
         # AutoBackbone would send a request to the hub, even for a folder
-        body, info = family.from_pretrained(
+        body, info = family.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # untyped
             folder,
             config=config,
             dtype=torch.float32,

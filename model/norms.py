@@ -14,6 +14,10 @@ class FrozenBatchNorm2d(nn.Module):
     """
 
     eps = 1e-5
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +49,8 @@ class StandardizedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = F.normalize(self.weight - self.weight.mean((1, 2, 3), keepdim=True), dim=(1, 2, 3))
+        centered = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = F.normalize(centered, dim=(1, 2, 3))  # pyright: ignore[reportArgumentType]  # typed int
         return self._conv_forward(x, weight, self.bias)
 
 

@@ -32,31 +32,29 @@ class PixelDecoder(nn.Module):
     def __init__(self, channels: dict[int, int], dim: int, settings: PixelDecoderSettings) -> None:
         super().__init__()
         self.takes_autocast = settings.dtype == "bf16"
+        projections = [nn.Conv2d(channels[stride], dim, 1) for stride in LEVELS]
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels[stride], dim, 1), group_norm(dim)) for stride in LEVELS
+            nn.Sequential(conv, group_norm(dim)) for conv in projections
         )
         self.level_embed = nn.Parameter(torch.randn(len(LEVELS), dim))
         layer = EncoderLayer(dim, settings)
         # Copies share their FFN biases at the start, as in the published initialization.
-        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(settings.layers))
-        self.lateral = nn.Sequential(
-            nn.Conv2d(channels[4], dim, 1, bias=False),
-            group_norm(dim),
-        )
-        self.output = nn.Sequential(
-            nn.Conv2d(dim, dim, 3, padding=1, bias=False),
-            group_norm(dim),
-            nn.ReLU(),
-        )
+        layers = [copy.deepcopy(layer) for _ in range(settings.layers)]
+        self.layers = nn.ModuleList(layers)
+        lateral = nn.Conv2d(channels[4], dim, 1, bias=False)
+        self.lateral = nn.Sequential(lateral, group_norm(dim))
+        output = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.output = nn.Sequential(output, group_norm(dim), nn.ReLU())
         self.mask_features = nn.Conv2d(dim, dim, 1)
-        for layer in self.layers:
+        for layer in layers:
             layer.reset_weights()
-        for projection, _ in self.input_proj:
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
-        for conv in (self.lateral[0], self.output[0], self.mask_features):
+        for conv in projections:
+            nn.init.xavier_uniform_(conv.weight)
+        for conv in (lateral, output, self.mask_features):
             nn.init.kaiming_uniform_(conv.weight, a=1)  # U(±sqrt(3 / fan_in))
-        nn.init.zeros_(self.mask_features.bias)
+        for conv in (*projections, self.mask_features):
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
 
     def forward(self, features: dict[int, Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return memory [B, C, H/s, W/s] for s = 32, 16, 8, and mask features [B, C, H/4, W/4]."""

@@ -1,7 +1,7 @@
-"""Deformable attention forward and backward, beside the grid_sample form of transformers.
+"""Measure deformable attention, forward and backward, against the grid_sample form of transformers.
 
-The shapes are those of one encoder layer of R50: 512 and 1024 pixels, one image on a CPU and eight
-on a GPU. Samples lie where training begins, each displaced by a normal pixel.
+The shapes are those of an encoder layer for images of 512 and 1024 pixels: one image on a CPU,
+eight on a GPU. Samples have their initial locations plus noise of a standard deviation of 1 pixel.
 """
 
 import torch
@@ -21,7 +21,7 @@ Shapes = tuple[tuple[int, int], ...]
 
 
 def rows() -> list[dict]:
-    """Seconds at each size; on a GPU the aim is a third of the peer's."""
+    """Return the seconds at each size; on a GPU the target is a third of the peer's time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
     measured = []
@@ -49,7 +49,7 @@ def rows() -> list[dict]:
 
 
 def case(size: int, batch: int, device: torch.device) -> tuple[Shapes, list[Tensor]]:
-    """Level shapes of a square image, and value, locations and weights for them."""
+    """Return the level shapes of a square image, and values, locations, and weights for them."""
     generator = torch.Generator().manual_seed(0)
     settings = PixelDecoderSettings()
     heads, levels, points = settings.heads, len(LEVELS), settings.points
@@ -70,7 +70,7 @@ def case(size: int, batch: int, device: torch.device) -> tuple[Shapes, list[Tens
 
 
 def step(attention, shapes: Shapes, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of one pass, done when this returns."""
+    """Return the gradients of one pass after the device has computed them."""
     value, locations, weights = inputs
     output = attention(value, shapes, locations, weights)
     gradients = torch.autograd.grad(output, inputs, torch.ones_like(output))

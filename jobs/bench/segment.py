@@ -1,8 +1,8 @@
-"""Panoptic post-processing of one picture, beside transformers', at 8 to 100 confident queries.
+"""Measure the panoptic merge of an image against transformers, for 8 to 100 confident queries.
 
-Pictures of 800x1333 pixels with smooth random masks; memory is that of one of 3000x4000, which the
-network sees at 800x1067. The peer resizes all masks to 384x384 first, which is less work than the
-procedure of the paper's code that we follow.
+Time is measured with an image of 800x1333 pixels and memory with one of 3000x4000, which the
+network sees at 800x1067. The masks are smooth and random. The peer first resizes all masks to
+384x384, which is less work than the procedure of the paper's code, which this project follows.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from model.segment import STRIDE, ImagePrediction, SegmentSettings, panoptic
 CLASSES, QUERIES, THINGS = 133, 100, 80
 SETTINGS = SegmentSettings()
 PEER = "transformers"
-PICTURE = ((800, 1333), (800, 1333))  # as the network sees it, and its own size
+PICTURE = ((800, 1333), (800, 1333))  # (height, width) as the network sees it, and of the file
 PHOTOGRAPH = ((800, 1067), (3000, 4000))
 
 
 def rows() -> list[dict]:
-    """Seconds an image at each number of kept queries, and the memory of a large image."""
+    """Return the seconds per image for each number of kept queries, and a large image's memory."""
     measured = []
     for kept in (8, 20, 50, 100):
         seconds = alternate(works(case(kept, *PICTURE)))
@@ -56,7 +56,7 @@ def rows() -> list[dict]:
 
 
 def works(prediction: ImagePrediction) -> dict[str, Callable[[], object]]:
-    """Both procedures on the same prediction."""
+    """Return both procedures as functions that process the same prediction."""
     things = [category < THINGS for category in range(CLASSES)]
     masks = prediction.mask_embeddings @ prediction.mask_features.flatten(1)
     outputs = SimpleNamespace(
@@ -75,12 +75,12 @@ def works(prediction: ImagePrediction) -> dict[str, Callable[[], object]]:
 
 
 def photograph(name: str) -> None:
-    """One large image with 20 confident queries, by one of the two."""
+    """Process a large image with 20 confident queries by one of the two procedures."""
     works(case(20, *PHOTOGRAPH))[name]()
 
 
 def case(kept: int, valid: tuple[int, int], output: tuple[int, int]) -> ImagePrediction:
-    """A prediction of which `kept` queries, spread over all, are confident."""
+    """Return a prediction with `kept` confident queries, which are spread evenly over all."""
     torch.manual_seed(0)
     logits = torch.zeros(QUERIES, CLASSES + 1)
     logits[:, CLASSES] = 10

@@ -1,1 +1,1 @@
-"""Weights of others into our network and ours into their names: official files, transformers."""
+"""Read and write weights in the formats of this project, the paper's code, and transformers."""

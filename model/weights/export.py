@@ -1,4 +1,4 @@
-"""Our weights as others load them: a folder of transformers, a file of the official code."""
+"""Export weights to the formats of transformers and of the paper's code."""
 
 from pathlib import Path
 
@@ -13,21 +13,27 @@ from model.mask2former import Mask2Former, ModelSettings
 from model.norms import group_norm
 from model.weights.names import DETECTRON2, TRANSFORMERS
 
-GROUPS, POINTS = 32, 4  # of the pixel decoder: settings here, constants in both other codes
-_UNUSED = "swin.layernorm."  # a norm that transformers has and whose output goes nowhere
+# Groups of the pixel decoder's norms, and its sampling points. Both are constants in transformers
+# and in the paper's code.
+GROUPS, POINTS = 32, 4
+_UNUSED = "swin.layernorm."  # a norm of transformers whose output is not used
 
 
 def to_detectron2(
     model: Mask2Former, settings: ModelSettings, criterion: CriterionSettings
 ) -> dict[str, np.ndarray]:
-    """The network's tensors by the official names, for a pickle {"model": …, "__author__": …}.
+    """Return the network's weights under the names of the paper's code.
 
-    Raises ValueError naming the setting or the tensors that the official code does not have.
+    A pickle of {"model": …, "__author__": …} around them is a file that detectron2 loads.
+
+    Raises:
+        ValueError: The paper's code cannot compute this network. The text names the setting or the
+            tensors.
     """
     _check(settings)
     if BACKBONES[settings.backbone][0] not in (RESNET, SWIN):
         raise ValueError(
-            f"model.backbone={settings.backbone}: the official code has ResNets and Swins only"
+            f"model.backbone={settings.backbone}: the paper's code supports only ResNet and Swin"
         )
     named = DETECTRON2.from_ours(model.state_dict())
     named["criterion.empty_weight"] = _class_weights(model, criterion)
@@ -43,7 +49,16 @@ def save_transformers(
 ) -> None:
     """Write config.json and model.safetensors for `Mask2FormerForUniversalSegmentation`.
 
-    Raises ValueError naming the setting or the tensors that transformers does not have.
+    Args:
+        folder: The folder to write to.
+        model: The network.
+        settings: The network's settings.
+        criterion: The settings of the loss, which are written to the config.
+        labels: Name of each class.
+
+    Raises:
+        ValueError: transformers cannot compute this network. The text names the setting or the
+            tensors.
     """
     config = transformers_config(model, settings, criterion, labels)
     with torch.device("meta"):
@@ -55,9 +70,10 @@ def save_transformers(
 def transformers_config(
     model: Mask2Former, settings: ModelSettings, criterion: CriterionSettings, labels: list[str]
 ) -> Mask2FormerConfig:
-    """The config under which transformers builds this network and trains it with this loss.
+    """Return the config with which transformers builds this network and trains it with this loss.
 
-    Raises ValueError naming the setting that transformers does not have.
+    Raises:
+        ValueError: transformers does not support a setting, which the text names.
     """
     _check(settings)
     if model.backbone.pyramid is not None:
@@ -68,7 +84,7 @@ def transformers_config(
     if pixel.heads != masked.heads:
         raise ValueError(
             f"model.pixel_decoder.heads={pixel.heads} and model.masked_decoder.heads="
-            f"{masked.heads}: transformers has one number for both"
+            f"{masked.heads}: transformers uses the same number of heads in both"
         )
     return Mask2FormerConfig(
         backbone_config=model.backbone.body.config,
@@ -79,7 +95,7 @@ def transformers_config(
         num_attention_heads=masked.heads,
         encoder_layers=pixel.layers,
         encoder_feedforward_dim=pixel.feedforward,
-        decoder_layers=masked.layers + 1,  # it counts predictions
+        decoder_layers=masked.layers + 1,  # transformers counts predictions, not layers
         dim_feedforward=masked.feedforward,
         class_weight=criterion.class_weight,
         mask_weight=criterion.mask_weight,
@@ -96,11 +112,20 @@ def transformers_config(
 def transformers_state(
     model: Mask2Former, criterion: CriterionSettings, peer: Mask2FormerForUniversalSegmentation
 ) -> dict[str, Tensor]:
-    """The state dict of `peer`, built from this model's config, with this model's weights."""
+    """Return this network's weights as a state dict of transformers.
+
+    Args:
+        model: The network.
+        criterion: The settings of the loss, whose class weights are part of the state.
+        peer: The network that transformers builds from `transformers_config`.
+
+    Raises:
+        ValueError: The tensors differ in name or shape. The text lists those that do.
+    """
     named = TRANSFORMERS.from_ours(model.state_dict())
     named["criterion.empty_weight"] = _class_weights(model, criterion)
     for name, tensor in peer.state_dict().items():
-        if name.endswith("num_batches_tracked") and name not in named:  # frozen here
+        if name.endswith("num_batches_tracked") and name not in named:  # not kept by frozen norms
             named[name] = torch.zeros((), dtype=torch.long)
         elif f"{_UNUSED}weight" in name:
             named[name] = torch.ones(tensor.shape)
@@ -111,29 +136,32 @@ def transformers_state(
               if n not in shapes or n not in named or named[n].shape != shapes[n]}  # fmt: skip
     if unlike:
         raise ValueError(
-            f"transformers' network has not the same {len(unlike)} tensors: "
-            f"{', '.join(sorted(unlike))}"
+            f"transformers' network differs in {len(unlike)} tensors: {', '.join(sorted(unlike))}"
         )
     return named
 
 
 def _check(settings: ModelSettings) -> None:
-    """Raise ValueError for what the other codes would compute otherwise."""
+    """Raise ValueError for settings with which both other implementations compute differently."""
     if settings.norm == "group":
-        raise ValueError("model.norm=group is of this code alone; others cannot load such a net")
+        raise ValueError(
+            "model.norm=group: other implementations cannot load a network with these norms"
+        )
     if settings.pixel_decoder.points != POINTS:
         raise ValueError(
-            f"model.pixel_decoder.points={settings.pixel_decoder.points}: others have {POINTS}"
+            f"model.pixel_decoder.points={settings.pixel_decoder.points}: other implementations "
+            f"use {POINTS} points"
         )
     if group_norm(settings.dim).num_groups != GROUPS:
         raise ValueError(
-            f"model.dim={settings.dim}: others normalize the pixel decoder in {GROUPS} groups, "
-            f"this net has {group_norm(settings.dim).num_groups}; they load nets of dim=256"
+            f"model.dim={settings.dim}: this network normalizes the pixel decoder in "
+            f"{group_norm(settings.dim).num_groups} groups, other implementations in {GROUPS}; "
+            "train with model.dim=256"
         )
 
 
 def _class_weights(model: Mask2Former, criterion: CriterionSettings) -> Tensor:
-    """Weights [K + 1] of the classes in the cross entropy."""
+    """Return the weights of the classes in the cross entropy, float32 [K + 1]."""
     weights = torch.ones(model.masked_decoder.class_head.out_features)
     weights[-1] = criterion.no_object_weight
     return weights

@@ -1,4 +1,4 @@
-"""Start values for a network from anybody's file: all of it fits, or what does not is listed."""
+"""Initialize a network from a file of weights, which must fit completely."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -19,28 +19,30 @@ from model.weights.names import (
 )
 
 CLASS_HEAD = ("masked_decoder.class_head.weight", "masked_decoder.class_head.bias")
-SHOWN = 6  # names of a list that a person is shown
+SHOWN = 6  # names that the summary shows of a list
 
-# What files hold beside the network: constants that can be computed, norms that reach no feature
-# map, a token of pretraining, counters without effect, and, in files of a backbone alone, its
-# classifier.
-_OF_NO_USE = re.compile(
+# Tensors of files that the network does not use: constants that can be computed, norms whose output
+# reaches no feature map, a token of pretraining, and counters without effect.
+_UNUSED = re.compile(
     r"criterion\.|pixel_(mean|std)$|backbone\.body\.((swin\.)?layernorm\.|embeddings\.mask_token$)"
     r"|.*\.(relative_position_index|attn_mask|num_batches_tracked)$"
 )
-_OF_CLASSIFIERS = re.compile(r"(backbone\.body\.|stem\.)?(fc|head|norm|classifier)\.")
-# Norms of feature maps, which start at identity, and the pyramid of a plain ViT are not part of
-# classification checkpoints.
-_OF_SEGMENTERS = ("backbone.body.hidden_states_norms.", "backbone.pyramid.")
+# Files of a backbone alone also contain its classifier.
+_CLASSIFIER = re.compile(r"(backbone\.body\.|stem\.)?(fc|head|norm|classifier)\.")
+# Classification checkpoints lack the norms of feature maps, which start as the identity, and the
+# pyramid of a plain ViT.
+_NOT_IN_CLASSIFIERS = ("backbone.body.hidden_states_norms.", "backbone.pyramid.")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a file gave: its kind, the tensors by our names, and what it left open.
+    """The weights that a file provides for a network.
 
     Attributes:
-        fresh: our tensors that keep their initial values, as "name [shape]".
-        unused: tensors of the file of which the network has no use, as "name [shape]".
+        kind: Which format the file has.
+        state: The tensors under the names of this project.
+        fresh: Tensors of the network that keep their initial values, as "name [shape]".
+        unused: Tensors of the file that the network does not use, as "name [shape]".
     """
 
     kind: str
@@ -49,6 +51,7 @@ class Loaded:
     unused: list[str]
 
     def __str__(self) -> str:
+        """Return a summary in one line, with the first names of each list."""
         parts = [f"{self.kind}: {len(self.state)} tensors loaded"]
         for what, names in (("keep their initial values", self.fresh), ("not used", self.unused)):
             if names:
@@ -58,55 +61,60 @@ class Loaded:
 
 
 def load(model: Mask2Former, path: str | Path) -> Loaded:
-    """Give `model` the weights in `path`; see `fit` for what that may be and for errors."""
+    """Load the weights in `path` into `model`; see `fit` for the formats and errors."""
     loaded = fit(model, path)
     model.load_state_dict(loaded.state, strict=False)
     return loaded
 
 
 def fit(model: Mask2Former, path: str | Path) -> Loaded:
-    """The tensors of `path` under our names, checked against `model`, which stays as it is.
+    """Return the tensors of `path` that fit `model`, without changing `model`.
 
-    `path` is a checkpoint of ours, a file of the official code (`.pkl`, `.pth`, any generation of
-    its names), a folder or file of transformers, or an ImageNet backbone of either or of
-    torchvision, which fills the backbone alone. The class head of another number of classes keeps
-    its initial values, and so do the norms and the pyramid that a classification checkpoint lacks.
+    The class head of a file with another number of classes is not loaded, and a classification
+    checkpoint fills only the backbone, except for norms and a pyramid that it lacks.
 
-    Raises ValueError listing every tensor that is missing, unknown or of another shape.
+    Args:
+        model: The network, which may be on the device "meta".
+        path: A checkpoint of this project, a file of the paper's code (`.pkl` or `.pth`, with the
+            names of any of its versions), a file or folder of transformers, or an ImageNet
+            backbone of the paper's code, of transformers, or of torchvision.
+
+    Raises:
+        ValueError: The file cannot be read or does not fit. The text lists every tensor that is
+            missing, unknown, or of another shape.
     """
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     try:
-        kind, found = _to_ours(read(Path(path)), expected)
+        kind, found = rename(read(Path(path)), expected)
     except ValueError as error:
         raise ValueError(f"model.init_from={path}: {error}") from error
     shapes = {name: list(tensor.shape) for name, tensor in found.items()}
     backbone_only = all(name.startswith("backbone.") for name in found.keys() & expected.keys())
 
     absent = [n for n in expected if n not in found and not n.endswith(".num_batches_tracked")]
-    fresh = [name for name in absent if backbone_only and _stays_fresh(name)]
+    fresh = [name for name in absent if backbone_only and _keeps_initial_values(name)]
     missing = [name for name in absent if name not in fresh]
     beyond = [name for name in found if name not in expected]
-    unused = [name for name in beyond if _is_of_no_use(name, backbone_only)]
+    unused = [name for name in beyond if _is_unused(name, backbone_only)]
     unknown = [name for name in beyond if name not in unused]
     unlike = [name for name in found if name in expected and shapes[name] != expected[name]]
     class_head = [name for name in unlike if name in CLASS_HEAD]
     if not all(shapes[name][1:] == expected[name][1:] for name in class_head):
         class_head = []
-    unlike = [
-        f"{n} {shapes[n]} where {expected[n]} is needed" for n in unlike if n not in class_head
-    ]
-    if missing or unknown or unlike:
-        lists = (
-            ("missing", _with_shapes(missing, expected)),
-            ("unknown", _with_shapes(unknown, shapes)),
-            ("of another shape", unlike),
-        )
+    problems = {
+        "missing": _with_shapes(missing, expected),
+        "unknown": _with_shapes(unknown, shapes),
+        "of another shape": [
+            f"{n} {shapes[n]} instead of {expected[n]}" for n in unlike if n not in class_head
+        ],
+    }
+    if any(problems.values()):
         text = "; ".join(
-            f"{len(names)} {what}: {', '.join(names)}" for what, names in lists if names
+            f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items() if names
         )
         raise ValueError(
-            f"model.init_from={path}, {kind}, does not fit model.backbone and the sizes under "
-            f"model: {text}"
+            f"model.init_from={path}: {kind} does not fit model.backbone and the other settings of "
+            f"the network: {text}"
         )
     fresh = _with_shapes(fresh, expected)
     fresh += [f"{n} {expected[n]} (for other classes: {shapes[n]})" for n in class_head]
@@ -114,9 +122,12 @@ def fit(model: Mask2Former, path: str | Path) -> Loaded:
     return Loaded(kind, state, fresh, _with_shapes(unused, shapes))
 
 
-def _to_ours(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, dict[str, Tensor]]:
-    """What kind of file this is, and its tensors under our names, where they have one."""
-    if any(name.startswith("model.masked_decoder.") for name in tensors):  # moments stay behind
+def rename(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, dict[str, Tensor]]:
+    """Return which format a file has, and its tensors renamed.
+
+    Tensors that this project has no name for keep theirs.
+    """
+    if any(name.startswith("model.masked_decoder.") for name in tensors):  # leave out the moments
         tensors = {n: t for n, t in tensors.items() if n.startswith("model.")}
     kind, translate = _dialect(tensors)
     ours: dict[str, Tensor] = {}
@@ -128,14 +139,17 @@ def _to_ours(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, 
 
 
 def _dialect(names: Iterable[str]) -> tuple[str, Callable[[str], str | None]]:
-    """What kind of file has these names, and how one of them becomes ours (None: not at all)."""
+    """Return which format has these names, and the function that renames one of them.
+
+    The function returns None for a name that this project has no name for.
+    """
     lines = "\n".join(names)
 
     def some(pattern: str) -> bool:
         return re.search(f"^{pattern}", lines, re.MULTILINE) is not None
 
     if some(r"(model\.)?masked_decoder\."):
-        return "a checkpoint of ours", lambda name: name.removeprefix("model.")
+        return "a checkpoint of this project", lambda name: name.removeprefix("model.")
     if some(r"model\.transformer_module\."):
         return "a transformers checkpoint", TRANSFORMERS.to_ours
     if some(r"sem_seg_head\."):
@@ -148,21 +162,26 @@ def _dialect(names: Iterable[str]) -> tuple[str, Callable[[str], str | None]]:
 
 
 def _from_detectron2(name: str) -> str | None:
+    """Return the name in this project of a tensor of the paper's code, of any version."""
     return DETECTRON2.to_ours(modern_detectron2(name))
 
 
 def _from_backbone(name: str) -> str:
-    """Models of a backbone and a head call the backbone by its family; DINOv3 skips its encoder."""
+    """Return the name in this project of a tensor of a backbone of transformers.
+
+    Classifiers put their family before the backbone's names, and DINOv3 lacks the module `model`.
+    """
     name = re.sub(r"^(resnet|swin|swinv2|convnext)\.", "", name)
     return "backbone.body." + re.sub(r"^layer\.", "model.layer.", name)
 
 
-def _is_of_no_use(name: str, backbone_only: bool) -> bool:
-    return bool(_OF_NO_USE.match(name) or (backbone_only and _OF_CLASSIFIERS.match(name)))
+def _is_unused(name: str, backbone_only: bool) -> bool:
+    return bool(_UNUSED.match(name) or (backbone_only and _CLASSIFIER.match(name)))
 
 
-def _stays_fresh(name: str) -> bool:
-    return not name.startswith("backbone.") or name.startswith(_OF_SEGMENTERS)
+def _keeps_initial_values(name: str) -> bool:
+    """Return whether a file of a backbone alone may lack this tensor."""
+    return not name.startswith("backbone.") or name.startswith(_NOT_IN_CLASSIFIERS)
 
 
 def _with_shapes(names: Iterable[str], shapes: dict[str, list[int]]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Parameter names of the official code (detectron2) and of transformers, beside ours.
+"""Parameter names of this project, of the paper's code (detectron2), and of transformers.
 
-One table, read in both directions. Nothing is transposed or permuted anywhere; the only operation
-is on query, key and value projections, which others keep stacked in one matrix where we have three.
+One table is read in both directions. No tensor is transposed or permuted; the only operation is to
+stack or split the projections of queries, keys, and values, which this project keeps as three
+matrices and other implementations may keep as one.
 """
 
 import re
@@ -21,8 +22,8 @@ _BODY = "backbone.body."
 _BLOCK = f"{_BODY}swin.encoder.layers.#.blocks.#."
 QKV = ".qkv_proj."  # stands for .q_proj., .k_proj. and .v_proj., stacked
 
-# Starts of names (ours, detectron2's, transformers'); # is a number and the rest of a name is the
-# same everywhere. The first row that fits counts.
+# Prefixes of names in this project, in detectron2, and in transformers. "#" stands for a number.
+# The names do not differ after the prefix. The first row that matches is used.
 # fmt: off
 _HEADS = [
     ("pixel_decoder.input_proj.", f"{_HEAD}pixel_decoder.input_proj.",
@@ -97,7 +98,8 @@ _BACKBONES = [
 ]
 # fmt: on
 
-# Older names of Swin in transformers (ours before the renaming, ours), one after the other.
+# transformers writes Swin to disk under older names than it uses in memory. These replacements,
+# applied in this order, give the names in memory.
 _SWIN_ON_DISK = (
     (r"^backbone\.body\.(model\.)?(embeddings|encoder)\.", r"backbone.body.swin.\2."),
     (r"attention\.self\.([qkv])(uery|ey|alue)\.", r"attention.\1_proj."),
@@ -109,23 +111,32 @@ _SWIN_ON_DISK = (
 
 
 class Names:
-    """Somebody's parameter names: a table of (ours, theirs), read in both directions."""
+    """The parameter names of another implementation.
+
+    Args:
+        title: Name of the implementation, for errors.
+        rows: Prefixes of names in this project and in the other implementation.
+    """
 
     def __init__(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         self.title = title
         self.rows = list(rows)
 
     def to_ours(self, name: str) -> str | None:
-        """Our name, which may hold `QKV`; None if the table has none."""
+        """Return the name in this project, which may contain `QKV`, or None if there is none."""
         return _rename(name, ((theirs, ours) for ours, theirs in self.rows))
 
     def from_ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors under their names, stacked where they stack.
+        """Return the tensors of this project under the names of the other implementation.
 
-        Raises ValueError listing the tensors for which they have no name.
+        Projections of queries, keys, and values are stacked if the other implementation does so.
+
+        Raises:
+            ValueError: The other implementation has no name for some tensors, which the text lists.
         """
         stacked = [row for row in self.rows if QKV in row[0]]
-        named, nameless = {}, []
+        named: dict[str, Tensor] = {}
+        nameless: list[str] = []
         for name, tensor in state.items():
             projection = re.search(r"\.([qkv])_proj\.", name)
             if projection and _rename(name.replace(projection[0], QKV), stacked):
@@ -136,7 +147,8 @@ class Names:
             theirs = _rename(name, self.rows)
             if theirs is None:
                 nameless.append(f"{name} {list(tensor.shape)}")
-            named[theirs] = tensor
+            else:
+                named[theirs] = tensor
         if nameless:
             raise ValueError(
                 f"{self.title} has no name for {len(nameless)} tensors: {', '.join(nameless)}"
@@ -155,7 +167,7 @@ TRANSFORMERS = Names(
 
 
 def split_stacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The three projections of a name with `QKV`; any other as it is."""
+    """Split the stacked projections of a name with `QKV` into three; return others unchanged."""
     if QKV not in name or tensor.ndim == 0 or len(tensor) % 3:
         return {name: tensor}
     parts = zip("qkv", tensor.chunk(3), strict=True)
@@ -163,7 +175,10 @@ def split_stacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def modern_detectron2(name: str) -> str:
-    """A name of any generation of the official code (bare backbones too) as the last one has it."""
+    """Return the name in the last version of the paper's code, given that of any version.
+
+    Files of a backbone alone are one of these versions.
+    """
     if re.match(r"(stem|res[2-5]|patch_embed|layers|norm\d?|head)\.", name):  # a backbone alone
         return f"backbone.{name}"
     if not name.startswith((f"{_HEAD}pixel_decoder.", f"{_HEAD}predictor.")):
@@ -172,7 +187,7 @@ def modern_detectron2(name: str) -> str:
 
 
 def torchvision_to_detectron2(name: str) -> str:
-    """A name of torchvision's ResNet as detectron2's converted files have it."""
+    """Return the name that detectron2's converter gives to a tensor of torchvision's ResNet."""
     name = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", name)
     name = re.sub(r"^(conv1|bn1|fc)\.", r"stem.\1.", name)
     name = re.sub(r"bn(\d)", r"conv\1.norm", name)
@@ -180,14 +195,18 @@ def torchvision_to_detectron2(name: str) -> str:
 
 
 def modern_swin(name: str) -> str:
-    """Our name of a tensor of Swin, from the name under which transformers writes it to disk."""
+    """Return the name in this project of a tensor of Swin, given the name on disk."""
     for old, new in _SWIN_ON_DISK:
         name = re.sub(old, new, name)
     return name
 
 
 def _rename(name: str, rows: Iterable[tuple[str, str]]) -> str | None:
-    """`name` with the start that the first fitting row (old, new) gives; None if none fits."""
+    """Replace the prefix of `name` by the first row (old, new) that matches.
+
+    Returns:
+        The new name, or None if no row matches.
+    """
     for old, new in rows:
         found = re.match(re.escape(old).replace(r"\#", r"(\d+)"), name)
         if found:

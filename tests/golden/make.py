@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tests.golden.recipe import DTYPES, cases, train
+from tests.golden.recipe import DTYPES, PRECISIONS, train
 
 FOLDER = Path(__file__).parent
 LIBRARIES = ("torch", "transformers", "numpy", "scipy")
@@ -44,5 +44,5 @@ def _cpu() -> str:
 
 
 if __name__ == "__main__":
-    for case in cases():
-        write(case, {key: train(case, dtype) for key, dtype in DTYPES.items()})
+    for case, precisions in PRECISIONS.items():
+        write(case, {precision: train(case, DTYPES[precision]) for precision in precisions})

@@ -18,6 +18,7 @@ STEPS = 20
 CLASSES = 5
 PRESET = Path(__file__).parents[2] / "jobs/presets/tiny.yaml"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+PRECISIONS = {"tiny": ("float32", "float64"), "r50": ("float32",)}  # recorded for each case
 
 
 class Case(NamedTuple):

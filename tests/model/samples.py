@@ -1,4 +1,4 @@
-"""Small networks and small truths shared by the model tests."""
+"""Small networks and targets for the tests of the model."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from model.pixel_decoder import PixelDecoderSettings
 from model.targets import Targets
 from pipeline.data.keyed import keyed_uniform
 
-# A family of backbones each, as small as its kind allows.
+# A small architecture of each family of backbones.
 TINY_BACKBONES = {
     "resnet": {
         "layer_type": "basic",
@@ -36,7 +36,7 @@ TINY_BACKBONES = {
 
 
 def tiny_settings(**changes) -> ModelSettings:
-    """About 0.5 M parameters: a basic-block ResNet with GroupNorm, 64 channels, 4 predictions."""
+    """Return a network of 0.5 M parameters: a ResNet with GroupNorm, 64 channels, 4 predictions."""
     fields = {
         "backbone": "resnet",
         "backbone_config": TINY_BACKBONES["resnet"],
@@ -50,7 +50,7 @@ def tiny_settings(**changes) -> ModelSettings:
 
 
 def keyed_draw(offset: int = 0, dtype: torch.dtype = torch.float32):
-    """A Draw that depends on image, purpose and shape alone; images count from `offset`."""
+    """Return a `Draw` keyed by image, purpose, and shape; images are counted from `offset`."""
 
     def draw(image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
         return keyed_uniform(shape, image + offset, purpose).to(dtype)
@@ -61,7 +61,7 @@ def keyed_draw(offset: int = 0, dtype: torch.dtype = torch.float32):
 def boxes(
     size: tuple[int, int], counts: list[int], classes: int, seed: int = 0, layers: int = 2
 ) -> Targets:
-    """Random boxes as targets, spread over layers, later ones covering earlier ones."""
+    """Return random boxes as targets; they are spread over layers and cover earlier ones."""
     generator = torch.Generator().manual_seed(seed)
     height, width = size
     most = max(counts)
@@ -83,7 +83,7 @@ def boxes(
 def random_predictions(
     layers: int, batch: int, queries: int, classes: int, dim: int, size: tuple[int, int]
 ) -> Predictions:
-    """float64 leaves of a graph."""
+    """Return random predictions in float64, all of which require gradients."""
     generator = torch.Generator().manual_seed(7)
     shapes = (
         (layers, batch, queries, classes + 1),

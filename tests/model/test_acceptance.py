@@ -1,4 +1,4 @@
-"""Section 11 where no other test holds it: constants of backbones, degenerate truths."""
+"""The published constants of backbones, and losses of degenerate targets."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from model.targets import Targets
 from tests.model.samples import boxes, random_predictions
 from tests.model.test_criterion import DRAW, QUERIES, SETTINGS, expected_losses, scene
 
-# Section 1.2: blocks, width, heads, window of Swins.
+# Blocks per stage, channels, heads per stage, and window size, as in arXiv 2103.14030.
 SWINS = {
     "swin_tiny": ([2, 2, 6, 2], 96, [3, 6, 12, 24], 7),
     "swin_small": ([2, 2, 18, 2], 96, [3, 6, 12, 24], 7),
@@ -21,7 +21,7 @@ SWINS = {
 
 
 @pytest.mark.parametrize("name", SWINS)
-def test_11_1_constants_of_swin(name: str) -> None:
+def test_constants_of_swin(name: str) -> None:
     blocks, width, heads, window = SWINS[name]
     with torch.device("meta"):
         backbone = Backbone(name)
@@ -42,8 +42,8 @@ def test_11_1_constants_of_swin(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "blocks"), [("resnet50", [3, 4, 6, 3]), ("resnet101", [3, 4, 23, 3])]
 )
-def test_11_1_constants_of_resnet(name: str, blocks: list[int]) -> None:
-    """torchvision's layout: the stride is in the 3x3 convolution; norms are frozen, eps 1e-5."""
+def test_constants_of_resnet(name: str, blocks: list[int]) -> None:
+    """The stride is in the 3x3 convolution, as in torchvision; norms are frozen, with eps 1e-5."""
     with torch.device("meta"):
         backbone = Backbone(name)
     stem, stages = backbone.body.embedder.embedder.convolution, backbone.body.encoder.stages
@@ -63,7 +63,7 @@ def losses_of(predictions, targets, settings: CriterionSettings = SETTINGS):
 
 
 def crowd(count: int) -> Targets:
-    """One image of `count` segments, a cell each: more than a byte can number."""
+    """Return an image with a segment in each of `count` cells, which can be more than 255."""
     cells = torch.arange(1, count + 1, dtype=torch.int32).view(1, 1, 15, -1)
     maps = cells.repeat_interleave(4, 2).repeat_interleave(4, 3).contiguous()
     return Targets(
@@ -74,7 +74,7 @@ def crowd(count: int) -> Targets:
     )
 
 
-def test_11_3_three_hundred_instances() -> None:
+def test_three_hundred_instances() -> None:
     predictions = random_predictions(1, 1, QUERIES, 4, 8, (15, 20))
     targets = crowd(300)
     losses = losses_of(predictions, targets)
@@ -84,8 +84,8 @@ def test_11_3_three_hundred_instances() -> None:
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_11_3_a_void_image_only_teaches_no_object() -> None:
-    """Beside an image of three segments it changes neither their mask losses nor the count."""
+def test_a_void_image_only_teaches_no_object() -> None:
+    """It changes neither the mask losses of another image nor the number that divides them."""
     predictions, targets = scene([3, 0])
     assert not targets.maps[1].any()
     both = losses_of(predictions, targets)
@@ -105,11 +105,11 @@ def test_11_3_a_void_image_only_teaches_no_object() -> None:
     assert not gradients[2][1].any()
 
 
-def test_11_3_an_empty_mask_is_pushed_down_and_keeps_its_class() -> None:
-    """Dice loss 1 - 1 / (sum of probabilities + 1); its query is to say the object's class."""
+def test_an_empty_mask_is_pushed_down_and_keeps_its_class() -> None:
+    """Its dice loss is 1 - 1 / (sum of probabilities + 1), and its class is still a target."""
     predictions = random_predictions(1, 1, 1, 4, 8, (8, 10))
     targets = boxes((32, 40), [1], 4)
-    targets.value.fill_(200)  # nowhere in the map
+    targets.value.fill_(200)  # a value that is not in the map
     settings = CriterionSettings(points=50, importance=0)
     losses = losses_of(predictions, targets, settings)
     points = DRAW(0, "uniform/0", (1, 50, 2))[0]
@@ -126,8 +126,8 @@ def test_11_3_an_empty_mask_is_pushed_down_and_keeps_its_class() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_11_3_no_assignment_is_made_of_what_is_not_finite(value: float, monkeypatch) -> None:
-    """The error names the prediction and comes before the assignment; nothing is repaired."""
+def test_predictions_that_are_not_finite_are_not_matched(value: float, monkeypatch) -> None:
+    """The error names the prediction and is raised before the assignment."""
     predictions, targets = scene([3, 1])
     with torch.no_grad():
         predictions.class_logits[2, 1, 0, 0] = value

@@ -1,4 +1,4 @@
-"""Backbones: one contract for all families; normalization variants, weights from a folder."""
+"""The contract of all families of backbones, the kinds of normalization, and loading weights."""
 
 import copy
 import itertools
@@ -29,7 +29,7 @@ DROPPING = pytest.mark.parametrize("name", [name for name in TINY_BACKBONES if n
 
 
 def tiny(name: str, seed: int = 0, **changes) -> Backbone:
-    """With layers that start as nothing or as one (ConvNeXt's scales, norms) off their start."""
+    """Return a small backbone with random norms and scales, which start as constants."""
     torch.manual_seed(seed)
     backbone = Backbone(name, TINY_BACKBONES[name], **changes)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_every_family_is_held_to_the_contract() -> None:
 @FAMILIES
 @pytest.mark.parametrize("size", [(96, 160), (32, 64)])
 def test_features_by_stride(name: str, size: tuple[int, int]) -> None:
-    """Also where maps have odd sides (3x5), or one row."""
+    """The sizes include feature maps with odd sides (3x5) and with one row."""
     backbone = tiny(name).eval()
     with torch.no_grad():
         features = backbone(torch.randn(2, 3, *size))
@@ -63,7 +63,7 @@ def test_features_by_stride(name: str, size: tuple[int, int]) -> None:
 
 @FAMILIES
 def test_gradients_reach_every_parameter(name: str) -> None:
-    """Also in bf16 autocast, after inference has filled whatever caches there are."""
+    """They do so in bf16 autocast too, and after inference has filled the caches."""
     backbone, images = tiny(name), torch.randn(2, 3, 96, 160)
     with torch.inference_mode():
         expected = backbone.eval()(images)
@@ -81,7 +81,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 
 @FAMILIES
 def test_state_is_the_whole_function(name: str) -> None:
-    """Inference is repeatable, and another net with the same state computes the same."""
+    """Inference is repeatable, and another network with the same state gives the same maps."""
     backbone, twin, images = tiny(name).eval(), tiny(name, seed=1).eval(), torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         first, again, other = backbone(images), backbone(images), twin(images)
@@ -95,7 +95,7 @@ def test_state_is_the_whole_function(name: str) -> None:
 
 @FAMILIES
 def test_every_parameter_is_in_one_group(name: str) -> None:
-    """The body learns slowly; the pyramid, new, as the head. Norms do not decay."""
+    """The body has a low learning rate, the pyramid that of the decoders; norms do not decay."""
     settings = tiny_settings(
         backbone=name, backbone_config=TINY_BACKBONES[name], norm="frozen_batch"
     )
@@ -123,7 +123,7 @@ def test_stochastic_depth_does_not_depend_on_the_batch(name: str) -> None:
         alone = backbone(images[1:], keyed_draw(offset=1))[32]
         free = backbone(images)[32]
         twin = copy.deepcopy(backbone)
-        backbone(images)  # draws of its own
+        backbone(images)  # with random numbers from the global generator
         copied = twin(images, keyed_draw())[32]
     torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-5)
     assert not torch.allclose(together, free)
@@ -131,8 +131,8 @@ def test_stochastic_depth_does_not_depend_on_the_batch(name: str) -> None:
 
 
 @DROPPING
-def test_11_8_drop_path_on_every_branch(name: str) -> None:
-    """Rates grow linearly with depth, per block; without its branches a block does nothing."""
+def test_drop_path_on_every_branch(name: str) -> None:
+    """Rates grow linearly with the block, and a block without its branches is the identity."""
     backbone = tiny(name, drop_path=0.4)
     blocks = [module for module in backbone.body.modules() if hasattr(module, "drop_path")]
     last, branches = len(blocks) - 1, len(backbone.drop_paths) // (len(blocks) - 1)
@@ -158,7 +158,7 @@ def test_11_8_drop_path_on_every_branch(name: str) -> None:
         assert (one - other).abs().max() > 1e-3
 
 
-# Families by themselves
+# Single families
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_weights_from_a_folder(name: str, tmp_path) -> None:
     if name == "dinov3_vit":
         ours = body(images).feature_maps[0].flatten(2).transpose(1, 2)
         expected = theirs.last_hidden_state[:, 5:]  # past the class and register tokens
-    elif name.startswith("swin"):  # their stages end with the next one's downsampling; not the last
+    elif name.startswith("swin"):  # each stage but the last includes the next downsampling
         ours, expected = stages[-1], theirs.reshaped_hidden_states[-1]
         ours = ours if ours.ndim == 4 else ours.transpose(1, 2).view_as(expected)
     else:
@@ -268,8 +268,8 @@ def test_wrong_settings_are_named(arguments: dict, message: str) -> None:
         Backbone(**arguments)
 
 
-def test_group_norm_standardises_filters():
-    """Filters act with mean 0 and norm 1, whatever their own scale and offset."""
+def test_group_norm_standardizes_filters():
+    """A convolution uses filters of mean 0 and norm 1 for any scale and offset of its weights."""
     torch.manual_seed(0)
     body = Backbone("resnet", TINY_RESNET, norm="group").double()
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""`model.compile`: the same network through torch.compile, with kernels of torch's own."""
+"""`model.compile` gives the same network through torch.compile."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from tests.model.test_recompute import tiny_settings
 
 
 def outcome(model, images):
-    """Predictions, and gradients of one function of them by parameter name."""
+    """Return the predictions, and the gradients of a function of them by parameter name."""
     model.zero_grad()
     predictions = model(images)
     sum(x.square().mean() for x in predictions).backward()

@@ -1,4 +1,4 @@
-"""Matching and losses against the formulas, written out pair by pair in float64."""
+"""Matching and losses agree with the formulas, written out for each pair in float64."""
 
 import itertools
 
@@ -28,7 +28,7 @@ def scene(counts: list[int], layers: int = LAYERS) -> tuple[Predictions, Targets
 
 
 def at(plane: Tensor, points: Tensor) -> Tensor:
-    """Plane [H, W] at points [P, 2]."""
+    """Return a plane [H, W] at points [P, 2]."""
     grid = 2 * points[None, None] - 1
     return F.grid_sample(plane[None, None], grid, align_corners=False)[0, 0, 0]
 
@@ -92,10 +92,10 @@ def expected_losses(predictions: Predictions, targets: Targets) -> dict[str, Ten
 
 @pytest.mark.parametrize("normalizer", ["global", "local"])
 @pytest.mark.parametrize("counts", [[3, 0, 8], [1], [2, 5]])  # 8 > 6 queries; the third is empty
-def test_11_3_losses_and_gradients_follow_the_formulas(counts: list[int], normalizer: str) -> None:
+def test_losses_and_gradients_follow_the_formulas(counts: list[int], normalizer: str) -> None:
     predictions, targets = scene(counts)
     if counts == [2, 5]:
-        targets.value[1, 2] = 200  # nowhere in the map: an empty mask is a legal target
+        targets.value[1, 2] = 200  # not in the map: an empty mask is a valid target
     settings = CriterionSettings(points=SETTINGS.points, class_normalizer=normalizer)
     expected = expected_losses(predictions, targets)
     wanted = torch.autograd.grad(sum(expected.values()), predictions)
@@ -130,7 +130,7 @@ def test_matching_is_optimal() -> None:
         assert found == pytest.approx(best, abs=1e-10)
 
 
-def test_11_3_whole_batch_without_targets() -> None:
+def test_whole_batch_without_targets() -> None:
     predictions, targets = scene([2, 2])
     targets.categories.fill_(-1)
     settings = CriterionSettings(points=50)

@@ -1,4 +1,4 @@
-"""Deformable attention: the operator against plain torch, and as a citizen of torch."""
+"""Deformable attention agrees with plain torch and works with autograd, autocast, and compile."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ SHAPES = ((3, 4), (6, 8), (12, 15))
 
 
 def sample(dtype: torch.dtype = torch.float64, batch: int = 2, heads: int = 2, dim: int = 4):
-    """value, locations (a third of them outside) and weights; leaves of a graph."""
+    """Return value, locations, and weights, which require gradients; a third lie outside."""
     generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in SHAPES)
 
@@ -24,7 +24,7 @@ def sample(dtype: torch.dtype = torch.float64, batch: int = 2, heads: int = 2, d
 
 
 def results(function, inputs: list[Tensor], gradient: Tensor) -> list[Tensor]:
-    """Output and gradients."""
+    """Return the output and the gradients of the inputs."""
     value, locations, weights = inputs
     output = function(value, SHAPES, locations, weights)
     return [output, *torch.autograd.grad(output, inputs, gradient)]

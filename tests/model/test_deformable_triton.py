@@ -1,4 +1,4 @@
-"""The Triton kernels: in Triton's interpreter here, compiled for a GPU, and on one where it is."""
+"""The Triton kernels in the interpreter, compiled for a GPU, and on a GPU if there is one."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from model.deformable_attention import deformable_attention, reference
 from tests.model.test_deformable_attention import results, sample
 
-# Triton reads TRITON_INTERPRET when a kernel is defined: hence a process of its own.
+# Triton reads TRITON_INTERPRET when a kernel is defined, so each test starts a process.
 INTERPRETED = """
 import torch
 from model.kernels import deformable_cpu, deformable_triton

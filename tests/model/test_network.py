@@ -1,4 +1,4 @@
-"""The network as built: sizes, initial values, attention, caching, and that it learns."""
+"""The sizes, initial values, attention, and cached constants of the network, and a training."""
 
 import copy
 import math
@@ -65,7 +65,7 @@ def head() -> Mask2Former:
 
 
 def assert_uniform(tensor: torch.Tensor, bound: float) -> None:
-    """Fills [-bound, bound] evenly (bias vectors have 100 values or more)."""
+    """Check that a tensor of 100 values or more looks uniform in [-bound, bound]."""
     assert tensor.abs().max() <= bound
     assert tensor.abs().max() > 0.9 * bound
     assert tensor.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)
@@ -151,7 +151,7 @@ def test_deformable_attention_sums_bilinear_samples() -> None:
     torch.testing.assert_close(result, expected.flatten(2), rtol=0, atol=1e-12)
 
 
-def test_attention_mask_permits_even_odds_and_never_nothing() -> None:
+def test_attention_mask_permits_logits_of_zero_and_never_excludes_all() -> None:
     logits = torch.tensor([[[1.0, -1.0, 0.0, -1e-8], [-1.0, -2.0, -3.0, -4.0]]])
     expected = [[[[True, False, True, True], [True] * 4]]]
     assert attention_mask(logits).tolist() == expected
@@ -181,10 +181,10 @@ def test_shapes_and_gradients() -> None:
 
 
 @BOTH
-def test_constants_cached_in_inference_serve_training() -> None:
+def test_constants_cached_in_inference_are_used_in_training() -> None:
     torch.manual_seed(0)
     model = Mask2Former(tiny_settings(), num_classes=5)
-    images = torch.randn(1, 3, 160, 32)  # a shape no other test has cached
+    images = torch.randn(1, 3, 160, 32)  # constants of this shape are not cached by other tests
     with torch.inference_mode():
         model(images)
     model(images).mask_embeddings.sum().backward()
@@ -249,7 +249,7 @@ def test_unpadded_images_are_refused() -> None:
 
 
 @BOTH
-def test_one_sample_can_be_learnt() -> None:
+def test_one_sample_can_be_learned() -> None:
     torch.manual_seed(0)
     model = Mask2Former(tiny_settings(), num_classes=3)
     targets = boxes((64, 64), [3], classes=3)

@@ -1,4 +1,4 @@
-"""Point sampling against grid_sample, of features and of masks given as integer maps."""
+"""Sampling of features and of masks in integer maps agrees with grid_sample."""
 
 import pytest
 import torch
@@ -17,13 +17,13 @@ from tests.model.samples import boxes
 
 
 def reference(planes: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """grid_sample of [M, H, W] at [M, P, 2]."""
+    """Return planes [M, H, W] at points [M, P, 2] by grid_sample."""
     grid = 2 * points[:, None] - 1
     return F.grid_sample(planes[:, None], grid, align_corners=False)[:, 0, 0]
 
 
 def edgy_points(*shape: int) -> torch.Tensor:
-    """Uniform points of which a third lie within a pixel of the border."""
+    """Return uniform points of which a third lie within a pixel of the border."""
     torch.manual_seed(0)
     points = torch.rand(*shape, 2, dtype=torch.float64)
     third = shape[-1] // 3

@@ -1,4 +1,4 @@
-"""What is computed again in backward: the same values and gradients, of less that is kept."""
+"""Recomputation in backward gives the same values and gradients and keeps less memory."""
 
 import math
 
@@ -14,7 +14,7 @@ from tests.model.samples import tiny_settings
 
 
 def kept(function, *inputs) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """The result, and a shape for each storage, but parameters', that autograd keeps."""
+    """Return the result, and the shape of each tensor that autograd keeps, except parameters."""
     tensors = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def kept(function, *inputs) -> tuple[Tensor, list[tuple[int, ...]]]:
         return function(*inputs), [tuple(tensor.shape) for tensor in tensors.values()]
 
 
-def test_values_and_gradients_are_the_same_and_the_last_product_is_made_once() -> None:
+def test_values_and_gradients_are_the_same_and_the_last_product_is_computed_once() -> None:
     torch.manual_seed(0)
     wide, narrow = nn.Linear(3, 50).double(), nn.Linear(50, 2).double()
     x = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
@@ -74,7 +74,7 @@ def test_checkpointed_layers_have_the_same_gradients_and_keep_less() -> None:
         model = Mask2Former(tiny_settings(checkpoint_activations=checkpoint), num_classes=5)
         _, of_backbone = kept(model.backbone, images)
         predictions, shapes = kept(model, images)
-        for shape in of_backbone:  # of which nothing is computed again
+        for shape in of_backbone:  # the backbone recomputes nothing
             shapes.remove(shape)
         sum(x.square().mean() for x in predictions).backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Segmentations: known small cases, and a slow literal reading of the procedure."""
+"""Segmentations of small cases, and of random ones against a literal and slow implementation."""
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ SETTINGS = SegmentSettings()
 
 
 def strip(labels: list[int], scores: list[float], masks: list[list[float]]) -> ImagePrediction:
-    """A prediction for one row of pixels: every query's label, score and mask logits.
+    """Return a prediction for one row of pixels with the label, score, and mask of each query.
 
-    Resizing up by 4 and back mixes 1/16 of each neighbor into a pixel: signs survive.
+    Resizing by 4 and back adds 1/16 of each neighbor to a pixel, which does not change signs.
     """
     width = len(masks[0])
     others = len(THINGS)  # the rest of the probability is shared by the other classes
@@ -50,7 +50,7 @@ def test_unsure_pixels_stay_void() -> None:
     ("stolen", "expected"),
     [
         (2, [1] * 8 + [2] * 4),  # 8 of its 10 pixels left: exactly 0.8 is enough
-        (3, [0] * 7 + [1] * 5),  # 7 of 10: rejected, and nobody inherits its pixels
+        (3, [0] * 7 + [1] * 5),  # 7 of 10: rejected, and its pixels stay void
     ],
 )
 def test_overlap_ratio(stolen: int, expected: list[int]) -> None:
@@ -122,7 +122,7 @@ def full_logits(p: ImagePrediction) -> Tensor:
 
 
 def slow_panoptic(p: ImagePrediction, settings: SegmentSettings) -> tuple[Tensor, list[tuple]]:
-    """The procedure pixel by pixel."""
+    """Return the panoptic merge, computed pixel by pixel."""
     probability, mask = p.class_logits.softmax(1), full_logits(p).sigmoid()
     kept = []
     for q, row in enumerate(probability.tolist()):
@@ -208,7 +208,7 @@ def test_one_image_of_a_batch() -> None:
 
 
 def three_ways(queries: int, valid: tuple[int, int], output: tuple[int, int]) -> None:
-    """Every segmentation of one image, with all queries confident."""
+    """Compute all segmentations of an image with confident queries only."""
     torch.manual_seed(0)
     classes = 10
     logits = torch.zeros(queries, classes + 1)
@@ -224,5 +224,5 @@ def three_ways(queries: int, valid: tuple[int, int], output: tuple[int, int]) ->
 
 @pytest.mark.slow
 def test_a_photograph_of_12_megapixels_stays_under_2_gb() -> None:
-    """The instances' hundred masks, returned at full size, are 1.2 GB of it."""
+    """The 100 masks of instances, which are returned at full size, take 1.2 GB of them."""
     assert peak_mib(three_ways, 100, (800, 1067), (3000, 4000)) < 2e9 / 2**20

@@ -1,4 +1,4 @@
-"""Settings: every value is either accepted as it is or refused by name."""
+"""Every value of a setting is either kept or refused with the name of the setting."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ CLASSES = (
 
 @dataclass
 class Example(Settings):
-    """One field of every kind."""
+    """Settings with a field of every kind."""
 
     count: int = setting(3, "A whole number.", at_least=1, multiple_of=3)
     share: float = setting(0.5, "A number.", above=0, below=1)

@@ -1,6 +1,7 @@
-"""A global batch cut into any shares, over ranks and micro-batches, has the gradient of the whole.
+"""The gradient of a global batch does not depend on its division into ranks and micro-batches.
 
-Eight images of 0 to 30 segments for 12 queries, in float64, with stochastic depth; four processes.
+Four processes train in float64 with stochastic depth on eight images of 0 to 30 segments, for 12
+queries.
 """
 
 import pytest
@@ -16,7 +17,7 @@ from tests.model.samples import TINY_BACKBONES, keyed_draw, tiny_settings
 
 COUNTS = [3, 30, 0, 1, 12, 0, 7, 30]
 CLASSES, SIZE, QUERIES, WORLD = 5, (64, 64), 12, 4
-# Sizes of the micro-batches of each rank; images are dealt in this order.
+# Sizes of the micro-batches of each rank, which take the images in this order.
 LAYOUTS = {
     "1x8": [[8]],
     "2x4": [[4], [1, 3]],
@@ -27,7 +28,7 @@ SETTINGS = CriterionSettings(points=512)
 
 
 def shares(layout: list[list[int]], rank: int) -> list[slice]:
-    """The images of each micro-batch of a rank."""
+    """Return the images of each micro-batch of a rank."""
     start = sum(map(sum, layout[:rank]))
     found = []
     for size in layout[rank] if rank < len(layout) else []:
@@ -37,10 +38,10 @@ def shares(layout: list[list[int]], rank: int) -> list[slice]:
 
 
 def truth() -> Targets:
-    """As many boxes as an image has segments, each in a layer of its own.
+    """Return a box in a separate layer for each segment of each image.
 
-    No two are alike at the points they are seen at: between equal costs rounding decides who is
-    matched, and with which draws.
+    No two boxes agree at the sampled points, because rounding would decide which of two equal
+    costs is matched.
     """
     most = max(COUNTS)
     maps = torch.zeros(len(COUNTS), most, *SIZE, dtype=torch.uint8)
@@ -59,9 +60,12 @@ def truth() -> Targets:
 
 
 def gradient(layout: list[list[int]], reduced: bool = True) -> dict[str, Tensor]:
-    """Gradients of the global loss by parameter, after this rank's share and an all-reduce.
+    """Return the gradient of the global loss by parameter, summed over the ranks.
 
-    Without `reduced` normalizers every rank divides by those of its own share.
+    Args:
+        layout: The sizes of the micro-batches of each rank.
+        reduced: Whether the normalizers are those of the global batch. Otherwise each rank uses
+            those of its own images.
     """
     torch.manual_seed(0)
     settings = tiny_settings(
@@ -95,7 +99,7 @@ def gradient(layout: list[list[int]], reduced: bool = True) -> dict[str, Tensor]
 
 def exercise() -> dict[str, dict[str, Tensor]]:
     found = {name: gradient(layout) for name, layout in LAYOUTS.items()}
-    return found | {"each its own": gradient(LAYOUTS["4x2"], reduced=False)}
+    return found | {"own normalizers": gradient(LAYOUTS["4x2"], reduced=False)}
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +108,18 @@ def gradients() -> dict[str, dict[str, Tensor]]:
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Largest difference of an element, relative to the largest of its tensor.
+    """Return the largest difference of an element, relative to the largest one of its tensor.
 
-    Biases of keys are left out: softmax takes no notice of them, and their gradients are rounding.
+    Biases of keys are excluded: softmax cancels them, so that their gradients are rounding errors.
     """
     named = {name: x for name, x in one.items() if not name.endswith("k_proj.bias")}
     return max(((x - other[name]).abs().max() / x.abs().max()).item() for name, x in named.items())
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "1x8"])
-def test_11_3_any_split_has_the_gradient_of_the_whole(gradients, layout: str) -> None:
+def test_any_split_has_the_gradient_of_the_whole(gradients, layout: str) -> None:
     assert distance(gradients["1x8"], gradients[layout]) < 1e-10
 
 
-def test_normalizers_of_each_rank_alone_would_not_do(gradients) -> None:
-    assert distance(gradients["1x8"], gradients["each its own"]) > 0.1
+def test_normalizers_of_each_rank_alone_give_other_gradients(gradients) -> None:
+    assert distance(gradients["1x8"], gradients["own normalizers"]) > 0.1

@@ -1,4 +1,4 @@
-"""`TokenLinear` against the matrix product, by which it is defined, in float64."""
+"""`TokenLinear` agrees with the matrix product in float64."""
 
 import pytest
 import torch

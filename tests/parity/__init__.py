@@ -1,1 +1,1 @@
-"""Agreement with public implementations of the same model."""
+"""Comparisons with public implementations of the same model."""

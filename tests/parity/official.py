@@ -1,7 +1,8 @@
-"""The network as the official code computes it, written out over tensors by its official names.
+"""The network of the paper's code, written out with its names of parameters.
 
-An oracle for names and arithmetic: it shares no code with `model` and follows the paper's code step
-by step (backbones of arXiv 1512.03385 and 2103.14030, decoders of 2010.04159 and 2112.01527).
+It shares no code with `model`, so that it verifies both names and arithmetic, and it follows the
+paper's code step by step: the backbones of arXiv 1512.03385 and 2103.14030, and the decoders of
+2010.04159 and 2112.01527.
 """
 
 import math
@@ -14,7 +15,11 @@ HEADS, LEVELS, POINTS, GROUPS = 8, 3, 4, 32
 
 
 class Official:
-    """Tensors by official name; `read` are those that a forward pass has looked at."""
+    """Tensors by the names of the paper's code.
+
+    Attributes:
+        read: Names of the tensors that have been used.
+    """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors, self.read = tensors, set()
@@ -24,11 +29,11 @@ class Official:
         return self.tensors[name]
 
     def both(self, name: str) -> tuple[Tensor, Tensor]:
-        """Weight and bias."""
+        """Return the weight and the bias of a layer."""
         return self(f"{name}.weight"), self(f"{name}.bias")
 
     def count(self, pattern: str) -> int:
-        """How many consecutive numbers from 0 there are in place of {}."""
+        """Return how many names there are if {} is replaced by 0, 1, and so on."""
         n = 0
         while any(name.startswith(pattern.format(n)) for name in self.tensors):
             n += 1
@@ -51,14 +56,21 @@ class Official:
 def forward(
     w: Official, images: Tensor, window: int | None = None, heads: tuple[int, ...] = ()
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Class and mask logits of every prediction. `window` and `heads` are Swin's."""
+    """Return the class logits and the mask logits of every prediction.
+
+    Args:
+        w: The weights.
+        images: Normalized images [B, 3, H, W].
+        window: Window size of a Swin; None for a ResNet.
+        heads: Number of heads of each stage of a Swin.
+    """
     features = resnet(w, images) if window is None else swin(w, images, window, heads)
     memory, mask_features = pixel_decoder(w, features)
     return predictor(w, memory, mask_features)
 
 
 def resnet(w: Official, x: Tensor) -> list[Tensor]:
-    """res2 to res5 of bottleneck blocks with the stride in the 3x3 convolution."""
+    """Return the maps res2 to res5; the stride of a block is in its 3x3 convolution."""
 
     def conv(name: str, x: Tensor, **options) -> Tensor:
         return w.batch_norm(f"{name}.norm", F.conv2d(x, w(f"{name}.weight"), **options))
@@ -79,7 +91,7 @@ def resnet(w: Official, x: Tensor) -> list[Tensor]:
 
 
 def swin(w: Official, x: Tensor, window: int, heads: tuple[int, ...]) -> list[Tensor]:
-    """The four stages, each through its own norm: [B, C, H/s, W/s] for s = 4 to 32."""
+    """Return the normalized maps of the four stages: [B, C, H/s, W/s] for s = 4 to 32."""
     x = F.conv2d(x, *w.both("backbone.patch_embed.proj"), stride=4).permute(0, 2, 3, 1)
     x = w.layer_norm("backbone.patch_embed.norm", x)  # [B, H, W, C]
     features = []
@@ -103,7 +115,10 @@ def swin(w: Official, x: Tensor, window: int, heads: tuple[int, ...]) -> list[Te
 def window_attention(
     w: Official, name: str, x: Tensor, size: int, heads: int, shift: int
 ) -> Tensor:
-    """Attention within windows of [B, H, W, C]: padding takes part, the shift is always made."""
+    """Return self-attention within the windows of x [B, H, W, C].
+
+    Padding is attended to, and windows are shifted even if the map has only one.
+    """
     height, width = x.shape[1:3]
     x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
     rows, columns = x.shape[1:3]
@@ -121,8 +136,8 @@ def window_attention(
     y, part = windows(x), windows(region)
     q, k, v = w.linear(f"{name}.qkv", y).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     scores = q * q.shape[-1] ** -0.5 @ k.mT  # [B·n, heads, size², size²]
-    place = torch.cartesian_prod(torch.arange(size), torch.arange(size))
-    offset = place[:, None] - place + size - 1
+    pixel = torch.cartesian_prod(torch.arange(size), torch.arange(size))
+    offset = pixel[:, None] - pixel + size - 1
     index = offset[..., 0] * (2 * size - 1) + offset[..., 1]
     scores = scores + w(f"{name}.relative_position_bias_table")[index].permute(2, 0, 1)
     apart = (part != part.mT) * -100.0  # [n, size², size²]
@@ -135,15 +150,15 @@ def window_attention(
 
 
 def sine(height: int, width: int, dim: int, dtype: torch.dtype) -> Tensor:
-    """Encoding [H·W, dim]: y, then x, sine and cosine interleaved."""
+    """Return the encoding [H·W, dim] of y, then of x, with sine and cosine interleaved."""
     half = dim // 2
     frequency = [10000 ** (2 * (j // 2) / half) for j in range(half)]
     rows = []
     for y in range(1, height + 1):
         for x in range(1, width + 1):
             row = []
-            for place, size in ((y, height), (x, width)):
-                angle = place / (size + 1e-6) * 2 * math.pi
+            for position, size in ((y, height), (x, width)):
+                angle = position / (size + 1e-6) * 2 * math.pi
                 row += [
                     (math.cos if j % 2 else math.sin)(angle / f) for j, f in enumerate(frequency)
                 ]
@@ -152,7 +167,7 @@ def sine(height: int, width: int, dim: int, dtype: torch.dtype) -> Tensor:
 
 
 def pixel_decoder(w: Official, features: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Memory of strides 32, 16, 8 and mask features of stride 4."""
+    """Return the memory of strides 32, 16, and 8, and the mask features of stride 4."""
     head = "sem_seg_head.pixel_decoder"
     maps = []
     for i, x in enumerate(features[:0:-1]):
@@ -184,7 +199,7 @@ def pixel_decoder(w: Official, features: list[Tensor]) -> tuple[list[Tensor], Te
 def deformable(
     w: Official, name: str, query: Tensor, source: Tensor, sizes: list[tuple[int, int]]
 ) -> Tensor:
-    """Each token looks, per head and level, at offsets in pixels of that level."""
+    """Return deformable attention; the offsets of samples are in pixels of their level."""
     batch, tokens = source.shape[:2]
     value = w.linear(f"{name}.value_proj", source).unflatten(2, (HEADS, -1))
     offsets = w.linear(f"{name}.sampling_offsets", query)
@@ -204,8 +219,8 @@ def deformable(
     ):
         image = part.permute(0, 2, 3, 1).reshape(batch * HEADS, -1, height, width)
         step = offsets[:, :, :, level] / torch.tensor((width, height), dtype=source.dtype)
-        place = 2 * (centers[:, None, None] + step) - 1  # [B, tokens, HEADS, POINTS, 2]
-        grid = place.transpose(1, 2).flatten(0, 1)
+        samples = 2 * (centers[:, None, None] + step) - 1  # [B, tokens, HEADS, POINTS, 2]
+        grid = samples.transpose(1, 2).flatten(0, 1)
         seen = F.grid_sample(image, grid, align_corners=False)  # [B·HEADS, C, tokens, POINTS]
         seen = (
             seen.unflatten(0, (batch, HEADS)) * weights[:, :, :, level].transpose(1, 2)[:, :, None]
@@ -217,7 +232,10 @@ def deformable(
 def predictor(
     w: Official, memory: list[Tensor], mask_features: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Class logits [B, Q, K + 1] and mask logits [B, Q, H/4, W/4], before and after every layer."""
+    """Return class logits [B, Q, K + 1] and mask logits [B, Q, H/4, W/4] of every prediction.
+
+    The first prediction is made before the first layer.
+    """
     head = "sem_seg_head.predictor"
     batch, dim, dtype = len(mask_features), mask_features.shape[1], mask_features.dtype
     values = [

@@ -1,4 +1,4 @@
-"""Nets with weights off their initial values, for comparison with other implementations."""
+"""Networks with random norms and biases, for comparison with other implementations."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch import Tensor
 from model.mask2former import Mask2Former
 
 
-def randomise(module: torch.nn.Module) -> None:
-    """Move every parameter and running statistic off its initial value, mildly."""
+def randomize(module: torch.nn.Module) -> None:
+    """Add noise to every parameter and running statistic, because many start as constants."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in module.state_dict().items():
         if not tensor.is_floating_point() or "criterion" in name:
@@ -22,7 +22,7 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 def logits(model: Mask2Former, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Class and mask logits of every prediction of our network."""
+    """Return the class logits and the mask logits of every prediction of our network."""
     predictions = model(images)
     masks = torch.einsum("lbqc,bchw->lbqhw", predictions.mask_embeddings, predictions.mask_features)
     return list(predictions.class_logits), list(masks)
@@ -34,10 +34,18 @@ def assert_close(
     tolerance: float,
     predictions: int | None = None,
 ) -> None:
-    """The first predictions (all) agree to an absolute `tolerance`, and are not trivial."""
+    """Check that predictions agree to an absolute `tolerance` and are not trivial.
+
+    Args:
+        ours: Class logits and mask logits of every prediction.
+        theirs: The same of the other implementation.
+        tolerance: The largest absolute difference.
+        predictions: How many of the first predictions are compared; all if None.
+    """
     for mine, others in zip(ours, theirs, strict=True):
         assert len(mine) == len(others) > 1
         for a, b in list(zip(mine, others, strict=True))[:predictions]:
             assert b.std() > 0.1
             assert (a - b).abs().max() < tolerance
-    assert 0.01 < (torch.stack(theirs[1]) > 0).double().mean() < 0.99  # attention masks do mask
+    share = (torch.stack(theirs[1]) > 0).double().mean()
+    assert 0.01 < share < 0.99, "the attention masks must exclude some pixels and permit others"

@@ -1,4 +1,4 @@
-"""Our weights by their official names, through the official arithmetic, give our predictions."""
+"""The exported names are right: the arithmetic of the paper's code gives our predictions."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from model.mask2former import Mask2Former, ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
 from model.weights.export import to_detectron2
-from model.weights.load import _to_ours
+from model.weights.load import rename
 from model.weights.names import DETECTRON2, TRANSFORMERS
 from tests.parity.official import Official, forward, swin
-from tests.parity.samples import assert_close, logits, randomise
+from tests.parity.samples import assert_close, logits, randomize
 
 SWIN_HEADS = (1, 2, 4, 8)
 BACKBONES = {
@@ -22,7 +22,7 @@ BACKBONES = {
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
-def test_official_names_mean_what_they_say(backbone: str) -> None:
+def test_official_names_give_our_predictions(backbone: str) -> None:
     settings = ModelSettings(
         backbone=backbone,
         backbone_config=BACKBONES[backbone],
@@ -32,7 +32,7 @@ def test_official_names_mean_what_they_say(backbone: str) -> None:
     )
     torch.manual_seed(0)
     model = Mask2Former(settings, num_classes=5).eval().double()
-    randomise(model)
+    randomize(model)
     names = to_detectron2(model, settings, CriterionSettings(no_object_weight=0.3))
     weights = Official({name: torch.from_numpy(array) for name, array in names.items()})
     images = torch.randn(2, 3, 96, 160, dtype=torch.float64)
@@ -44,13 +44,15 @@ def test_official_names_mean_what_they_say(backbone: str) -> None:
 
 @pytest.mark.parametrize("size", [(96, 160), (224, 32)])
 @torch.no_grad()
-def test_11_8_windows_are_shifted_and_padded_whatever_the_map(size: tuple[int, int]) -> None:
-    """The last maps (3x5, 7x1) are no larger than a window (7): it is shifted all the same, and
-    its padding takes part in attention."""
+def test_windows_are_shifted_and_padded_for_any_size(size: tuple[int, int]) -> None:
+    """Windows are also shifted if the map is not larger than one, and padding is attended to.
+
+    The last maps have 3x5 and 7x1 pixels, and a window has 7x7.
+    """
     settings = ModelSettings(backbone="swin", backbone_config=BACKBONES["swin"], queries=2)
     torch.manual_seed(0)
     model = Mask2Former(settings, num_classes=5).eval().double()
-    randomise(model)
+    randomize(model)
     names = to_detectron2(model, settings, CriterionSettings())
     weights = Official({name: torch.from_numpy(array) for name, array in names.items()})
     images = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -61,11 +63,11 @@ def test_11_8_windows_are_shifted_and_padded_whatever_the_map(size: tuple[int, i
 
 
 @pytest.mark.parametrize("backbone", ["resnet101", "swin_small", "swin_base", "swin_large"])
-def test_names_of_every_size_go_there_and_back(backbone: str) -> None:
-    """Shapes alone; R50 and Swin-T go there and back bit by bit in tests/model/test_weights.py."""
+def test_names_of_every_size_are_exported_and_read(backbone: str) -> None:
+    """Only shapes are compared; tests/model/test_weights.py compares values of R50 and Swin-T."""
     with torch.device("meta"):
         state = Mask2Former(ModelSettings(backbone=backbone), num_classes=133).state_dict()
     for names, kind in ((DETECTRON2, "a detectron2 "), (TRANSFORMERS, "a transformers ")):
-        found, back = _to_ours(names.from_ours(state), state)
+        found, back = rename(names.from_ours(state), state)
         assert found == f"{kind}checkpoint"
         assert {n: x.shape for n, x in back.items()} == {n: x.shape for n, x in state.items()}

@@ -1,4 +1,4 @@
-"""Our forward pass against transformers' Mask2Former of the same weights, taken over either way."""
+"""Our forward pass agrees with that of transformers, whose weights are imported or exported."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from model.pixel_decoder import PixelDecoderSettings
 from model.weights.export import save_transformers, to_detectron2
 from model.weights.load import load
 from tests.model.samples import TINY_BACKBONES
-from tests.parity.samples import assert_close, logits, randomise
+from tests.parity.samples import assert_close, logits, randomize
 
 NUM_CLASSES, QUERIES = 7, 30
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -39,13 +39,13 @@ BACKBONES = {
 
 
 def theirs_in_ours(backbone: str, folder: Path) -> tuple:
-    """A network of theirs, saved by them, and ours with the weights in that folder."""
+    """Return a network of transformers, and ours with the weights that transformers saved."""
     torch.manual_seed(0)
     config = Mask2FormerConfig(
         backbone_config=BACKBONES[backbone], num_labels=NUM_CLASSES, num_queries=QUERIES
     )
     theirs = Mask2FormerForUniversalSegmentation(config).eval()
-    randomise(theirs)
+    randomize(theirs)
     theirs.save_pretrained(folder)
     ours = Mask2Former(ModelSettings(backbone=backbone, queries=QUERIES), NUM_CLASSES).eval()
     loaded = load(ours, folder)
@@ -55,11 +55,11 @@ def theirs_in_ours(backbone: str, folder: Path) -> tuple:
 
 
 def ours_in_theirs(backbone: str, folder: Path) -> tuple:
-    """Theirs as it loads what we export, and the network of ours."""
+    """Return the network that transformers loads from our export, and ours."""
     torch.manual_seed(0)
     settings = ModelSettings(backbone=backbone, queries=QUERIES)
     ours = Mask2Former(settings, NUM_CLASSES).eval()
-    randomise(ours)
+    randomize(ours)
     labels = [f"class {i}" for i in range(NUM_CLASSES)]
     save_transformers(folder, ours, settings, CriterionSettings(), labels)
     theirs, info = Mask2FormerForUniversalSegmentation.from_pretrained(
@@ -73,6 +73,7 @@ def ours_in_theirs(backbone: str, folder: Path) -> tuple:
 def their_logits(
     model: Mask2FormerForUniversalSegmentation, images: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the class logits and the mask logits of every prediction of transformers."""
     output = model(images, output_auxiliary_logits=True)
     predictions = [*output.auxiliary_logits, output]
     return (
@@ -87,8 +88,11 @@ def their_logits(
 )
 @torch.no_grad()
 def test_logits(backbone: str, pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """float64: 1e-8. fp32: 1e-4, past the first prediction with their attention masks, since one
-    mask bit that rounds to the other side changes every later prediction."""
+    """Logits agree to 1e-8 in float64 and to 1e-4 in float32.
+
+    In float32, predictions after the first are compared with the attention masks of transformers,
+    because one pixel that rounds to the other side of 0.5 changes every later prediction.
+    """
     theirs, ours = pair(backbone, tmp_path)
     images = torch.randn(1, 3, 96, 128)
     forbidden = []
@@ -113,6 +117,7 @@ def test_logits(backbone: str, pair, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def small(backbone: str) -> tuple[ModelSettings, Mask2Former]:
+    """Return the settings of a small network and the network."""
     settings = ModelSettings(
         backbone=backbone,
         backbone_config=TINY_BACKBONES[backbone],
@@ -122,13 +127,13 @@ def small(backbone: str) -> tuple[ModelSettings, Mask2Former]:
     )
     torch.manual_seed(0)
     model = Mask2Former(settings, NUM_CLASSES).eval()
-    randomise(model)
+    randomize(model)
     return settings, model
 
 
 @pytest.mark.parametrize("backbone", ["swinv2", "convnext"])
 @torch.no_grad()
-def test_other_families_go_there_and_back(backbone: str, tmp_path: Path) -> None:
+def test_other_families_are_exported_and_read(backbone: str, tmp_path: Path) -> None:
     settings, ours = small(backbone)
     labels = [f"class {i}" for i in range(NUM_CLASSES)]
     save_transformers(tmp_path, ours, settings, CriterionSettings(), labels)
@@ -144,7 +149,7 @@ def test_other_families_go_there_and_back(backbone: str, tmp_path: Path) -> None
     assert_close(logits(ours.double(), images), expected, 1e-8)
 
 
-def test_nets_that_others_do_not_have_are_refused(tmp_path: Path) -> None:
+def test_networks_that_other_implementations_lack_are_refused(tmp_path: Path) -> None:
     settings, vit = small("dinov3_vit")
     with pytest.raises(
         ValueError, match=r"model\.backbone=dinov3_vit: transformers has no pyramid"
@@ -153,13 +158,13 @@ def test_nets_that_others_do_not_have_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     for backbone in ("dinov3_vit", "swinv2", "convnext"):
         settings, model = small(backbone)
-        with pytest.raises(ValueError, match=rf"model\.backbone={backbone}: the official code has"):
+        with pytest.raises(ValueError, match=rf"model\.backbone={backbone}: the paper's code"):
             to_detectron2(model, settings, CriterionSettings())
 
 
 @torch.no_grad()
-def test_11_2_swin_tiny_features_memory_and_logits(tmp_path: Path) -> None:
-    """Section 11, row 2: every intermediate result within 1e-5 relative in fp32."""
+def test_swin_tiny_features_memory_and_logits(tmp_path: Path) -> None:
+    """Every intermediate result agrees to 1e-5 of its norm in float32."""
     theirs, ours = theirs_in_ours("swin_tiny", tmp_path)
     images = torch.randn(1, 3, 64, 96)
     expected = theirs(images, output_hidden_states=True)
