@@ -18,8 +18,8 @@ from shards.format.read import read_sample, read_truth
 from shards.format.schema import Sample, Segment
 from shards.parallel import Runner, run
 
-SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds of small, medium and large objects
-NEAR = 10_000  # the most keys that a mistyped key is compared with
+SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds of small, medium, and large objects
+NEAR = 10_000  # the largest number of keys that a mistyped key is compared with
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _count(sample: Sample, things: Sequence[bool]) -> Tally:
 
 
 def pick(overview: Overview, count: int) -> list[int]:
-    """Return the positions of `count` random samples, always the same ones of a set."""
+    """Return the positions of `count` random samples, which are the same at every call."""
     total = len(overview.index)
     chance = random.Random(overview.manifest.fingerprint)
     return sorted(chance.sample(range(total), min(count, total)))
@@ -199,7 +199,9 @@ def find(sets: list[Path], key: str) -> tuple[ShardSet, int]:
             return opened, opened.index.key.index(key)
         known += opened.index.key
     near = difflib.get_close_matches(key, known[:NEAR], 3, cutoff=0) or ["none"]
-    raise UsageError(f"no sample {key!r}; similar keys are {', '.join(near)}", where=sets[0].parent)
+    raise UsageError(
+        f"no sample {key!r}", where=sets[0].parent, fix=f"similar keys are {', '.join(near)}"
+    )
 
 
 def load(opened: ShardSet, position: int) -> tuple[np.ndarray, Sample]:

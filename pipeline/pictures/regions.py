@@ -1,4 +1,4 @@
-"""What a picture of a segmentation shows: a map of ids, and the regions in it."""
+"""The content of a picture of a segmentation: a map of ids, and the regions in it."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from shards.format.schema import Sample
 
 
 class Region(NamedTuple):
-    """One region of an id map: its id there, its class index, and 1 if it is a crowd."""
+    """One region of an id map: its id in the map, its class index, and 1 if it is a crowd."""
 
     id: int
     category: int

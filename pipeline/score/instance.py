@@ -114,11 +114,13 @@ class InstanceScores:
 
     def _coco(self, images: list[dict], annotations: list[dict]) -> COCO:
         coco = COCO()
-        coco.dataset = {  # pyright: ignore[reportAttributeAccessIssue]  stubs expect all fields
+        # The stubs of pycocotools demand fields, such as file names, that COCOeval never reads.
+        dataset: Any = {
             "images": images,
             "annotations": [a | {"id": n} for n, a in enumerate(annotations, start=1)],
             "categories": [{"id": c, "name": str(c)} for c in range(self.num_categories)],
         }
+        coco.dataset = dataset
         coco.createIndex()
         return coco
 

@@ -86,7 +86,7 @@ def check_round_trip(sample: Sample, members: Members) -> None:
         members: What it was decoded from.
 
     Raises:
-        DataError: Something in the JSON, or a map, does not come back.
+        DataError: The JSON or a map differs after encoding and decoding.
     """
     encoded = encode(sample)
     lost = [] if json.loads(encoded["json"]) == json.loads(bytes(members["json"])) else ["json"]
@@ -152,9 +152,9 @@ def _document(sample: Sample) -> dict[str, Any]:
 
 
 def _plain(entry: Segment) -> dict[str, Any]:
-    """Return an entry as JSON values; `dataclasses.asdict` would copy every one of them.
+    """Return an entry as JSON values; `dataclasses.asdict` would copy each of them.
 
-    Numbers become floats whatever the publisher wrote, so that `1` and `1.0` give equal bytes.
+    Areas and boxes become floats, so that `1` and `1.0` of a publisher give equal bytes.
     """
     plain = {field.name: getattr(entry, field.name) for field in fields(entry)}
     return plain | {"area": float(entry.area), "bbox": list(map(float, entry.bbox))}

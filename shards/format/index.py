@@ -1,4 +1,4 @@
-"""Where every sample is: `samples.parquet` of a shard set, and `.tar.idx` beside each shard."""
+"""The positions of samples: `samples.parquet` of a shard set, and a `.tar.idx` per shard."""
 
 import json
 import mmap

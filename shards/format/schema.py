@@ -36,8 +36,8 @@ INSTANCES = "instances.png"
 SEMANTIC = "semantic.png"
 IMAGES = ("jpg", "png", "webp", "bmp")
 RIGHTS = ("licence", "attribution")
-MAX_VALUE = 65535  # of a 16-bit map
-MAX_PIXELS = 1 << 28  # of an image, or of a map with all its layers
+MAX_VALUE = 65535  # the largest value of a 16-bit map
+MAX_PIXELS = 1 << 28  # the limit for an image, and for a map with all its layers
 KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name field
 
 
@@ -70,7 +70,7 @@ class Instance(Segment):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sample on its way into a shard and out of it. Truth that the source lacks is None.
+    """A sample as it is encoded into a shard and decoded from it; missing truth is None.
 
     The entries and their maps come together: `segments` with `segments_map`, and `instances` with
     `layers`. Only a sample that was read from its JSON alone has entries without maps.
@@ -191,7 +191,7 @@ def image_ext(file_name: str) -> str:
 
 
 def rights_of(licence: Mapping[str, str]) -> dict[str, str]:
-    """Return the rights of a sample from its set's licence: `url` or `name`, and `attribution`."""
+    """Return the rights of a sample from a license: its `url` or `name`, and `attribution`."""
     values = licence.get("url") or licence.get("name"), licence.get("attribution")
     return {name: value for name, value in zip(RIGHTS, values, strict=True) if value}
 
@@ -212,7 +212,7 @@ def map_type(largest: int) -> type[np.uint8] | type[np.uint16]:
 def png_size(png: bytes | memoryview) -> tuple[int, int] | None:
     """Return the width and height in a PNG's header, or None if the bytes are not a PNG.
 
-    Nothing is decoded, so that a huge picture can be refused first.
+    Nothing is decoded, so that a huge image can be rejected first.
     """
     if len(png) < 24 or png[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR":
         return None

@@ -1,4 +1,4 @@
-"""`inspect` against independent counts, and its page in a real browser."""
+"""The counts of `inspect` against independent ones, and its page in a real browser."""
 
 import json
 import re
@@ -103,10 +103,10 @@ def test_one_sample_is_drawn_beside_its_truth(photographs, tmp_path):
         (["000000000286"], 2, "no sample '000000000286'; similar keys are 00000000"),
         (["--out", "a.png"], 2, "--out: is only for drawing one sample; add its KEY"),
         (["000000000285", "--html", "a.html"], 2, "--html: is only for whole sets"),
-        (["--html", "nowhere/a.html"], 2, r"nowhere/a\.html: .* does not exist; create it first"),
+        (["--html", "missing/a.html"], 2, r"missing/a\.html: .* does not exist; create it first"),
     ],
 )
-def test_mistakes_are_one_line(photographs, tmp_path, words, code, text):
+def test_user_errors_are_one_line(photographs, tmp_path, words, code, text):
     outcome = small.call(tmp_path, "inspect", str(photographs), *words)
     assert outcome.code == code
     assert re.search(text, small.complaint(outcome))

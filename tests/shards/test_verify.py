@@ -1,4 +1,4 @@
-"""Damage to a finished set is found, with file and offset, and a lost index comes back."""
+"""Damage to a finished set is reported with file and offset, and a lost index is rebuilt."""
 
 import io
 import json
@@ -38,20 +38,20 @@ def copy(built, tmp_path):
 
 
 def check(out, **options):
-    """What `verify` says, and the error it ends with."""
-    said = []
+    """Return the report of `verify`, and the text of its error."""
+    report = []
     try:
-        verify(out, runner=processes(1), report=said.append, **options)
+        verify(out, runner=processes(1), report=report.append, **options)
     except DataError as error:
-        return said, str(error)
-    return said, ""
+        return report, str(error)
+    return report, ""
 
 
 @pytest.mark.parametrize("sample", [None, 1])
-def test_a_sound_set_is_sound(built, sample):
-    said, error = check(built, sample=sample)
+def test_a_sound_set_has_no_defects(built, sample):
+    report, error = check(built, sample=sample)
     assert not error
-    assert [line.partition(":")[2][:14] for line in said] == [" 10 samples in", " 5 samples in "]
+    assert [line.partition(":")[2][:14] for line in report] == [" 10 samples in", " 5 samples in "]
     assert check(built / "val", sample=sample)[1] == ""
 
 
@@ -66,7 +66,7 @@ def test_a_flipped_bit_is_found_in_its_sample(copy):
         in error
     )
     assert f"at byte {int(index.offset[2])}: sample {index.key[2]}" in check(copy, sample=99)[1]
-    assert check(copy, repair=True)[1] == error  # repair does not bless damage
+    assert check(copy, repair=True)[1] == error  # --repair does not accept damage
 
 
 def test_a_damaged_header_is_found_at_its_byte(copy):
@@ -76,7 +76,7 @@ def test_a_damaged_header_is_found_at_its_byte(copy):
     assert f"{tar}: damaged tar header at byte {int(index.offset[0])}" in check(copy)[1]
 
 
-def test_bytes_past_the_samples_count(copy):
+def test_damage_after_the_last_sample_is_found(copy):
     flip(copy / "val/000000.tar", -1, 1)
     assert "the hash of the file differs from the manifest" in check(copy)[1]
 
@@ -96,7 +96,7 @@ def test_a_short_and_a_missing_shard(copy):
 @pytest.mark.parametrize("sample", [None, 2])
 @pytest.mark.parametrize("damage", ["lost", "damaged"])
 @pytest.mark.parametrize("name", ["samples.parquet", "000001.tar.idx"])
-def test_a_lost_or_damaged_index_is_made_anew(built, copy, name, damage, sample):
+def test_a_lost_or_damaged_index_is_rebuilt(built, copy, name, damage, sample):
     path = copy / "train" / name
     path.unlink() if damage == "lost" else flip(path, 9, 1)
     _, error = check(copy, sample=sample)
@@ -107,7 +107,7 @@ def test_a_lost_or_damaged_index_is_made_anew(built, copy, name, damage, sample)
 
 
 def forge(folder, **fields):
-    """Rewrite a manifest with other fields and a right checksum."""
+    """Rewrite a manifest with other fields and the checksum of these."""
     path = folder / MANIFEST
     document = json.loads(path.read_text()) | fields
     document.pop("checksum")
@@ -116,7 +116,7 @@ def forge(folder, **fields):
 
 
 @pytest.mark.parametrize("name", ["../val/000000.tar", "/etc/passwd", "a\\b.tar", "..", ""])
-def test_a_manifest_that_points_outside_is_refused(copy, name):
+def test_a_manifest_that_points_outside_is_rejected(copy, name):
     shards = json.loads((copy / "train" / MANIFEST).read_text())["shards"]
     forge(copy / "train", shards=[shards[0] | {"name": name}, *shards[1:]])
     with pytest.raises(DataError, match="not a tar in the set's folder"):
@@ -125,7 +125,7 @@ def test_a_manifest_that_points_outside_is_refused(copy, name):
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "b/../../a.jpg", "b\\a.jpg"])
-def test_members_that_leave_the_folder_are_refused(copy, name):
+def test_members_that_leave_the_folder_are_rejected(copy, name):
     tar = copy / "val/000000.tar"
     size = tar.stat().st_size
     stream = io.BytesIO()
@@ -135,7 +135,7 @@ def test_members_that_leave_the_folder_are_refused(copy, name):
     assert "at byte 0 leaves its folder" in check(copy)[1]
 
 
-def test_a_key_in_two_shards_is_a_collision(copy):
+def test_a_key_in_two_shards_is_found(copy):
     folder = copy / "train"
     first, second = sorted(folder.glob("*.tar"))
     second.write_bytes(first.read_bytes())
@@ -148,7 +148,7 @@ def test_a_key_in_two_shards_is_a_collision(copy):
 
 
 def bomb(width, height):
-    """A small PNG that declares a huge map."""
+    """Return a small PNG that declares a huge map."""
     png = bytearray(encode(COMPLETE)["segments.png"])
     png[16:24] = np.array([width, height], ">u4").tobytes()
     return bytes(png)
@@ -156,13 +156,13 @@ def bomb(width, height):
 
 @pytest.mark.parametrize("size", [(1 << 15, (1 << 13) + 1), (1 << 31, 1), (4, MAX_PIXELS)])
 def test_a_png_bomb_is_not_decoded(size, monkeypatch):
-    monkeypatch.setattr("cv2.imdecode", None)  # would fail
+    monkeypatch.setattr("cv2.imdecode", None)  # decoding would fail
     with pytest.raises(DataError, match=rf"a\.segments\.png: not a PNG of at most {MAX_PIXELS}"):
         decode("a", {**encode(COMPLETE), "segments.png": bomb(*size)})
 
 
 def photograph(**changes):
-    """The members of a small sound sample, with some of its JSON changed."""
+    """Return the members of a small sound sample, with some fields of its JSON changed."""
     image = cv2.imencode(".jpg", np.zeros((3, 4, 3), np.uint8))[1].tobytes()
     found = encode(COMPLETE) | {"jpg": image}
     document = json.loads(found["json"]) | changes
@@ -190,12 +190,12 @@ def test_a_sound_sample_passes():
         (photograph(width=3), "the map is not 3x3 pixels"),
     ],
 )
-def test_an_unsound_sample_is_refused(members, pattern):
+def test_an_unsound_sample_is_rejected(members, pattern):
     with pytest.raises(DataError, match=pattern):
         check_sample("a", photograph() | members, NAMES, CLASSES)
 
 
-def test_classes_out_of_range_are_refused():
+def test_classes_out_of_range_are_rejected():
     with pytest.raises(DataError, match="category 1 of 1"):
         check_sample("a", photograph(), NAMES, 1)
     with pytest.raises(

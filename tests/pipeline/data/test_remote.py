@@ -1,4 +1,4 @@
-"""Shard sets below a URL: the same bytes as in the folder, whatever the server does."""
+"""Shard sets below a URL: the same bytes as in the folder, even if requests fail."""
 
 import pickle
 import shutil
@@ -55,36 +55,36 @@ def wait_until(condition) -> None:
         time.sleep(0.01)
 
 
-def same(store: Store, plain: Store) -> None:
+def assert_same(store: Store, plain: Store) -> None:
     assert [store.read(n) for n in range(len(store))] == [plain.read(n) for n in range(len(plain))]
 
 
-def test_a_set_below_a_url_is_the_set_in_the_folder(server, cache, train_set):
+def test_a_set_below_a_url_equals_the_set_in_the_folder(server, cache, train_set):
     store = Store(f"{server.url}/train/", cache=cache)
     assert store.manifest == train_set.manifest
     assert store.index.key == train_set.index.key
-    same(store, train_set)
+    assert_same(store, train_set)
     assert fetched(cache) == 0  # sample by sample so far
     store.prefetch([2, 0, 1])
     wait_until(lambda: fetched(cache) == 3)
     server.asked.clear()
-    same(store, train_set)
+    assert_same(store, train_set)
     copy = pickle.loads(pickle.dumps(store))
-    same(copy, train_set)
+    assert_same(copy, train_set)
     assert not any(name.endswith(".tar") for name in server.asked)
 
 
-def test_a_store_that_travels_notices_a_set_that_was_rebuilt(server, cache):
+def test_unpickling_a_store_of_a_rebuilt_set_is_an_error(server, cache):
     store = Store(f"{server.url}/train", cache=cache)
-    parcel = pickle.dumps(store)
+    pickled = pickle.dumps(store)
     shutil.rmtree(server.folder / "train")
     (server.folder / "val").rename(server.folder / "train")
     with pytest.raises(DataError, match="was rebuilt while in use"):
-        pickle.loads(parcel)
+        pickle.loads(pickled)
 
 
 def test_training_starts_while_the_first_shards_are_arriving(server, cache, train_set):
-    """The server holds whole shards back: batches come nevertheless, later ones from the cache."""
+    """While the server delays whole shards, samples are fetched; later ones are in the cache."""
     for entry in train_set.manifest.shards:
         server.faults[entry.name] = "hold"
     server.patience = int(train_set.index.length.max())
@@ -111,7 +111,7 @@ def test_training_starts_while_the_first_shards_are_arriving(server, cache, trai
 def test_requests_that_fail_are_repeated(server, cache, train_set, fault):
     server.faults = {entry.name: fault for entry in train_set.manifest.shards}
     server.times = dict.fromkeys(server.faults, 2)
-    same(Store(f"{server.url}/train", cache=cache), train_set)
+    assert_same(Store(f"{server.url}/train", cache=cache), train_set)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_requests_that_fail_are_repeated(server, cache, train_set, fault):
         ("refuse", "503"),
     ],
 )
-def test_a_server_that_never_gives_a_shard_is_named(server, cache, train_set, fault, text):
+def test_a_shard_that_never_arrives_is_named(server, cache, train_set, fault, text):
     name = tar(train_set, 1)
     server.faults[name] = fault
     store = Store(f"{server.url}/train", cache=cache)
@@ -136,7 +136,7 @@ def test_a_server_that_never_gives_a_shard_is_named(server, cache, train_set, fa
 
 @pytest.mark.parametrize("fault", ["drop", "stall", "short", "refuse"])
 @pytest.mark.parametrize("name", ["manifest.json", "samples.parquet"])
-def test_a_set_that_cannot_be_had_is_a_usage_error(server, cache, fault, name):
+def test_a_set_that_cannot_be_downloaded_is_a_usage_error(server, cache, fault, name):
     server.faults[name] = fault
     expected = (UsageError, DataError) if name == "manifest.json" else UsageError
     with pytest.raises(expected, match=rf"{server.url}/train/{name}"):
@@ -159,7 +159,7 @@ def test_a_missing_shard_or_set_is_named(server, cache, train_set):
 
 
 @pytest.mark.filterwarnings("ignore:.*downloaded one by one")
-def test_of_a_shard_with_a_flipped_byte_only_that_sample_is_lost(server, cache, train_set):
+def test_a_flipped_byte_in_a_shard_loses_only_its_sample(server, cache, train_set):
     bad = in_shard(train_set, 1)[1]
     name = tar(train_set, 1)
     flip(server.folder / "train" / name, int(train_set.index.offset[bad]) + 700)
@@ -192,15 +192,17 @@ def test_damage_of_manifest_and_index_is_found(server, cache, name):
         Store(f"{server.url}/train", cache=cache)
 
 
-def test_a_server_that_knows_no_ranges_gives_each_shard_once(server, cache, train_set):
+def test_a_server_without_ranges_sends_each_shard_once(server, cache, train_set):
     server.faults = {entry.name: "whole" for entry in train_set.manifest.shards}
     store = Store(f"{server.url}/train", cache=cache)
-    same(store, train_set)
+    assert_same(store, train_set)
     assert fetched(cache) == 3
-    assert sum(server.asked[name] for name in server.faults) == 3 + 1  # one to find out
+    assert (
+        sum(server.asked[name] for name in server.faults) == 3 + 1
+    )  # plus the request that shows it
 
 
-def test_the_budget_is_kept(server, tmp_path, train_set):
+def test_the_cache_stays_within_its_budget(server, tmp_path, train_set):
     """With room for the largest shard alone, the others are read by sample until it is evicted."""
     folder = tmp_path / "cache"
     sizes = [entry.bytes for entry in train_set.manifest.shards]
@@ -210,23 +212,23 @@ def test_the_budget_is_kept(server, tmp_path, train_set):
     def used() -> int:
         return sum(path.stat().st_size for path in folder.glob("*.tar"))
 
-    def there(shard: int) -> bool:
+    def is_cached(shard: int) -> bool:
         return (folder / f"{store.manifest.shards[shard].sha256}.tar").exists()
 
     store.prefetch([largest, *(n for n in range(3) if n != largest)])
-    wait_until(lambda: there(largest))
-    same(store, train_set)
+    wait_until(lambda: is_cached(largest))
+    assert_same(store, train_set)
     assert used() == max(sizes)
     other = (largest + 1) % 3
     store.prefetch([other])
-    wait_until(lambda: there(other))
-    assert not there(largest)
+    wait_until(lambda: is_cached(other))
+    assert not is_cached(largest)
     assert used() == sizes[other]
-    same(store, train_set)
+    assert_same(store, train_set)
 
 
-def test_without_ranges_a_shard_needs_room(server, tmp_path, train_set):
-    """A budget below one shard is an error; in a budget of one shard, the shards take turns."""
+def test_without_ranges_the_cache_must_hold_a_shard(server, tmp_path, train_set):
+    """A budget below one shard is an error; a budget of one shard is enough."""
     server.faults = {entry.name: "whole" for entry in train_set.manifest.shards}
     sizes = [entry.bytes for entry in train_set.manifest.shards]
     largest = in_shard(train_set, sizes.index(max(sizes)))[0]
@@ -241,11 +243,11 @@ def test_without_ranges_a_shard_needs_room(server, tmp_path, train_set):
 
     with pytest.raises(UsageError, match=rf"{server.url}/train/.*ignores .*data\.cache\.gib=.*"):
         store(max(sizes) - 1).read(largest)
-    same(store(max(sizes)), train_set)
+    assert_same(store(max(sizes)), train_set)
 
 
-def test_a_cache_without_room_for_the_shards_in_use_is_told(server, tmp_path, train_set):
-    """The warning comes before the start; the run continues, slower, on the same bytes."""
+def test_a_cache_too_small_for_the_shards_in_use_is_a_warning(server, tmp_path, train_set):
+    """The warning comes before the start; the samples are the same, but arrive more slowly."""
     total = sum(entry.bytes for entry in train_set.manifest.shards)
 
     def opened(room: int) -> Store:
@@ -254,13 +256,13 @@ def test_a_cache_without_room_for_the_shards_in_use_is_told(server, tmp_path, tr
 
     with pytest.warns(UserWarning, match=r"data\.cache\.gib=.* take up to .* GiB"):
         small = opened(total - 1)
-    same(small, train_set)
+    assert_same(small, train_set)
     with warnings.catch_warnings(action="error"):
         opened(total)
         train_sets(DataSettings(train=str(train_set.folder), cache=small.cache))
 
 
-def test_names_in_a_manifest_stay_in_their_folder(spare_set):
+def test_names_in_a_manifest_must_stay_in_the_folder(spare_set):
     manifest = Manifest.load(spare_set)
     for hostile in ({"name": "../000000.tar"}, {"name": "/etc/passwd"}, {"sha256": "../../x"}):
         shards = (replace(manifest.shards[0], **hostile), *manifest.shards[1:])
@@ -272,7 +274,7 @@ def test_names_in_a_manifest_stay_in_their_folder(spare_set):
 @pytest.mark.parametrize(
     ("url", "text"), [("gs://bucket/train", "gcsfs"), ("nonsense://x/train", "nonsense")]
 )
-def test_a_url_that_nothing_reads_is_a_usage_error(url, text, cache):
+def test_a_url_of_an_unknown_scheme_is_a_usage_error(url, text, cache):
     with pytest.raises(UsageError, match=text):
         Store(url, cache=cache)
 
@@ -282,10 +284,10 @@ def test_s3(train_set, cache, monkeypatch):
         for path in filter(Path.is_file, train_set.folder.iterdir()):
             client.upload_file(str(path), "sets", f"coco/train/{path.name}")
         store = Store("s3://sets/coco/train", cache=cache)
-        same(store, train_set)
+        assert_same(store, train_set)
         store.prefetch([0, 1, 2])
         wait_until(lambda: fetched(cache) == 3)
-        same(store, train_set)
+        assert_same(store, train_set)
         with pytest.raises(UsageError, match="s3://sets/nowhere: not a shard set"):
             Store("s3://sets/nowhere", cache=cache)
         with pytest.raises(UsageError, match="s3://nosuch/train: not a shard set"):

@@ -1,4 +1,4 @@
-"""Tars by stock webdataset, read where they are: the samples are those of `build folder`."""
+"""Tars of stock webdataset, read in place: their samples equal those of `build folder`."""
 
 import errno
 import gzip
@@ -38,7 +38,7 @@ def raw(tmp_path_factory):
 
 
 def tars(raw: Path, out: Path, names: list[str] = NAMES, maps: dict[str, str] = MAPS) -> Path:
-    """Tars as users write them, two samples in each, and the list of classes."""
+    """Write tars as users do, two samples in each, and the list of classes."""
     out.mkdir(exist_ok=True)
     (out / "classes.yaml").write_bytes((raw / "classes.yaml").read_bytes())
     with ShardWriter(f"{out}/plates-%04d.tar", maxcount=2, verbose=0) as writer:
@@ -53,58 +53,59 @@ def tars(raw: Path, out: Path, names: list[str] = NAMES, maps: dict[str, str] = 
     return out
 
 
-def indexed(folder: Path, **options: str) -> list[str]:
-    said: list[str] = []
+def indexed(folder: Path, **options: str | None) -> list[str]:
+    """Index the tars of a folder; return the lines of the report."""
+    report: list[str] = []
     options = {"image": "webp.png", "labels": "labels.png", "instances": "things.png"} | options
-    index_tars(folder, folder / "classes.yaml", report=said.append, **options)
-    return said
+    index_tars(folder, folder / "classes.yaml", report=report.append, **options)
+    return report
 
 
 @pytest.fixture(scope="module")
-def foreign(raw, tmp_path_factory):
-    folder = tars(raw, tmp_path_factory.mktemp("foreign"))
+def third_party(raw, tmp_path_factory):
+    folder = tars(raw, tmp_path_factory.mktemp("tars"))
     before = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
-    said = indexed(folder)
-    assert said[-1].endswith(
+    report = indexed(folder)
+    assert report[-1].endswith(
         "6 samples in 3 tars are readable in place; serves panoptic, instance, semantic"
     )
     assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before
     return folder
 
 
-def test_stock_tars_have_headers_that_ours_have_not(foreign):
-    """Else this file would test less than it says."""
-    with tarfile.open(next(foreign.glob("*.tar"))) as archive:
+def test_stock_tars_have_pax_headers(third_party):
+    """Shards of `build` have none, so that these tars test the other path."""
+    with tarfile.open(next(third_party.glob("*.tar"))) as archive:
         assert next(iter(archive)).pax_headers
 
 
-def test_samples_are_those_that_build_makes_of_folders(raw, foreign, tmp_path):
+def test_samples_equal_those_of_build_folder(raw, third_party, tmp_path):
     made(raw_folder, raw, tmp_path / "out")
     built = samples(tmp_path / "out/train")
-    store = Store(foreign)
+    store = Store(third_party)
     assert sorted(store.index.key) == [f"plate_1/{name}" for name in NAMES]
     for number, key in enumerate(store.index.key):
-        ours, theirs = store.load(number), built[key.replace("plate_1", "plate.1")]
+        sample, expected = store.load(number), built[key.replace("plate_1", "plate.1")]
         for name in ("segments_map", "semantic"):
-            assert np.array_equal(getattr(ours, name), getattr(theirs, name))
-            assert getattr(ours, name).dtype == getattr(theirs, name).dtype
-        assert ours.layers is theirs.layers is None
+            assert np.array_equal(getattr(sample, name), getattr(expected, name))
+            assert getattr(sample, name).dtype == getattr(expected, name).dtype
+        assert sample.layers is expected.layers is None
         for name in ("image", "segments", "width", "height", "rights"):
-            assert getattr(ours, name) == getattr(theirs, name)
-        assert store.index.segments[number] == len(ours.segments) > 0
-        assert "licence" in ours.rights
+            assert getattr(sample, name) == getattr(expected, name)
+        assert store.index.segments[number] == len(sample.segments) > 0
+        assert "licence" in sample.rights
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_stream_of_them_is_the_stream_of_what_build_makes(raw, foreign, tmp_path, task):
+def test_their_stream_equals_that_of_built_shards(raw, third_party, tmp_path, task):
     made(raw_folder, raw, tmp_path / "out")
-    seen = [crops(folder, task) for folder in (foreign, tmp_path / "out/train")]
+    seen = [crops(folder, task) for folder in (third_party, tmp_path / "out/train")]
     assert len(seen[0]) == len(NAMES)
     assert seen[0] == seen[1]
 
 
 def crops(folder: Path, task: str) -> dict[str, list]:
-    """An epoch of the stream, by name of the image; nothing in it is drawn by chance."""
+    """Return an epoch of the stream without random augmentation, by the name of the image."""
     settings = DataSettings(crop=64, augment="none")
     stream = train_stream(settings, [Store(folder)], task, 0, 0, BatchSplit(1, 1))
     return {
@@ -117,7 +118,7 @@ def test_labels_alone_serve_the_semantic_task(raw, tmp_path):
     folder = tars(raw, tmp_path / "tars", maps={"labels": "png"})
     for tar in folder.glob("*.tar"):
         renamed(tar, "webp.png", "jpeg")
-    index_tars(folder, folder / "classes.yaml", report=lambda line: None)  # nothing to be told
+    index_tars(folder, folder / "classes.yaml", report=lambda line: None)  # no options are needed
     manifest = Manifest.load(folder)
     assert manifest.tasks == ("semantic",)
     assert manifest.foreign == Foreign("jpeg", "png", None, (255,))
@@ -130,32 +131,32 @@ def test_labels_alone_serve_the_semantic_task(raw, tmp_path):
 
 
 def renamed(tar: Path, old: str, new: str) -> None:
-    """Give members another extension; the tar becomes one of another format, too."""
+    """Give members another extension, and write the tar in GNU format with a folder entry."""
     with tarfile.open(tar) as archive:
-        held = [(m.name, archive.extractfile(m).read()) for m in archive]
+        contents = [(m.name, archive.extractfile(m).read()) for m in archive]
     with tarfile.open(tar, "w", format=tarfile.GNU_FORMAT) as archive:
         folder = tarfile.TarInfo("./")
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
-        for name, payload in held:
+        for name, payload in contents:
             member = tarfile.TarInfo("./" + name.replace(old, new))
             member.size = len(payload)
             archive.addfile(member, io.BytesIO(payload))
 
 
-def test_verify_and_inspect_know_them(raw, foreign, tmp_path):
+def test_verify_and_inspect_read_them(raw, third_party, tmp_path):
     made(raw_folder, raw, tmp_path / "out")
-    tallies = [overview(f, processes(1)).tally for f in (foreign, tmp_path / "out/train")]
+    tallies = [overview(f, processes(1)).tally for f in (third_party, tmp_path / "out/train")]
     for name in ("images", "segments", "pixels"):
         assert np.array_equal(*(getattr(tally, name) for tally in tallies))
     assert sorted(tallies[0].areas) == sorted(tallies[1].areas)
-    image, sample = load(ShardSet.load(foreign), 0)
+    image, sample = load(ShardSet.load(third_party), 0)
     assert image.shape[:2] == sample.semantic.shape
-    said: list[str] = []
-    verify(foreign, runner=processes(1), report=said.append)
-    verify(foreign, sample=1, runner=processes(1), report=said.append)
-    assert said == [
-        f"{foreign}: 6 samples in 3 shards are sound ({extent})"
+    report: list[str] = []
+    verify(third_party, runner=processes(1), report=report.append)
+    verify(third_party, sample=1, runner=processes(1), report=report.append)
+    assert report == [
+        f"{third_party}: 6 samples in 3 shards are sound ({extent})"
         for extent in ("all bytes", "1 samples per shard")
     ]
 
@@ -167,15 +168,15 @@ def test_damage_after_indexing_is_found(raw, tmp_path):
     flip(folder / "plates-0001.tar", int(store.index.offset[3]) + 3000)
     with pytest.raises(DataError, match=r"plates-0001.tar: sample plate_1/train3 is damaged"):
         store.load(3)
-    said: list[str] = []
+    report: list[str] = []
     with pytest.raises(DataError, match=r"2 problems; the first: .*plates-0001\.tar"):
-        verify(folder, runner=processes(1), report=said.append)
+        verify(folder, runner=processes(1), report=report.append)
     (folder / "samples.parquet").unlink()
     with pytest.raises(DataError, match="is missing; index the folder again"):
-        verify(folder, repair=True, runner=processes(1), report=said.append)
+        verify(folder, repair=True, runner=processes(1), report=report.append)
 
 
-def test_what_is_not_sound_is_left_out_and_listed(raw, tmp_path):
+def test_unsound_samples_are_left_out_and_listed(raw, tmp_path):
     broken = tmp_path / "raw"
     write(raw_folder, broken, train=8)
     labels, _ = raw_folder.maps(broken, "train", "train1")
@@ -190,7 +191,7 @@ def test_what_is_not_sound_is_left_out_and_listed(raw, tmp_path):
             archive.add(raw_folder.maps(broken, "train", "train7")[0], "plate_1/train6.labels.png")
             archive.add(raw_folder.maps(broken, "train", "train7")[1], "plate_1/train6.things.png")
             archive.add(path, "lonely.webp.png")
-    said = indexed(folder)
+    report = indexed(folder)
     assert findings(folder) == [
         ("copies.tar/lonely", 8),
         ("copies.tar/plate_1/train6", 17),
@@ -202,12 +203,12 @@ def test_what_is_not_sound_is_left_out_and_listed(raw, tmp_path):
     ]
     assert sorted(Store(folder).index.key) == [f"plate_1/train{n}" for n in (0, 5, 7)]
     assert sum(Store(folder).shard_sizes) == Manifest.load(folder).samples == 3
-    assert any("2 x finding 17" in line for line in said)
-    verify(folder, runner=processes(1), report=said.append)
+    assert any("2 x finding 17" in line for line in report)
+    verify(folder, runner=processes(1), report=report.append)
 
 
 def member(name: str, **fields) -> bytes:
-    """A tar with one member of that name."""
+    """Return the bytes of a tar with one member of that name."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         info = tarfile.TarInfo(name)
@@ -231,7 +232,7 @@ def member(name: str, **fields) -> bytes:
         (gzip.compress(member("a.jpg")), "not an uncompressed tar file"),
     ],
 )
-def test_hostile_or_damaged_tars_are_refused(raw, tmp_path, content, message):
+def test_hostile_or_damaged_tars_are_rejected(raw, tmp_path, content, message):
     folder = tars(raw, tmp_path / "tars", NAMES[:2])
     (folder / "z.tar").write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -239,7 +240,7 @@ def test_hostile_or_damaged_tars_are_refused(raw, tmp_path, content, message):
     assert not (folder / "manifest.json").exists()
 
 
-def test_a_tar_cut_short_or_with_a_damaged_header_is_not_taken_for_whole(raw, tmp_path):
+def test_a_truncated_tar_or_a_damaged_header_is_rejected(raw, tmp_path):
     folder = tars(raw, tmp_path / "tars", NAMES[:2])
     (tar,) = folder.glob("*.tar")
     whole = tar.read_bytes()
@@ -249,12 +250,12 @@ def test_a_tar_cut_short_or_with_a_damaged_header_is_not_taken_for_whole(raw, tm
     with pytest.raises(DataError, match="not an uncompressed tar file"):
         indexed(folder)
     tar.write_bytes(whole)
-    flip(tar, last.offset + 100)  # its mode: the checksum is no longer right
+    flip(tar, last.offset + 100)  # a byte of the mode, which the checksum covers
     with pytest.raises(DataError, match=f"damaged tar header at byte {last.offset}"):
         indexed(folder)
 
 
-def test_members_that_are_not_there_or_not_clear(raw, tmp_path):
+def test_missing_or_ambiguous_members_are_rejected(raw, tmp_path):
     folder = tars(raw, tmp_path / "tars", NAMES[:1])
     for options, message in (
         ({"labels": "seg.png"}, "--labels seg.png is missing"),
@@ -290,14 +291,14 @@ def test_the_command(raw, tmp_path):
 
 
 @pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, Failed), (errno.EROFS, UsageError)])
-def test_a_disk_that_refuses_leaves_no_set(raw, tmp_path, monkeypatch, code, error):
+def test_a_failed_write_leaves_no_set(raw, tmp_path, monkeypatch, code, error):
     folder = tars(raw, tmp_path / "tars")
     indexed(folder)
 
-    def refuse(*_):
+    def fail(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("shards.build.index_tars.save_rows", refuse)
+    monkeypatch.setattr("shards.build.index_tars.save_rows", fail)
     with pytest.raises(error, match=f"{folder}: .* and run the same command"):
         indexed(folder)
     with pytest.raises(UsageError, match="not a shard set"):

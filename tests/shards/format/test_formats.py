@@ -1,4 +1,4 @@
-"""The formats by themselves: samples, tar bytes, maps, manifest, taxonomy."""
+"""The parts of the shard format: samples, tar bytes, maps, manifest, and taxonomy."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from tests.shards.raw import SAMPLE as SAMPLE_IMAGES
 
 
 def tar(*files: tuple[str, bytes]) -> bytes:
-    """A tar file by the standard library, without its end."""
+    """Return a tar file of the standard library without its end blocks."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, payload in files:
@@ -47,8 +47,11 @@ def test_members_are_payloads_by_extension(view):
 
 
 @given(st.integers(0, len(SAMPLE) - 1))
-def test_truncated_members_are_refused_or_whole(length):
-    boundaries = {1536: 1, 2560: 2}  # after a member: nothing is damaged, the index tells
+def test_truncated_members_are_rejected_or_whole(length):
+    boundaries = {
+        1536: 1,
+        2560: 2,
+    }  # after a member, nothing is damaged
     if length in boundaries:
         assert len(members(SAMPLE[:length])) == boundaries[length]
     else:
@@ -57,14 +60,14 @@ def test_truncated_members_are_refused_or_whole(length):
 
 
 @given(st.integers(0, 511), st.integers(1, 255))
-def test_a_damaged_header_is_refused(position, flip):
+def test_a_damaged_header_is_rejected(position, flip):
     damaged = bytearray(SAMPLE)
     damaged[1536 + position] ^= flip
     try:
         found = members(bytes(damaged))
     except DataError:
         return
-    assert found == members(SAMPLE)  # as where a space of the checksum field becomes a zero
+    assert found == members(SAMPLE)  # for example, a space in the checksum field became a zero
 
 
 @pytest.mark.parametrize(
@@ -77,12 +80,12 @@ def test_a_damaged_header_is_refused(position, flip):
         [],
     ],
 )
-def test_what_is_no_sample_is_refused(files):
+def test_members_that_are_not_one_sample_are_rejected(files):
     with pytest.raises(DataError):
         members(tar(*files))
 
 
-def test_links_are_no_members():
+def test_links_are_rejected():
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         link = tarfile.TarInfo("a.jpg")
@@ -92,7 +95,7 @@ def test_links_are_no_members():
         members(stream.getvalue()[:512])
 
 
-def test_scan_refuses_a_shard_without_its_end(tmp_path):
+def test_scan_rejects_a_truncated_shard(tmp_path):
     path = tmp_path / "0.tar"
     document = json.dumps({"width": 3, "height": 2, "segments": [1, 2]}).encode()
     whole = tar(("a.json", document), ("b.json", document))
@@ -143,12 +146,12 @@ def test_decode_is_the_inverse_of_encode():
         ],
     }
     for field in dataclasses.fields(Sample):
-        ours, theirs = getattr(sample, field.name), getattr(COMPLETE, field.name)
-        if isinstance(theirs, np.ndarray):
-            assert ours.dtype == theirs.dtype
-            assert np.array_equal(ours, theirs)
+        value, expected = getattr(sample, field.name), getattr(COMPLETE, field.name)
+        if isinstance(expected, np.ndarray):
+            assert value.dtype == expected.dtype
+            assert np.array_equal(value, expected)
         else:
-            assert ours == theirs
+            assert value == expected
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_decode_is_the_inverse_of_encode():
         {"png": b"a second image"},
     ],
 )
-def test_damaged_samples_are_refused(damage):
+def test_damaged_samples_are_rejected(damage):
     with pytest.raises(DataError):
         decode("a", encode(COMPLETE) | damage)
 
@@ -179,27 +182,27 @@ def test_keys(name, key):
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "/a.jpg", "a/../b.jpg", "\ud800.jpg", None, "a\0.jpg"]
 )
-def test_hostile_names_give_no_key(name):
+def test_hostile_names_are_rejected(name):
     with pytest.raises(DataError):
         key_of(name)
 
 
 @given(st.data())
-def test_packed_masks_come_back_and_layers_are_few(data):
+def test_packed_masks_are_recovered_and_layers_are_few(data):
     height, width, n = 6, 7, data.draw(st.integers(0, 8))
     bits = data.draw(st.lists(st.integers(0, 2**42 - 1), min_size=n, max_size=n))
     masks = [np.array([b >> i & 1 for i in range(42)], bool).reshape(height, width) for b in bits]
     rles = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
     order = data.draw(st.permutations(range(n)))
-    layers, places = pack(rles, order, height, width)
-    for mask, (layer, value) in zip(masks, places, strict=True):
+    layers, positions = pack(rles, order, height, width)
+    for mask, (layer, value) in zip(masks, positions, strict=True):
         assert value > 0
         assert np.array_equal(layers[layer] == value, mask)
-    assert len(set(places)) == n
-    for position, i in enumerate(order):  # greedy: every lower layer was taken
+    assert len(set(positions)) == n
+    for position, i in enumerate(order):  # greedy: in every lower layer, an earlier mask overlaps
         before = order[:position]
-        for lower in range(places[i][0]):
-            assert any(places[j][0] == lower and (masks[j] & masks[i]).any() for j in before)
+        for lower in range(positions[i][0]):
+            assert any(positions[j][0] == lower and (masks[j] & masks[i]).any() for j in before)
 
 
 @given(st.lists(st.integers(0, 70000), min_size=1, max_size=9).filter(sum))
@@ -225,7 +228,7 @@ def test_broken_run_lengths_are_rejected(counts):
 
 
 @given(st.data(), st.sampled_from(sorted((SAMPLE_IMAGES / "val2017").iterdir())))
-def test_a_damaged_jpeg_is_seen_as_by_decoding_it_at_full_size(data, path):
+def test_the_check_of_a_jpeg_agrees_with_decoding_at_full_size(data, path):
     image = bytearray(path.read_bytes()[: data.draw(st.integers(4000, 60000))])
     for _ in range(data.draw(st.integers(0, 3))):
         image[data.draw(st.integers(0, len(image) - 1))] = data.draw(st.integers(0, 255))
@@ -237,7 +240,7 @@ def test_a_damaged_jpeg_is_seen_as_by_decoding_it_at_full_size(data, path):
 
 
 @given(st.lists(st.integers(1, 2**24 - 1), min_size=1, max_size=20, unique=True), st.data())
-def test_segments_are_numbered_by_their_place(ids, data):
+def test_segments_are_numbered_by_their_position_in_the_list(ids, data):
     pixels = data.draw(st.permutations([0, *ids, *ids]))
     numbered, areas = number_segments(np.array([pixels], np.uint32), ids)
     assert areas == [2] * len(ids)
@@ -260,23 +263,23 @@ MANIFEST = Manifest(
 )
 
 
-def test_a_manifest_comes_back(tmp_path):
+def test_a_manifest_is_read_as_written(tmp_path):
     MANIFEST.save(tmp_path)
     assert Manifest.load(tmp_path) == MANIFEST
     with pytest.raises(UsageError, match="not a shard set"):
-        Manifest.load(tmp_path / "nowhere")
+        Manifest.load(tmp_path / "missing")
 
 
-def test_a_flipped_bit_anywhere_in_a_manifest_is_found(tmp_path):
+def test_every_flipped_bit_of_a_manifest_is_found(tmp_path):
     MANIFEST.save(tmp_path)
     path = tmp_path / "manifest.json"
     document = path.read_bytes()
-    for place in range(len(document)):
+    for position in range(len(document)):
         for bit in (0x01, 0x08, 0x80):
             damaged = bytearray(document)
-            damaged[place] ^= bit
+            damaged[position] ^= bit
             path.write_bytes(damaged)
-            with contextlib.suppress(DataError):  # else white space for white space
+            with contextlib.suppress(DataError):  # the rest change white space to white space
                 assert Manifest.load(tmp_path) == MANIFEST
 
 
@@ -300,7 +303,7 @@ def test_damage_of_a_manifest_is_named(tmp_path, change, text):
     assert str(path) in str(error.value)
 
 
-def test_the_fingerprint_is_of_contents_alone():
+def test_the_fingerprint_depends_only_on_the_contents():
     same = dataclasses.replace(MANIFEST, inputs="other", versions={}, tasks=())
     assert same.fingerprint == MANIFEST.fingerprint
     for change in (

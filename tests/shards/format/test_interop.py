@@ -1,4 +1,4 @@
-"""Others read our shards by their own means, and infer the same types from every sample."""
+"""Shards read by webdataset, datasets, and Ray Data: the same values and types."""
 
 import io
 import json
@@ -17,20 +17,20 @@ from tests.shards.sources.test_coco import samples
 
 
 def _mixed(document):
-    """The numbers of one annotation are integers, those of the other floats."""
+    """Make the numbers of one annotation integers, and those of the other floats."""
     first, second = document["annotations"]
     first |= {"area": 6, "bbox": [0, 0, 3, 2]}
     second |= {"area": 5.5, "bbox": [0.5, 0, 3, 2]}
 
 
 def _unattributed(document):
-    """The second photograph has neither licence nor origin."""
+    """Remove the license and the origin of the second image."""
     del document["images"][1]["license"], document["images"][1]["flickr_url"]
 
 
 @pytest.fixture(scope="module")
 def shard_set(tmp_path_factory):
-    """A set whose first sample has no instances, and whose publisher mixes types."""
+    """Return a set whose first sample has no instances, and whose publisher mixes types."""
     folder = tmp_path_factory.mktemp("interop")
     box = np.zeros((24, 32), bool)
     box[:2, :3] = True
@@ -47,22 +47,22 @@ def shard_set(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ours(shard_set) -> dict[str, Sample]:
+def expected(shard_set) -> dict[str, Sample]:
     return dict(samples(shard_set))
 
 
-def assert_same(theirs: dict[str, dict], ours: dict[str, Sample]) -> None:
-    """Documents and maps are ours, value by value."""
-    assert list(theirs) == list(ours) == ["a", "b", "c"]
-    for key, sample in ours.items():
-        assert theirs[key]["json"] == json.loads(encode(sample)["json"])
-        assert np.array_equal(theirs[key][SEGMENTS], sample.segments_map)
+def assert_same(found: dict[str, dict], expected: dict[str, Sample]) -> None:
+    """Compare the JSON documents and maps of all samples."""
+    assert list(found) == list(expected) == ["a", "b", "c"]
+    for key, sample in expected.items():
+        assert found[key]["json"] == json.loads(encode(sample)["json"])
+        assert np.array_equal(found[key][SEGMENTS], sample.segments_map)
         stacked = sample.layers.reshape(-1, sample.width)
-        assert np.array_equal(theirs[key][INSTANCES], stacked)
+        assert np.array_equal(found[key][INSTANCES], stacked)
 
 
 def kind(value):
-    """The JSON type of a value, without that of empty lists."""
+    """Return the JSON type of a value; an empty list has no element type."""
     match value:
         case dict():
             return {name: kind(part) for name, part in value.items()}
@@ -71,13 +71,13 @@ def kind(value):
     return type(value)
 
 
-def test_every_entry_has_the_same_types(ours):
-    documents = [json.loads(encode(sample)["json"]) for sample in ours.values()]
+def test_every_entry_has_the_same_types(expected):
+    documents = [json.loads(encode(sample)["json"]) for sample in expected.values()]
     assert len({tuple(document) for document in documents}) == 1
     for name in ("segments", "instances"):
         kinds = [kind(entry) for document in documents for entry in document[name]]
         assert len(kinds) > 1
-        assert all(one == kinds[0] for one in kinds)
+        assert all(other == kinds[0] for other in kinds)
         assert kinds[0]["area"] is float
         assert kinds[0]["bbox"] == [float]
     assert documents[1]["licence"] == ""
@@ -88,9 +88,9 @@ def test_every_entry_has_the_same_types(ours):
     ]
 
 
-def test_webdataset(shard_set, ours):
+def test_webdataset(shard_set, expected):
     read = webdataset.WebDataset(str(shard_set / "000000.tar"), shardshuffle=False)
-    theirs = {
+    found = {
         sample["__key__"]: {
             "json": json.loads(sample["json"]),
             **{
@@ -100,11 +100,11 @@ def test_webdataset(shard_set, ours):
         }
         for sample in read
     }
-    assert_same(theirs, ours)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_datasets(shard_set, ours, tmp_path, streaming):
+def test_datasets(shard_set, expected, tmp_path, streaming):
     read = datasets.load_dataset(
         "webdataset",
         data_files=str(shard_set / "*.tar"),
@@ -112,18 +112,18 @@ def test_datasets(shard_set, ours, tmp_path, streaming):
         cache_dir=str(tmp_path),
         streaming=streaming,
     )
-    theirs = {
+    found = {
         sample["__key__"]: {
             "json": sample["json"],
             **{name: np.asarray(sample[name]) for name in (SEGMENTS, INSTANCES)},
         }
         for sample in read
     }
-    assert_same(theirs, ours)
+    assert_same(found, expected)
 
 
 @pytest.mark.slow
-def test_ray_data(shard_set, ours):
+def test_ray_data(shard_set, expected):
     import ray
 
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -131,4 +131,4 @@ def test_ray_data(shard_set, ours):
         read = ray.data.read_webdataset(str(shard_set / "000000.tar")).take_all()
     finally:
         ray.shutdown()
-    assert_same({sample["__key__"]: sample for sample in read}, ours)
+    assert_same({sample["__key__"]: sample for sample in read}, expected)
