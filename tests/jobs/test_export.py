@@ -138,7 +138,9 @@ def test_weights_that_do_not_fit_are_refused_before_training_but_not_on_resume(w
         return configs.load(preset, overrides)
 
     path = exported(work, "detectron2") / "model.pkl"
-    with pytest.raises(UsageError, match=r"of another shape: .*query_feat.* \X"):
+    with pytest.raises(
+        UsageError, match=r"another shape: .*query_feat.* \[12, 256\] instead of \[9,"
+    ):
         check(config(f"model.init_from={path}", "model.queries=9"))
     missing = config("model.init_from=gone.pkl")
     with pytest.raises(UsageError, match=r"model\.init_from=.*gone\.pkl: .*No such file"):
