@@ -205,7 +205,7 @@ def find(sets: list[Path], key: str) -> tuple[ShardSet, int]:
 
 
 def load(opened: ShardSet, position: int) -> tuple[np.ndarray, Sample]:
-    """Return the image, uint8 RGB `[H, W, 3]`, and the sample at a position of a set's index.
+    """Return the image, RGB `uint8 [H, W, 3]`, and the sample at a position of a set's index.
 
     Raises:
         DataError: The sample is damaged.

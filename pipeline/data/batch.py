@@ -16,7 +16,7 @@ BYTES_PER_PIXEL = 4  # the least per pixel of a batch: RGB and one map
 class Truth(NamedTuple):
     """Integer maps and the entries in them: entry n covers `maps[layer[n]] == value[n]`."""
 
-    maps: np.ndarray  # uint8 or uint16 [L, H, W], 0 = none
+    maps: np.ndarray  # `uint8` or `uint16 [L, H, W]`, 0 = none
     categories: list[int]
     layer: list[int]
     value: list[int]
@@ -26,9 +26,9 @@ class Batch(NamedTuple):
     """A micro-batch.
 
     Attributes:
-        images: uint8 `[B, 3, H, W]`, RGB.
+        images: `uint8 [B, 3, H, W]`, RGB.
         targets: The truth as the criterion takes it.
-        sizes: int64 `[B, 2]`, the height and width that are not padding.
+        sizes: `int64 [B, 2]`, the height and width that are not padding.
         keys: The key of each sample.
         positions: The position of each sample in the order of the run.
         epochs: The epoch of each sample.

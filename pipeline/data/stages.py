@@ -29,7 +29,7 @@ def decode_stage(sample: dict[str, Any], task: str, things: Sequence[bool]) -> d
         things: For each class, whether it is a thing.
 
     Returns:
-        The sample with `image`, uint8 `[H, W, 3]`, and `truth` in place of `stored`.
+        The sample with `image`, `uint8 [H, W, 3]`, and `truth` in place of `stored`.
 
     Raises:
         DataError: The image does not decode or has another size than its truth.
@@ -69,7 +69,7 @@ def load_stage(name: str) -> Stage:
 def user_stage(sample: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
     """Apply a function of the user to a decoded sample, before augmentation.
 
-    The function gets `key`, `position`, `epoch`, `image` (uint8 `[H, W, 3]`), `truth` (a `Truth`),
+    The function gets `key`, `position`, `epoch`, `image` (`uint8 [H, W, 3]`), `truth` (a `Truth`),
     and `random`, a numpy generator keyed by (seed, epoch, key, name). Its draws are therefore the
     same on any rank and in `replay`. It returns the sample with another image or truth.
 
@@ -103,7 +103,7 @@ def augment_stage(
     """Augment a decoded sample with random numbers keyed by (seed, epoch, key).
 
     Returns:
-        The sample with `image` as uint8 `[3, *crop]`, its `truth`, and `size`, the height and
+        The sample with `image` as `uint8 [3, *crop]`, its `truth`, and `size`, the height and
         width that are not padding.
     """
     truth = sample["truth"]

@@ -31,13 +31,13 @@ def overlay(
     covers another.
 
     Args:
-        image: uint8 `[H, W, 3]`, RGB.
+        image: `uint8 [H, W, 3]`, RGB.
         ids: Integer map `[H, W]` of the regions' ids; pixels with 0 stay uncovered.
         regions: The regions to draw.
         taxonomy: The names and colors of the classes.
 
     Returns:
-        uint8 `[H', W', 3]`, RGB, where H' and W' are H and W or a multiple of both.
+        `uint8 [H', W', 3]`, RGB, where H' and W' are H and W or a multiple of both.
 
     Raises:
         ValueError: The map and the picture differ in size.
@@ -47,12 +47,12 @@ def overlay(
     factor = _factor(*ids.shape)
     masks = [_enlarged(ids == region.id, factor) for region in regions]
     shown = [n for n, mask in enumerate(masks) if mask.any()]
-    seen: Counter[int] = Counter()
+    count: Counter[int] = Counter()
     shades = []
     for region in regions:
         color = taxonomy.categories[region.category].color
-        shades.append(_shade(color, seen[region.category]))
-        seen[region.category] += 1
+        shades.append(_shade(color, count[region.category]))
+        count[region.category] += 1
 
     canvas = enlarge(image)
     height, width = canvas.shape[:2]
@@ -75,7 +75,7 @@ def overlay(
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """Return a picture, uint8 RGB `[H, W, 3]`, at the size at which `overlay` draws it."""
+    """Return a picture, RGB `uint8 [H, W, 3]`, at the size at which `overlay` draws it."""
     height, width = image.shape[:2]
     factor = _factor(height, width)
     return cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
@@ -92,10 +92,10 @@ def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.nda
 
     Args:
         captions: The caption of each column.
-        rows: Pictures, each uint8 RGB `[H, W, 3]`.
+        rows: Pictures, each RGB `uint8 [H, W, 3]`.
 
     Returns:
-        uint8 RGB `[H, W, 3]`.
+        RGB `uint8 [H, W, 3]`.
 
     Raises:
         ValueError: The number of pictures in a row is not the number of captions.
@@ -127,11 +127,11 @@ def grid(
 
     Args:
         captions: The caption of each picture of a sample.
-        samples: The pictures of each sample, each uint8 RGB `[H, W, 3]`.
+        samples: The pictures of each sample, each RGB `uint8 [H, W, 3]`.
         per_row: The number of samples per row.
 
     Returns:
-        uint8 RGB `[H, W, 3]`.
+        RGB `uint8 [H, W, 3]`.
     """
     blank = [np.full_like(picture, 255) for picture in samples[-1]]
     full = [*samples, *[blank] * (-len(samples) % per_row)]
@@ -143,7 +143,7 @@ def shrink(image: np.ndarray, ids: np.ndarray, side: int) -> tuple[np.ndarray, n
     """Shrink an image and its id map to a longer side of at most `side` pixels.
 
     Args:
-        image: uint8 RGB `[H, W, 3]`.
+        image: RGB `uint8 [H, W, 3]`.
         ids: Integer map `[H, W]`.
         side: The length of the longer side.
 
@@ -157,7 +157,7 @@ def shrink(image: np.ndarray, ids: np.ndarray, side: int) -> tuple[np.ndarray, n
 
 
 def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
-    """Enlarge a mask, bool `[H, W]`, by a whole factor, with smooth edges."""
+    """Enlarge a mask, `bool [H, W]`, by a whole factor, with smooth edges."""
     if factor == 1:
         return mask
     height, width = mask.shape
@@ -204,7 +204,7 @@ def _free_box(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) ->
     because the centroid of a ring or a crescent lies outside it.
 
     Args:
-        mask: The segment, bool `[H, W]`.
+        mask: The segment, `bool [H, W]`.
         plate: Width and height of the plate.
         taken: The boxes of the plates so far.
     """

@@ -44,7 +44,7 @@ def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:
     """Draw image `b` of a batch, with its padding: the image, and the image under its truth.
 
     Returns:
-        Two pictures, each uint8 RGB `[H, W, 3]`.
+        Two pictures, each RGB `uint8 [H, W, 3]`.
     """
     image = np.ascontiguousarray(batch.images[b].permute(1, 2, 0).numpy())
     ids = np.zeros(image.shape[:2], np.int32)

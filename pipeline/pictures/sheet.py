@@ -24,7 +24,7 @@ def sheet(
     """Draw the first `count` samples of a set with panoptic truth, two per row.
 
     Returns:
-        uint8 RGB `[H, W, 3]`.
+        RGB `uint8 [H, W, 3]`.
     """
     taxonomy = store.manifest.taxonomy
     triples = []
@@ -41,7 +41,7 @@ def sheet(
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 RGB `[H, W, 3]`, and create its folder if necessary."""
+    """Write a picture, RGB `uint8 [H, W, 3]`, and create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
     path.write_bytes(encoded.tobytes())

@@ -146,7 +146,7 @@ def damage(folder: Path) -> str | None:
         return "not committed"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        wrong = [name for name, seen in manifest.items() if _fingerprint(folder / name) != seen]
+        wrong = [name for name, kept in manifest.items() if _fingerprint(folder / name) != kept]
     except (OSError, ValueError) as error:
         return str(error)
     return f"{wrong[0]} differs from {MANIFEST}" if wrong else None

@@ -20,12 +20,12 @@ class Result:
     """The results of one image at the size `[H, W]` of the image.
 
     Attributes:
-        panoptic: int32 `[H, W]`, the id of each pixel's segment, 0 = void.
+        panoptic: `int32 [H, W]`, the id of each pixel's segment, 0 = void.
         segments: The `id`, `category`, `isthing`, and `score` of each segment.
-        scores: float32 `[N]`, the score of each instance.
-        categories: int64 `[N]`, the class of each instance.
-        masks: The mask of each instance, bool `[H, W]`.
-        semantic: int64 `[H, W]`, the class of each pixel.
+        scores: `float32 [N]`, the score of each instance.
+        categories: `int64 [N]`, the class of each instance.
+        masks: The mask of each instance, `bool [H, W]`.
+        semantic: `int64 [H, W]`, the class of each pixel.
     """
 
     panoptic: np.ndarray
@@ -40,11 +40,11 @@ def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tenso
     """Resize, normalize, and pad an image.
 
     Args:
-        image: uint8 RGB `[H, W, 3]`.
+        image: RGB `uint8 [H, W, 3]`.
         settings: The sizes.
 
     Returns:
-        float32 `[1, 3, h, w]`, padded with 0, and the height and width that are not padding.
+        `float32 [1, 3, h, w]`, padded with 0, and the height and width that are not padding.
     """
     sides = np.array(image.shape[:2])
     scale = min(settings.short / sides.min(), settings.long / sides.max())
@@ -67,7 +67,7 @@ def infer(
 
     Args:
         model: The network.
-        image: uint8 RGB `[H, W, 3]`.
+        image: RGB `uint8 [H, W, 3]`.
         settings: The sizes and thresholds.
         things: For each class, whether it is a thing.
         device: The device of the network.

@@ -36,9 +36,9 @@ class InstanceScores:
             size: Its height and width.
             scores: `[N]`, the scores of the predictions.
             categories: `[N]`, their classes.
-            masks: Their masks, each bool `[H, W]`.
+            masks: Their masks, each `bool [H, W]`.
             truth: The `category`, `iscrowd`, and `area` (the publisher's) of each true instance,
-                and either `mask` (bool `[H, W]`) or `rle` (compressed run lengths as pycocotools
+                and either `mask` (`bool [H, W]`) or `rle` (compressed run lengths as pycocotools
                 returns them).
 
         Raises:
@@ -135,7 +135,7 @@ def _annotation(image: int, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode(masks: Sequence[np.ndarray]) -> list[Mapping[str, Any]]:
-    """Return the compressed run lengths of masks, each bool `[H, W]`."""
+    """Return the compressed run lengths of masks, each `bool [H, W]`."""
     return [run_lengths.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
 
 

@@ -92,12 +92,12 @@ class PanopticQuality:
         The averages are over the classes that occur in truth or prediction, and are NaN without
         any. `classes` has a row per class, which is NaN for a class that does not occur.
         """
-        met = self.tp + self.fp + self.fn > 0
+        occurs = self.tp + self.fp + self.fn > 0
         with np.errstate(invalid="ignore"):
             rq = self.tp / (self.tp + self.fp / 2 + self.fn / 2)
-            sq = np.where(met, self.iou / np.maximum(self.tp, 1), np.nan)
+            sq = np.where(occurs, self.iou / np.maximum(self.tp, 1), np.nan)
         scores = {"PQ": 100 * sq * rq, "SQ": 100 * sq, "RQ": 100 * rq}
-        groups = {"": met, "_th": met & self.things, "_st": met & ~self.things}
+        groups = {"": occurs, "_th": occurs & self.things, "_st": occurs & ~self.things}
         out: dict[str, Any] = {
             name + suffix: float(values[group].mean()) if group.any() else float("nan")
             for suffix, group in groups.items()
@@ -106,7 +106,7 @@ class PanopticQuality:
         counts = {"tp": self.tp, "fp": self.fp, "fn": self.fn}
         out["classes"] = [
             {name: values[c].item() for name, values in (scores | counts).items()}
-            for c in range(len(met))
+            for c in range(len(occurs))
         ]
         return out
 

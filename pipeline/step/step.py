@@ -27,7 +27,7 @@ class Network(Protocol):
     """The methods of `Engine`, or of `PlainNetwork` in a single process, that a step calls."""
 
     def __call__(self, images: Tensor, draw: Draw, /) -> Predictions:
-        """Return the predictions for normalized images float32 [B, 3, H, W]."""
+        """Return the predictions for normalized images `float32 [B, 3, H, W]`."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -42,7 +42,7 @@ class PlainNetwork:
         self.model, self.device = model, device
 
     def __call__(self, images: Tensor, draw: Draw) -> Predictions:
-        """Return the predictions for normalized images float32 [B, 3, H, W]."""
+        """Return the predictions for normalized images `float32 [B, 3, H, W]`."""
         gpu = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=gpu):
             return self.model(images, draw)

@@ -23,7 +23,7 @@ def decode_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
         name: The image's name in errors.
 
     Returns:
-        uint8 RGB `[H, W, 3]`.
+        RGB `uint8 [H, W, 3]`.
 
     Raises:
         DataError: The image declares more than MAX_PIXELS pixels or does not decode.
@@ -56,7 +56,7 @@ def image_of(sample: Sample) -> np.ndarray:
     """Decode the image of a sample.
 
     Returns:
-        uint8 RGB `[H, W, 3]`.
+        RGB `uint8 [H, W, 3]`.
 
     Raises:
         DataError: The image does not decode or has another size than the sample's truth.

@@ -92,7 +92,7 @@ class SampleIndex:
 
 def save_rows(folder: Path, shards: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     """Write `samples.parquet` from the rows of each shard."""
-    rows = [{**row, "shard": number} for number, of in enumerate(shards) for row in of]
+    rows = [{**row, "shard": number} for number, found in enumerate(shards) for row in found]
     with whole_file(folder / SAMPLES) as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=_COLUMNS), file, compression="zstd")
 
@@ -154,7 +154,7 @@ def offsets_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def load_offsets(tar: Path) -> np.ndarray:
-    """Read `.tar.idx` of a shard: uint64 `[n + 1]`, the offsets of n samples and their end."""
+    """Read `.tar.idx` of a shard: `uint64 [n + 1]`, the offsets of n samples and their end."""
     return np.fromfile(offsets_path(tar), "<u8")
 
 

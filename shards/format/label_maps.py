@@ -19,7 +19,7 @@ class LabelMap(NamedTuple):
     """A map of integers and the file name that findings name."""
 
     name: str
-    values: np.ndarray  # uint8 or uint16 [H, W]
+    values: np.ndarray  # `uint8` or `uint16 [H, W]`
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def labels_in(
         channels: 1 or 3.
 
     Returns:
-        uint8 or uint16 `[H, W]` for one channel, uint8 `[H, W, 3]` for three.
+        `uint8` or `uint16 [H, W]` for one channel, `uint8 [H, W, 3]` for three.
 
     Raises:
         Reject: The map has another size, which is found before anything is decoded, or it does not
@@ -119,7 +119,7 @@ def segments_of(
         entry: Returns the class index and the crowd flag (0 or 1) of an id.
 
     Returns:
-        The segments, with areas and boxes of the map, and uint8 or uint16 `[H, W]` with n for the
+        The segments, with areas and boxes of the map, and `uint8` or `uint16 [H, W]` with n for the
         n-th of them (from 1).
     """
     areas = np.bincount(ids.ravel())
@@ -188,13 +188,13 @@ def truth_of_maps(
     fields: dict[str, Any] = {"semantic": classes}
     if instances_map is not None:
         instances = LabelMap(*instances_map)
-        of = _classes_of_instances(instances, classes, things)
+        class_of = _classes_of_instances(instances, classes, things)
         is_stuff = np.array([False, *(not thing for thing in things)])  # by c + 1
         stuff_ids = labels_map.values + np.uint32(_STUFF)
         stuff = np.where(is_stuff[classes], stuff_ids, np.uint32(0))
         fields["segments"], fields["segments_map"] = segments_of(
             np.where(instances.values > 0, instances.values, stuff),
-            lambda id: ((of[id] if id < _STUFF else labels[id - _STUFF]) - 1, 0),
+            lambda id: ((class_of[id] if id < _STUFF else labels[id - _STUFF]) - 1, 0),
         )
     return fields
 
@@ -214,13 +214,13 @@ def _classes_of_instances(
     """
     numbers = instances.values
     is_thing = np.array([False, *things])  # by c + 1
-    of = np.zeros(int(numbers.max()) + 1, classes.dtype)
-    of[numbers] = classes
-    of[0] = 0
+    class_of = np.zeros(int(numbers.max()) + 1, classes.dtype)
+    class_of[numbers] = classes
+    class_of[0] = 0
     for wrong, why in (
-        ((numbers > 0) & (of[numbers] != classes), "is on several classes"),
+        ((numbers > 0) & (class_of[numbers] != classes), "is on several classes"),
         ((numbers > 0) & ~is_thing[classes], "is on a class that is not a thing"),
     ):
         if wrong.any():
             raise Reject(13, f"instance {numbers[wrong][0]} of {instances.name} {why}")
-    return of.tolist()
+    return class_of.tolist()

@@ -85,10 +85,10 @@ class Sample:
         width: The width of the image and of its maps in pixels.
         height: The height in pixels.
         segments: The panoptic segments.
-        segments_map: uint8 or uint16 `[H, W]`; segment n (from 1) has the value n, 0 is void.
+        segments_map: `uint8` or `uint16 [H, W]`; segment n (from 1) has the value n, 0 is void.
         instances: The instances.
-        layers: uint8 or uint16 `[L, H, W]` with L >= 1.
-        semantic: uint8 or uint16 `[H, W]`; class c has the value c + 1, 0 is ignored.
+        layers: `uint8` or `uint16 [L, H, W]` with L >= 1.
+        semantic: `uint8` or `uint16 [H, W]`; class c has the value c + 1, 0 is ignored.
         rights: The values of RIGHTS that are known.
     """
 
@@ -146,7 +146,7 @@ class Sample:
         """Return the semantic truth, or derive it from the segments if the sample has none.
 
         Returns:
-            uint8 or uint16 `[H, W]`: c + 1 for class c, 0 for ignored pixels.
+            `uint8` or `uint16 [H, W]`: c + 1 for class c, 0 for ignored pixels.
         """
         if self.semantic is not None:
             return self.semantic

@@ -29,7 +29,7 @@ def drop(sample):
     return None
 
 
-def twice(sample):
+def repeat(sample):
     return [sample, sample]
 
 

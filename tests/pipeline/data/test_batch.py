@@ -129,17 +129,17 @@ def prepared(truth: Truth, number: int = 0) -> dict:
 
 
 def test_collate_pads_layers_and_entries():
-    one = Truth(np.array([[[1, 2], [0, 0]]], np.uint8), [4], [0], [2])
-    two = Truth(np.array([[[1, 1], [1, 1]], [[0, 3], [0, 0]]], np.uint8), [0, 9], [0, 1], [1, 3])
-    none = Truth(np.zeros((1, 2, 2), np.uint8), [], [], [])
-    batch = collate([prepared(one), prepared(two, 1), prepared(none, 2)])
+    first = Truth(np.array([[[1, 2], [0, 0]]], np.uint8), [4], [0], [2])
+    second = Truth(np.array([[[1, 1], [1, 1]], [[0, 3], [0, 0]]], np.uint8), [0, 9], [0, 1], [1, 3])
+    empty = Truth(np.zeros((1, 2, 2), np.uint8), [], [], [])
+    batch = collate([prepared(first), prepared(second, 1), prepared(empty, 2)])
     assert isinstance(batch, Batch)
     assert batch.images.tolist() == [[[[n, n]] * 2] * 3 for n in range(3)]
-    nothing = [[0, 0], [0, 0]]
+    zeros = [[0, 0], [0, 0]]
     assert batch.targets.maps.tolist() == [
-        [[[1, 2], [0, 0]], nothing],
+        [[[1, 2], [0, 0]], zeros],
         [[[1, 1], [1, 1]], [[0, 3], [0, 0]]],
-        [nothing, nothing],
+        [zeros, zeros],
     ]
     assert batch.targets.categories.tolist() == [[4, -1], [0, 9], [-1, -1]]
     assert batch.targets.layer.tolist() == [[0, 0], [0, 1], [0, 0]]
@@ -155,8 +155,8 @@ def test_collate_pads_layers_and_entries():
 
 
 def test_a_batch_without_any_entry_has_one_column_of_padding():
-    none = Truth(np.zeros((1, 2, 2), np.uint8), [], [], [])
-    batch = collate([prepared(none), prepared(none)])
+    empty = Truth(np.zeros((1, 2, 2), np.uint8), [], [], [])
+    batch = collate([prepared(empty), prepared(empty)])
     assert batch.targets.categories.tolist() == [[-1], [-1]]
 
 
