@@ -30,10 +30,10 @@ the preset overrides the defaults.
 - The declared type decides what a value means: `name=010` is the text 010, and `trainer.steps=010`
   is an error. Booleans are `true` and `false`. `null` stands for no value if the table allows it.
 - A list or a mapping is YAML: `data.scale=[0.1,2.0]`, `model.backbone_config={depths: [1,1,1,1]}`.
-- A text is the text itself, with any `#`, `:`, `~`, `,`, quotes, and `${...}` in it.
+- On the command line, a text is taken as written: `#`, `:`, `~`, `,`, quotes, `${...}` included.
 
-`./launch.sh settings` prints this list, `./launch.sh settings PRESET` with the values of a preset,
-and `./launch.sh settings --json-schema` as a JSON Schema that editors can check presets against.
+`./launch.sh settings` prints this list; with PRESET it prints the values of that preset, and with
+`--json-schema` a JSON Schema that editors can check presets against.
 This file is the output of `./launch.sh settings --markdown`.
 """
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Any: None}
@@ -56,10 +56,10 @@ class Entry(NamedTuple):
 
 
 def settings(preset: str | None, json_schema: bool, markdown: bool) -> None:
-    """Print every setting in one of the forms.
+    """Print every setting as text, as Markdown, or as a JSON Schema.
 
     Raises:
-        UsageError: The preset is unknown, or two forms are asked for at once.
+        UsageError: The preset is unknown, or more than one of the arguments is given.
     """
     if (preset is not None) + json_schema + markdown > 1:
         raise UsageError("give only one of PRESET, --json-schema, and --markdown")
@@ -72,7 +72,7 @@ def settings(preset: str | None, json_schema: bool, markdown: bool) -> None:
 
 
 def entries(kind: type[Settings], section: str = "") -> Iterator[Entry]:
-    """Yield every section, directly followed by its settings."""
+    """Yield every setting and section; the settings of a section directly follow it."""
     defaults = kind()
     for field in dataclasses.fields(kind):  # pyright: ignore[reportArgumentType] (all are)
         declared, key = field_types(kind)[field.name], join(section, field.name)
@@ -82,7 +82,7 @@ def entries(kind: type[Settings], section: str = "") -> Iterator[Entry]:
 
 
 def as_text(preset: str | None = None) -> str:
-    """Return the list for a terminal; values of a preset that are not the default have a star."""
+    """Return the list for a terminal; a star marks a preset's values that differ from defaults."""
     path = configs.preset_path(preset) if preset else None
     config = configs.merge(read_yaml(path) if path else {}, [])
     lines = []
@@ -97,7 +97,7 @@ def as_text(preset: str | None = None) -> str:
 
 
 def as_markdown() -> str:
-    """Return docs/settings.md: one table for the top level, and one for each section."""
+    """Return docs/settings.md: one table for the top level, and one for each section in it."""
     head = "| key | default | values | what it does |\n|---|---|---|---|"
     tables = {"": [head]}
     for entry in entries(configs.Config):

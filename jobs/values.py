@@ -30,11 +30,11 @@ _CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 class Plain(str):
-    """A scalar that was written without quotes, so that its type is still open."""
+    """A scalar without quotes; the declared type of its setting decides what it is."""
 
 
 class Leaf:
-    """A value that is not a mapping, opaque to OmegaConf, which would interpolate its `${...}`."""
+    """A value that is not a mapping, hidden from OmegaConf so that `${...}` in it is kept."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping of settings in a YAML file.
 
     Raises:
-        UsageError: The file is not readable, is not YAML, or does not hold a mapping.
+        UsageError: The file is not readable, is not valid YAML, or does not hold a mapping.
     """
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -67,15 +67,16 @@ def opaque(settings: Mapping[str, Any]) -> dict[str, Any]:
 def read_override(override: str, root: type[Settings]) -> dict[str, Any]:
     """Return the nested mapping of one `key=value`.
 
-    The value of a text setting is the text itself, whatever it holds. A list or a mapping is YAML.
+    The value of a text setting is taken as written. Lists, mappings, and quoted values of other
+    settings are YAML.
 
     Raises:
-        SettingError: The key is unknown, or a list or a mapping is not YAML.
+        SettingError: The key is unknown, or a list, a mapping, or a quoted text is not valid YAML.
         UsageError: The text is not `key=value`.
     """
     key, equals, text = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise UsageError(f"{override!r} is not key=value")
+        raise UsageError(f"{override!r} is not key=value with a dotted key such as batch.size")
     kind = _declared(root, key)
     opening = {str: (), list[str]: "["}.get(kind, "[{\"'")
     value: Any = _flow(text, key) if text.startswith(tuple(opening)) else Plain(text)
@@ -85,7 +86,7 @@ def read_override(override: str, root: type[Settings]) -> dict[str, Any]:
 
 
 def construct(kind: type[Settings], values: Mapping[str, Any], section: str = "") -> Any:
-    """Build the settings of a class from nested mappings of leaves or Python values.
+    """Build an instance of a settings class from nested mappings of leaves or Python values.
 
     Args:
         kind: The class.
@@ -128,7 +129,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _declared(root: type[Settings], key: str) -> Any:
-    """Return the type of a key without None. Entries of a mapping have the type `Any`."""
+    """Return a key's declared type, with `None` removed; in a mapping, every key has type `Any`."""
     kind: Any = root
     section = ""
     for name in key.split("."):
@@ -152,7 +153,7 @@ def _unknown(kind: type[Settings], section: str, name: str) -> SettingError:
 
 
 def _interpret(value: Any, declared: Any, key: str) -> Any:
-    """Return a value with each unquoted text read as the declared type asks for."""
+    """Return a value in which each unquoted text is read according to the declared type."""
     if isinstance(value, Leaf):
         value = value.value
     kind, _ = without_none(declared)
@@ -188,14 +189,14 @@ def _reading(text: str, key: str) -> Any:
 
 def _flow(text: str, key: str) -> Any:
     """Return the list, the mapping, or the quoted text of a value on the command line."""
-    fix = "write a list as [a, b] and a mapping as {a: 1}, with quotes around odd texts"
+    fix = "write a list as [a, b] and a mapping as {a: 1}; quote texts with special characters"
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node.end_mark.index < len(text.rstrip()):  # a comment would be cut off
-            raise SettingError(key, f"={text} does not end with its list or mapping", fix)
+            raise SettingError(key, f"={text} has text after the end of its value", fix)
         return _from_node(node)
     except (RecursionError, yaml.YAMLError) as error:
-        raise SettingError(key, f"={text} is not YAML", fix) from error
+        raise SettingError(key, f"={text} is not valid YAML", fix) from error
 
 
 def _from_node(node: yaml.Node) -> Any:
@@ -204,7 +205,7 @@ def _from_node(node: yaml.Node) -> Any:
         settings: dict[str, Any] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in settings:
-                problem = "a key is repeated or not a text"
+                problem = "a key is repeated, or is not text"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             settings[key.value] = _from_node(value)
         return settings

@@ -46,20 +46,20 @@ class Criterion:
     ) -> dict[str, Tensor]:
         """Return the scalars loss_ce, loss_mask, and loss_dice of every prediction.
 
-        The last prediction has these names and the earlier ones the same with _0 … _{L-2}. The sum
-        over all terms and micro-batches is the loss of the batch. Losses are computed in float32,
-        or in float64 if the predictions are.
+        Terms of the last prediction have these names; earlier ones add _0 … _{L-2}. The sum over
+        all terms and micro-batches is the loss of the batch. Losses are computed in float32, or in
+        float64 if the predictions are.
 
         Args:
             predictions: Predictions of all layers.
             targets: The segments of every image.
-            draw: Random numbers; for every image and prediction i "match/i" (points, 2),
-                "candidates/i" (pairs, oversample·points, 2), and "uniform/i"
-                (pairs, (1 - importance)·points, 2).
+            draw: Draws random numbers. It is called for every image and prediction i with the
+                purposes and shapes "match/i" (points, 2), "candidates/i" (pairs,
+                oversample·points, 2), and "uniform/i" (pairs, (1 - importance)·points, 2).
             normalizers: The sums over the micro-batches of the batch.
 
         Raises:
-            FloatingPointError: Logits are not finite; names the prediction.
+            FloatingPointError: Logits are not finite; the error names the prediction.
         """
         with torch.autocast(targets.maps.device.type, enabled=False):
             dtype = torch.promote_types(predictions.class_logits.dtype, torch.float32)
@@ -158,7 +158,7 @@ class Criterion:
         matches: Matches,
         draw: Draw,
     ) -> tuple[Tensor, Tensor]:
-        """Return points [M, P, 2] for prediction `i`, logits [M, h, w], and their truth [M, P]."""
+        """Return points [M, P, 2] and their truth [M, P], for logits [M, h, w] of prediction i."""
         s = self.settings
         keep = int(s.importance * s.points)
 
@@ -201,7 +201,7 @@ def pair_losses(logits: Tensor, points: Tensor, truth: Tensor) -> Tensor:
 def _matched_logits(predictions: Predictions, matches: Matches) -> Tensor:
     """Return the mask logits [L, M, h, w] of the matched queries only.
 
-    The products run over all predictions of an image at once.
+    One matrix product per image gives the logits of all predictions.
     """
     features = predictions.mask_features
     layer = torch.arange(len(matches.query), device=features.device)[:, None]

@@ -1,7 +1,8 @@
 """Settings of a run that do not concern the cluster.
 
 This module imports neither torch nor the code that it configures, so that a command reads and
-checks its settings in tenths of a second. The modules that use a class import it from here.
+checks its settings in tenths of a second. The modules that use these classes
+import them from here.
 """
 # ruff: noqa: RUF009 (`setting` returns a dataclasses.field, so that no default is shared)
 
@@ -35,7 +36,7 @@ class OptimizerSettings(Settings):
         0.1, "Learning rate of the backbone relative to that of the decoders.", at_least=0
     )
     clip: float = setting(
-        0.01, "Largest L2 norm of all gradients together; larger ones are scaled down.", above=0
+        0.01, "Largest joint L2 norm of all gradients; above it they are scaled down.", above=0
     )
 
 
@@ -45,7 +46,7 @@ class ScheduleSettings(Settings):
 
     name: str = setting(
         "step",
-        "Shape: step multiplies by a factor at milestones; poly is (1 - t/T)^power.",
+        "Shape: step multiplies by a factor at milestones; poly is (1 - t/T)^power at step t of T.",
         choices=("step", "poly"),
     )
     milestones: list[float] = setting(
@@ -56,7 +57,7 @@ class ScheduleSettings(Settings):
     )
     factor: float = setting(0.1, "Multiplier at each milestone (step).", above=0, at_most=1)
     power: float = setting(0.9, "Exponent of the decay (poly).", at_least=0)
-    warmup_steps: int = setting(0, "Steps of linear rise at the start.", unit="steps", at_least=0)
+    warmup_steps: int = setting(0, "Steps of linear rise of the rate.", unit="steps", at_least=0)
 
 
 @dataclass
@@ -95,7 +96,7 @@ class InferenceSettings(Settings):
 
     short: int = setting(
         800,
-        "Length of the shorter side, unless that makes the longer side too long.",
+        "Length of the shorter side, or less if the longer side would exceed long.",
         unit="pixels",
         at_least=1,
     )
@@ -128,7 +129,7 @@ class EvaluationSettings(InferenceSettings):
     )
     images: int | None = setting(
         None,
-        "Evaluate on the first images of the validation set only; null takes all of them.",
+        "Number of images, from the first of the validation set on; null takes all of them.",
         unit="images",
         at_least=1,
     )
@@ -154,7 +155,7 @@ class WandbSettings(Settings):
 
 @dataclass
 class TrackingSettings(Settings):
-    """Where metrics are recorded besides the run's folder."""
+    """Where metrics are recorded in addition to the run's folder."""
 
     wandb: WandbSettings = setting(WandbSettings, "Weights & Biases.")
 
@@ -167,10 +168,10 @@ class RunSettings(Settings):
         "",
         "Name of the run and of its folder under runs/; without one, the name of the preset.",
         pattern=r"(\w[\w.-]*)?",
-        pattern_help="use letters, digits, '.', '_' and '-', and start with a letter or a digit",
+        pattern_help="use letters, digits, '.', '_' and '-', and do not start with '.' or '-'",
     )
     seed: int = setting(42, "Seed of everything random.", at_least=0)
-    task: str = setting("panoptic", "Task to train and to score by.", choices=TASKS)
+    task: str = setting("panoptic", "Task that is trained and scored.", choices=TASKS)
     data: DataSettings = setting(DataSettings, "Shard sets and how they are read.")
     batch: BatchSettings = setting(BatchSettings, "Sizes of batches.")
     model: ModelSettings = setting(ModelSettings, "Architecture of the network.")
@@ -181,7 +182,9 @@ class RunSettings(Settings):
     zero: ZeroSettings = setting(ZeroSettings, "DeepSpeed's ZeRO.")
     checkpoint: CheckpointSettings = setting(CheckpointSettings, "Checkpoints while training.")
     evaluation: EvaluationSettings = setting(EvaluationSettings, "Evaluation while training.")
-    tracking: TrackingSettings = setting(TrackingSettings, "Records besides the run's folder.")
+    tracking: TrackingSettings = setting(
+        TrackingSettings, "Where metrics are recorded in addition to the run's folder."
+    )
 
     def check(self) -> None:
         """Check that a compiled network is not sharded by ZeRO's stage 3."""

@@ -1,8 +1,9 @@
 """The doctor: the defects of raw data, what the builder does about each, and how it reports them.
 
 Every defect is a numbered finding with one verdict, the same in every source: `repaired` (the
-sample is in the set, corrected as `done` says), `kept` (in the set as it is), or `rejected` (not in
-the set). `findings.jsonl` of a set lists all of them: nothing is changed or left out silently.
+sample is in the set, corrected as `done` says), `kept` (in the set with the same pixels and truth),
+or `rejected` (not in the set). `findings.jsonl` of a set lists all findings: nothing is changed or
+left out silently.
 """
 
 from collections import Counter
@@ -42,7 +43,7 @@ RULES = {
         "image size differs from annotation",
         REJECTED,
         _OUT,
-        "use the image that was annotated, or correct its width and height",
+        "use the image that was annotated, or correct the width and height in the annotation",
     ),
     4: Rule(
         "EXIF rotation",
@@ -55,7 +56,7 @@ RULES = {
         "grayscale, CMYK, 16-bit or alpha",
         KEPT,
         "the bytes stay; decoders convert them to 8-bit RGB",
-        "convert the image to 8-bit RGB if decoders must not",
+        "convert the image to 8-bit RGB yourself if decoders should not do it",
     ),
     6: Rule(
         "extension does not match the contents",
@@ -74,7 +75,7 @@ RULES = {
     10: Rule("id in PNG not in JSON", REJECTED, _OUT, "use PNG and JSON of the same release"),
     11: Rule("id in JSON not in PNG", REJECTED, _OUT, "use PNG and JSON of the same release"),
     12: Rule(
-        "declared area far from pixels",
+        "declared area differs much from the pixel count",
         KEPT,
         "the declared area stays",
         "correct the area; scores by object size depend on it",
@@ -83,13 +84,13 @@ RULES = {
         "category unknown",
         REJECTED,
         _OUT,
-        "correct the category id, or add the category to the list",
+        "correct the category id, or add the category to the list of the data set",
     ),
     14: Rule(
         "label value outside the label space",
         REJECTED,
         _OUT,
-        "correct the label map, or add the class to the list",
+        "correct the label map, or add the class to the list of the data set",
     ),
     15: Rule(
         "empty mask",
@@ -125,7 +126,7 @@ RULES = {
     21: Rule(
         "thing overlap in panoptic",
         REPAIRED,
-        "each pixel goes to the thing that its instance belongs to",
+        "each such pixel takes the thing class of its instance, not of the semantic map",
         "decide in the truth to which thing the pixels belong",
     ),
     22: Rule(

@@ -1,8 +1,9 @@
 """Work on shards in several processes at a time.
 
-Why not a pool of a library: `concurrent.futures` gives up the whole pool when one process dies,
-and its workers outlive a parent that was killed. Here every piece of work has a process, which ends
-with its parent, and a piece whose process dies (usually for want of memory) is tried again alone.
+This does not use a library's pool: `concurrent.futures` gives up all work if one process dies, and
+its workers outlive a parent that was killed. Here each piece has its own process (unless only one
+runs at a time), which ends with its parent, and if a process dies (usually because memory ran out),
+only its piece is tried again.
 """
 
 import multiprocessing
@@ -36,7 +37,7 @@ class Piece(Protocol):
 
 
 class Runner(Protocol):
-    """Runs a function on every piece, somewhere."""
+    """Runs a function on every piece, on this machine or on a cluster."""
 
     def __call__(self, work: Work, pieces: Sequence[Piece]) -> Iterator[tuple[int, Any]]:
         """Yield (index of the piece, result) in the order in which results are ready.
@@ -74,7 +75,7 @@ def cpus() -> int:
 
 
 def processes(count: int | None = None) -> Runner:
-    """Return a runner with `count` processes at a time on this machine (default: the CPUs)."""
+    """Return a runner with `count` (default: one per CPU) processes at a time on this machine."""
     return partial(_in_processes, count=count or cpus())
 
 

@@ -1,11 +1,12 @@
-"""One training step of R50 beside transformers, with the same weights, inputs, and random numbers.
+"""One training step of R50 compared with transformers: same weights, inputs, and random numbers.
 
 On a CPU the batch is one image of 512 x 512 pixels in float32; on a GPU it is eight of 1024 x 1024
 under bfloat16 autocast, and images per second and host synchronizations are measured too. The step
-is that of a training run (`TrainingStep`) without DeepSpeed. The peer trains with its batch norms
-in eval mode, because ours are frozen. Saved bytes are the unique storages that autograd keeps for
-backward, without parameters, buffers, and images. Peak memory is that of a model and one step: the
-peak of the GPU's allocator, or the resident set of a separate process.
+is that of a training run (`TrainingStep`) without DeepSpeed. The peer (transformers) trains with
+batch norms in eval mode, because ours are frozen. Saved bytes are the size of the storages that
+autograd keeps for backward, each counted once, without parameters, buffers, and images. Peak memory
+is what a step adds to the GPU allocator, or the peak resident set of a process that builds both
+models and steps one.
 """
 
 import statistics
@@ -46,7 +47,7 @@ class Side(NamedTuple):
 
 
 def rows() -> list[dict]:
-    """Return seconds, memory, and difference in loss of forward, criterion, and backward."""
+    """Return the rows of the benchmark: time, memory, and loss, and on a GPU rate and syncs."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = random_batch(device)
     images = batch.images
@@ -81,7 +82,7 @@ def rows() -> list[dict]:
 
 
 def random_batch(device: torch.device) -> Batch:
-    """Return random images with 20 boxes in each."""
+    """Return a batch of random images with 20 random boxes drawn as the truth of each."""
     batch, size = (8, 1024) if device.type == "cuda" else (1, 512)
     torch.manual_seed(0)
     maps = torch.zeros(batch, 1, size, size, dtype=torch.uint8)
@@ -98,7 +99,7 @@ def random_batch(device: torch.device) -> Batch:
 
 
 def batch_of(images: Tensor, targets: Targets) -> Batch:
-    """Return the batch of images uint8 [B, 3, H, W] and their truth; the keys are numbers."""
+    """Return the batch of images uint8 [B, 3, H, W] and their truth; the keys are "0", "1", ..."""
     numbers = range(len(images))
     sizes = torch.tensor(images.shape[2:]).expand(len(images), 2)
     keys, epochs = [str(n) for n in numbers], [0 for _ in numbers]
@@ -186,7 +187,7 @@ def step(side: Side) -> None:
 
 
 def one_step(name: str) -> None:
-    """Take a step of one side alone, for the memory of a separate process."""
+    """Build both sides and run a step of one, in a process whose peak memory is measured."""
     step(build(SETTINGS, CriterionSettings(), random_batch(torch.device("cpu")))[name])
 
 

@@ -1,4 +1,4 @@
-"""The command that makes shard sets; its many options are described here, above it."""
+"""The command that makes shard sets. Its options are declared above the function."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,17 +21,25 @@ Out = Annotated[
 Root = Annotated[Path | None, typer.Option(help="Folder of the raw data.")]
 Images = Annotated[
     Path | None,
-    typer.Option(help="coco with your own files instead of --root: folder of the images."),
+    typer.Option(help="For coco without --root, from your own files: folder of the images."),
 ]
 Instances = Annotated[
-    Path | None, typer.Option(help="coco with your own files: the instances JSON.")
+    Path | None,
+    typer.Option(help="For coco without --root, from your own files: the instances JSON."),
 ]
-Panoptic = Annotated[Path | None, typer.Option(help="coco with your own files: the panoptic JSON.")]
+Panoptic = Annotated[
+    Path | None,
+    typer.Option(help="For coco without --root, from your own files: the panoptic JSON."),
+]
 Maps = Annotated[
-    Path | None, typer.Option(help="coco with your own files: folder of the panoptic PNGs.")
+    Path | None,
+    typer.Option(help="For coco without --root, from your own files: folder of the panoptic PNGs."),
 ]
 Split = Annotated[
-    str | None, typer.Option(help="coco with your own files: name of the split, such as train.")
+    str | None,
+    typer.Option(
+        help="For coco without --root, from your own files: name of the split, such as train."
+    ),
 ]
 Splits = Annotated[
     str | None, typer.Option(help="Splits, separated by commas. Default: all that exist.")
@@ -83,7 +91,7 @@ def build(
     work: Work = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a raw data set into shards, and print which tasks they serve.
+    """Convert a raw data set into shards, and print which tasks can be trained on them.
 
     An interrupted build resumes if you run the same command again.
     """

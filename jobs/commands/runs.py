@@ -17,7 +17,7 @@ def demo(
         Path, typer.Option(help="Folder for the data, the shards, the run, and the pictures.")
     ] = Path("demo"),
 ) -> None:
-    """Run every step in small on this machine: data, shards, training, scores, pictures."""
+    """Run every step on a small scale here: data, shards, training, scores, pictures."""
     from jobs.demo.demo import demo as job
 
     job(out)
@@ -51,7 +51,7 @@ def train(
 def settings(
     preset: Annotated[
         str | None,
-        typer.Argument(help="Print the values of this preset; those of its own are marked by *."),
+        typer.Argument(help="Print this preset's values; * marks those that are not the default."),
     ] = None,
     json_schema: Annotated[
         bool, typer.Option("--json-schema", help="Print a JSON Schema of presets instead.")
@@ -60,7 +60,7 @@ def settings(
         bool, typer.Option("--markdown", help="Print docs/settings.md instead.")
     ] = False,
 ) -> None:
-    """List every setting: key, value, unit, rule, and what it does.
+    """List every setting: its key, value, unit, allowed values, and effect.
 
     \b
     Example:
@@ -77,7 +77,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Another shard set with the same classes.")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Number of first images.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a run on its val set: PQ, AP, and mIoU from one pass."""
@@ -125,14 +125,15 @@ def export(
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="A benchmark, such as step; report: tables of benchmarks/*.json.")
+        str,
+        typer.Argument(help="A benchmark, such as step; or report, to render benchmarks/*.json."),
     ],
     as_json: Json = False,
 ) -> None:
-    """Measure one claim, next to another implementation if there is one.
+    """Run one benchmark, and compare with another implementation if one exists.
 
     \b
-    Keep a result and render the tables of BENCHMARKS.md from all that are kept:
+    Save a result, and render the tables of BENCHMARKS.md from all saved results:
       ./launch.sh bench step --json > benchmarks/step-MACHINE.json
       ./launch.sh bench report
     """

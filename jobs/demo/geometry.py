@@ -9,7 +9,7 @@ _SUPERSAMPLE = 4
 
 
 def _unit_outlines(shape: str) -> list[Array]:
-    """Return closed outlines `[n, 2]` of a shape one unit wide around 0; a second one is a hole."""
+    """Return the outlines [n, 2] of a shape about 1 wide, centered at 0; a second is a hole."""
     match shape:
         case "circle":
             return [_corners(48, 0.5)]

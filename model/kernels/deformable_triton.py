@@ -1,6 +1,6 @@
 """Deformable attention on a GPU, in Triton: one pass forward and one backward.
 
-A program holds a block of queries of one head and reads four pixels [queries, D] for each sample.
+A program handles BLOCK queries of one head; for each sample it reads four tiles [BLOCK, D].
 Sums have the dtype of the locations, whatever the dtype of the values. The gradients of the values
 are added atomically, so their last bits depend on the order in which programs run.
 """
@@ -80,7 +80,7 @@ def _levels(shapes: Shapes, device: torch.device) -> Tensor:
 
 @triton.jit
 def _locate(coordinate, size, mask):
-    """Return the pixel before a coordinate, the distance from it, and whether a value is read."""
+    """Return the pixel at or before a coordinate, the distance, and whether it is in [-1, size]."""
     pixel = tl.load(coordinate, mask=mask, other=0) * size - 0.5
     is_inside = (pixel >= -1) & (pixel <= size)
     pixel = tl.where((pixel < -1) | (pixel > size), -1.0, pixel)  # NaN is kept

@@ -1,8 +1,9 @@
-"""The order of the samples: a pure function of (seed, fingerprints, window, shares, position).
+"""The order of the samples of a run.
 
-A position counts the samples that the optimizer has consumed. The sample at a position does not
-depend on the number of workers, nodes, micro-batches or loader processes, so one integer is the
-whole state of the data stream. Global batches may straddle epochs: every batch is full, and every
+It is a pure function of (seed, fingerprints, sizes, window, shares, position). A position counts
+the samples that the optimizer has consumed. The sample at a position does not depend on the number
+of workers, nodes, micro-batches or loader processes, so one integer is the whole state of the data
+stream. Global batches may straddle epochs: every batch is full, and every
 epoch of a shard set contains each of its samples exactly once. Only the windows that are used are
 shuffled, so a run on 20 million samples resumes at any position as fast as it started.
 """
@@ -157,13 +158,13 @@ class Order:
     def upcoming_shards(self, position: int) -> list[tuple[int, int]]:
         """Return the shards to prefetch at `position` as pairs (set, shard), most urgent first.
 
-        The shards of the current window of every set come first, those of its next window after
-        them.
+        First come the shards of the current window of every set, then those of the next window of
+        every set.
         """
         block, offset = divmod(position, BLOCK)
         indices = [position]
         if len(self.sets) > 1:
-            # the index in each set: its share of all earlier blocks, and its turns so far in this
+            # index in each set: the set's positions in earlier blocks and those so far in this one
             turns = np.bincount(self._turns(block)[0][:offset], minlength=len(self.sets))
             indices = [block * s + int(n) for s, n in zip(self.shares, turns, strict=True)]
         windows = [order.windows(index) for order, index in zip(self.sets, indices, strict=True)]

@@ -110,16 +110,21 @@ class Store:
         )
 
     def load(self, sample: int) -> Sample:
-        """Return one sample, whose image is still encoded. Raises the errors of `read`."""
+        """Return one sample with its image still encoded.
+
+        Raises:
+            DataError: The bytes are missing, or their hash differs from the index.
+            Failed: A server does not answer.
+        """
         blob = self.read(sample)
         return read_sample(self.manifest, self.index.key[sample], blob, hash_verified=True)
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Start to download the shards that are needed next, given most urgent first."""
+        """Start to download the shards needed next, the most urgent first; a folder needs none."""
         self._shards.prefetch(shards)
 
     def check_shards(self) -> None:
-        """Check that every shard of a folder exists and has the size that the manifest lists.
+        """Check that every shard of a folder exists in the listed size; a URL is not checked.
 
         Raises:
             DataError: A shard is missing or has another size.
@@ -144,7 +149,7 @@ class LocalShards:
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def read(self, shard: int, offset: int, length: int) -> Iterator[bytes]:
-        """Yield the one copy of a byte range.
+        """Yield a byte range once, because a local shard has no second copy.
 
         Raises:
             DataError: The file cannot be read.
@@ -164,7 +169,7 @@ class LocalShards:
 
 
 def _check_hashes(folder: Path, shards: Sequence[Shard]) -> None:
-    """Check that every hash is one, because the cache uses them as file names.
+    """Check that every shard's sha256 is 64 hex digits, because the cache uses it as a file name.
 
     Raises:
         DataError: A hash is not 64 hex digits, so its file could be outside the cache's folder.

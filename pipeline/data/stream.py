@@ -72,9 +72,9 @@ class IndexedSource(IterableDataset):
     """The decoded samples of one rank in order, without end.
 
     Loader process j of n yields the samples of micro-batches j, j + n, and so on. A sample that is
-    damaged, or that cannot be decoded, is replaced by a substitute that depends on the position
-    alone, so that every division of the work uses the same one. The field "damaged" of a sample
-    lists the samples that it replaces.
+    damaged, or that cannot be decoded, is replaced by a substitute that does not depend on how the
+    work is divided. The field "damaged" of a sample lists the damaged samples that this sample
+    replaces.
 
     Args:
         stores: The shard sets.
@@ -82,7 +82,7 @@ class IndexedSource(IterableDataset):
         seed: Seed of the run.
         position: The position at which the first step begins.
         split: The division of the global batch.
-        decode: Adds image and truth to a sample that has its `stored` form. It raises DataError
+        decode: Replaces the field "stored" of a sample by "image" and "truth". It raises DataError
             for a sample that cannot be decoded.
 
     Raises:

@@ -23,7 +23,7 @@ LOCK = f"{STATE}/lock"
 
 
 class FolderDestination:
-    """A shard set that is built where it stays.
+    """A shard set that is built in its final folder.
 
     Attributes:
         folder: The folder where shards are built.
@@ -54,14 +54,14 @@ class FolderDestination:
         return write_shard
 
     def load_records(self) -> None:
-        """Copy the manifest and the findings of an earlier build into the folder."""
+        """Make sure that the folder has the manifest and the findings of an earlier build."""
 
     def manifest_time(self) -> int:
         """Return when the manifest was written, in ns since the epoch."""
         return (self.folder / MANIFEST).stat().st_mtime_ns
 
     def sizes(self) -> Mapping[str, int | None]:
-        """Return the size of every file of the set, by name."""
+        """Return the size of every file of the set, by name; None if the server does not tell."""
         return {path.name: path.stat().st_size for path in self.folder.iterdir() if path.is_file()}
 
     def prepare(self, stems: set[str]) -> None:
@@ -79,7 +79,7 @@ class FolderDestination:
         """Make the finished set available at its location."""
 
     def clean_up(self) -> None:
-        """Remove what is not needed after the build."""
+        """Remove the staging folder, if there is one."""
 
 
 class UrlDestination(FolderDestination):
@@ -107,7 +107,7 @@ class UrlDestination(FolderDestination):
 
     def prepare(self, stems: set[str]) -> None:
         self.remote.remove(MANIFEST)
-        self.remote.send(self.folder / LOCK, LOCK)  # marks the URL as a set that a build made
+        self.remote.send(self.folder / LOCK, LOCK)  # marks the URL as written by a build
         for name in self.remote.files():
             if _is_stale(name.removeprefix(f"{STATE}/"), stems):
                 self.remote.remove(name)

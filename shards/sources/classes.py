@@ -39,16 +39,10 @@ class _Description:
 
 
 def load_classes(path: Path) -> tuple[Taxonomy, list[int], dict[str, str]]:
-    """Load a list of classes.
-
-    Args:
-        path: The YAML file.
-
-    Returns:
-        The classes, the ignored labels, and the license.
+    """Load the classes, the ignored labels, and the license from a YAML file.
 
     Raises:
-        DataError: The file is missing or malformed; the error names the entry.
+        DataError: The file is missing or malformed; the error names the file or the entry.
     """
     description = _typed(path, _Description, _read_yaml(path))
     categories = []
@@ -84,7 +78,7 @@ def _read_yaml(path: Path) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         message = " ".join(str(error).split())
         raise DataError(f"invalid YAML ({message})", where=path, fix="correct it") from error
-    if "${" in text:  # OmegaConf would interpolate, also from environment variables
+    if "${" in text:  # OmegaConf would interpolate it, even from environment variables
         raise DataError("the file contains '${'", where=path, fix="remove it")
     return document
 

@@ -1,13 +1,13 @@
 """Mapillary Vistas' layout, version 1.2: the publisher has separate annotations for every task.
 
-    config.json                            the labels; a label is an index of this list
+    config.json                            the labels; a label is an index into this list
     {training,validation}/images/*.jpg
     {training,validation}/labels/*.png     semantic: label
-    {training,validation}/instances/*.png  instances: 256 label + n
-    {training,validation}/panoptic/*.png   panoptic: ids of panoptic_2018.json in the same folder,
-                                           in which a category id is label + 1
+    {training,validation}/instances/*.png  instances: 256 · label + n, for instance n of the label
+    {training,validation}/panoptic/*.png   panoptic: ids of panoptic_2018.json in the same folder;
+                                           there, a category id is label + 1
 
-The classes are the labels that config.json marks for evaluation. The others are ignored, or void.
+The classes are the labels that config.json marks for evaluation. The others are ignored (void).
 """
 
 import json
@@ -88,7 +88,9 @@ def _load_labels(path: Path) -> list[dict[str, Any]]:
     for key, kind in (("readable", str), ("instances", bool), ("evaluate", bool), ("color", list)):
         if not all(isinstance(row, dict) and isinstance(row.get(key), kind) for row in rows):
             raise DataError(
-                f"there are labels without {key}", where=path, fix="get the file of version 1.2"
+                f"{key} is missing or of the wrong type in a label",
+                where=path,
+                fix="get the file of version 1.2",
             )
     try:
         return [row | {"color": rgb(row["color"])} for row in rows]
@@ -112,7 +114,7 @@ def _index_annotations(path: Path) -> tuple[dict[str, "array[int]"], dict[str, i
         try:
             image_id = entry.value["image_id"]
         except (KeyError, TypeError) as error:
-            raise damaged(path, entry.start, f"an annotation lacks {error}") from error
+            raise damaged(path, entry.start, "an annotation has no image_id") from error
         ranges.setdefault(image_id, array("q")).extend((entry.start, entry.end))
         seed = digests.get(image_id, 0)
         digests[image_id] = xxhash.xxh3_64_intdigest(entry.raw, seed=seed)
@@ -131,11 +133,11 @@ def _read_truth(
 
     Args:
         taxonomy: The classes.
-        labels: By label, c + 1 for class c and 0 for a label without a class.
+        labels: Maps each label to its class index + 1, or to 0 if it has no class.
         panoptic_json: The file of the panoptic annotations.
         item: The item.
         size: The image's width and height.
-        doctor: Receives the findings that keep the sample in the set.
+        doctor: Receives the findings that do not reject the sample.
     """
     maps = item.raw.maps
     fields: dict[str, Any] = {}

@@ -230,15 +230,15 @@ UNREADABLE = {
     "schedule.milestones=[a]": r"^schedule\.milestones=a; it must be a number$",
     "data.scale=0.5": r"^data\.scale=0\.5; it must be a list$",
     "data=5": r"^data=5; it must be a section$",
-    "data.scale=[0.1": r"^data\.scale=\[0\.1 is not YAML; write a list as \[a, b\]",
-    "data.train=[a] # b": r"^data\.train=\[a\] # b does not end with its list",
-    "data.train=[run #2]": r"^data\.train=\[run #2\] is not YAML; .*with quotes",
-    "data.train=[${x}]": r"^data\.train=\[\$\{x\}\] is not YAML; .*with quotes",
+    "data.scale=[0.1": r"^data\.scale=\[0\.1 is not valid YAML; write a list as \[a, b\]",
+    "data.train=[a] # b": r"^data\.train=\[a\] # b has text after the end of its value",
+    "data.train=[run #2]": r"^data\.train=\[run #2\] is not valid YAML; .*quote texts",
+    "data.train=[${x}]": r"^data\.train=\[\$\{x\}\] is not valid YAML; .*quote texts",
     "name=${x}": r"^name=\$\{x\}; use letters",
     "name=run #2": r"^name=run #2; use letters",
-    "steps": r"^'steps' is not key=value$",
-    "=5": r"^'=5' is not key=value$",
-    "trainer.=5": r"^'trainer\.=5' is not key=value$",
+    "steps": r"^'steps' is not key=value with a dotted key",
+    "=5": r"^'=5' is not key=value with a dotted key",
+    "trainer.=5": r"^'trainer\.=5' is not key=value with a dotted key",
 }
 
 

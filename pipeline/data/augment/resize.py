@@ -1,4 +1,4 @@
-"""A window of a resized image and of its integer maps, computed without the rest of the image.
+"""A window of a resized image and of its integer maps; "cv2" avoids resizing the whole image.
 
 Coordinates refer to pixel centers: if a side of n pixels is resized to m pixels, the center of
 pixel x moves to (x + 1/2) m/n - 1/2.
@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 BACKENDS = ("cv2", "pil")
-PHASE = 1 / 64  # largest shift of a window, in source pixels
+# Largest shift of a window, in source pixels; it is less if the image is enlarged over 16 times.
+PHASE = 1 / 64
 REACH = 160  # output pixels before a window that are searched for an aligned start
 
 
@@ -45,8 +46,8 @@ def image_window(image: np.ndarray, window: Window, backend: str = "cv2") -> np.
         image: uint8 [h, w, 3].
         window: The window.
         backend: "cv2" averages areas to shrink and interpolates to enlarge; the result is that
-            of `resize`, shifted by at most PHASE. "pil" is Pillow's bilinear filter, which
-            Detectron2 uses, to the bit.
+            of `resize`, shifted by at most PHASE. "pil" gives the same bytes as Pillow's bilinear
+            filter, which Detectron2 uses.
 
     Returns:
         uint8 [rows, columns, 3].
@@ -75,7 +76,7 @@ def maps_window(maps: np.ndarray, window: Window, backend: str = "cv2") -> np.nd
         maps: Integers [L, h, w].
         window: The window.
         backend: Resolves ties, when a center lies halfway between two source pixels. "cv2" takes
-            the latter one; "pil" decides as Pillow does.
+            the one further right or down; "pil" decides as Pillow does.
 
     Returns:
         Integers [L, rows, columns].
@@ -92,7 +93,7 @@ def _pil_nearest(layer: np.ndarray, window: Window) -> np.ndarray:
     """Return a window [rows, columns] of a map [h, w], resized by Pillow.
 
     A map of 16 bits is widened to 32 bits, because Pillow resolves ties of 8 and 32 bits alike and
-    ties of 16 bits otherwise.
+    ties of 16 bits differently.
     """
     wide = layer if layer.dtype == np.uint8 else layer.astype(np.int32)
     size = window.width, window.height
@@ -101,7 +102,7 @@ def _pil_nearest(layer: np.ndarray, window: Window) -> np.ndarray:
 
 
 class _Aligned(NamedTuple):
-    """One axis of a part of the source to resize.
+    """The part of the source to resize, along one axis.
 
     Attributes:
         source: The source pixels.
@@ -123,10 +124,11 @@ def _aligned(source: int, target: int, first: int, count: int) -> _Aligned:
     """
     # Output pixel s begins at s * step in the source. If that is a whole number, the part of the
     # source from there on, resized by itself, equals the same part of the whole resized image,
-    # because both grids begin at one point. So the nearest start before the window is taken whose
-    # offset from a whole number is at most PHASE, and the output before the window is cut off.
-    # If REACH output pixels hold no such start, the border of the image is one. Resizing the whole
-    # image takes 1.6 times as long if its area is more than twice that of the window.
+    # because both grids begin at one point. So take the nearest start s before the window whose
+    # s * step is within min(PHASE, step / 4) of a whole number, and cut off the output before the
+    # window. If REACH output pixels hold no such start, start at the border of the image. The whole
+    # image takes 1.6 times as long to resize as this part, if its area is more than twice that of
+    # the window.
     step = source / target
     last = first - math.ceil(1 / step)  # one source pixel earlier, which interpolation needs
     starts = np.arange(last, max(0, last - REACH), -1)
