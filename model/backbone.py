@@ -167,7 +167,7 @@ def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) 
     """
     try:
         # AutoBackbone would send a request to the hub, even for a folder
-        body, info = family.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # untyped
+        body, info = family.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]  # a pair
             folder,
             config=config,
             dtype=torch.float32,

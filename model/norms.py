@@ -50,7 +50,7 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         centered = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-        weight = F.normalize(centered, dim=(1, 2, 3))  # pyright: ignore[reportArgumentType]  # typed int
+        weight = F.normalize(centered, dim=(1, 2, 3))  # pyright: ignore[reportArgumentType]  # torch takes tuples, too
         return self._conv_forward(x, weight, self.bias)
 
 

@@ -119,9 +119,13 @@ class Settings:
     """Base class of settings; see the module's docstring."""
 
     def __post_init__(self) -> None:
-        """Check every field, then the rules between fields. Raises SettingError."""
+        """Check every field, then the rules between fields.
+
+        Raises:
+            SettingError: A value is refused.
+        """
         hints = field_types(type(self))
-        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]  # subclasses are dataclasses
             value = getattr(self, field.name)
             fitted = fit(value, hints[field.name], field.name)
             rule = field.metadata.get("rule")
@@ -132,7 +136,11 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Check the rules that involve more than one field. Override; raise SettingError."""
+        """Check the rules that involve more than one field. Subclasses override this.
+
+        Raises:
+            SettingError: The values contradict each other.
+        """
 
 
 def fit(value: Any, kind: Any, key: str) -> Any:

@@ -117,7 +117,7 @@ def _forward(
             weight = tl.load(weights + sample, mask=mask, other=0)
             left, right_share, _ = _locate(locations + 2 * sample, width, mask)
             top, lower_share, _ = _locate(locations + 2 * sample + 1, height, mask)
-            for corner in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]  # untyped
+            for corner in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]  # triton is untyped
                 dx, dy = corner % 2, corner // 2
                 share = tl.where(dx == 1, right_share, 1 - right_share)
                 share *= tl.where(dy == 1, lower_share, 1 - lower_share)
@@ -154,7 +154,7 @@ def _backward(
             sampled = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
             slope_x = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
             slope_y = tl.zeros((BLOCK_Q,), dtype=outer.dtype)
-            for corner in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]  # untyped
+            for corner in tl.static_range(4):  # pyright: ignore[reportGeneralTypeIssues]  # triton is untyped
                 dx, dy = corner % 2, corner // 2
                 x_share = tl.where(dx == 1, right_share, 1 - right_share)
                 y_share = tl.where(dy == 1, lower_share, 1 - lower_share)
@@ -162,8 +162,8 @@ def _backward(
                 offsets, exist = first + offset[:, None], exists[:, None] & is_channel
                 dot = tl.sum(tl.load(value + offsets, exist, 0).to(outer.dtype) * outer, 1)
                 sampled += x_share * y_share * dot
-                slope_x += tl.where(dx == 1, dot, -dot) * y_share  # pyright: ignore[reportOperatorIssue]  # tl
-                slope_y += tl.where(dy == 1, dot, -dot) * x_share  # pyright: ignore[reportOperatorIssue]  # tl
+                slope_x += tl.where(dx == 1, dot, -dot) * y_share  # pyright: ignore[reportOperatorIssue]  # triton is untyped
+                slope_y += tl.where(dy == 1, dot, -dot) * x_share  # pyright: ignore[reportOperatorIssue]  # triton is untyped
                 tl.atomic_add(
                     of_value + offsets, (x_share * y_share * weight)[:, None] * outer, exist,
                     sem="relaxed",

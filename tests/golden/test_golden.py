@@ -1,4 +1,4 @@
-"""Training gives the losses that were recorded before the code was restructured.
+"""Training gives the losses that were recorded in the files of this folder.
 
 In float64 the losses of `tiny` agree to 2e-16 over all 20 steps, whether torch uses AVX-512 or no
 vector instructions, one thread or two, the kernels or `M2F_KERNELS=reference`. The tolerance of

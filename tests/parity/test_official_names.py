@@ -20,6 +20,17 @@ BACKBONES = {
 }
 
 
+def randomized(
+    settings: ModelSettings, criterion: CriterionSettings
+) -> tuple[Mask2Former, Official]:
+    """Return a network with random norms and biases, and its weights as exported."""
+    torch.manual_seed(0)
+    model = Mask2Former(settings, num_classes=5).eval().double()
+    randomize(model)
+    names = to_detectron2(model, settings, criterion)
+    return model, Official({name: torch.from_numpy(array) for name, array in names.items()})
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.no_grad()
 def test_official_names_give_our_predictions(backbone: str) -> None:
@@ -30,16 +41,12 @@ def test_official_names_give_our_predictions(backbone: str) -> None:
         pixel_decoder=PixelDecoderSettings(layers=2, feedforward=64),
         masked_decoder=MaskedDecoderSettings(layers=4, feedforward=64),
     )
-    torch.manual_seed(0)
-    model = Mask2Former(settings, num_classes=5).eval().double()
-    randomize(model)
-    names = to_detectron2(model, settings, CriterionSettings(no_object_weight=0.3))
-    weights = Official({name: torch.from_numpy(array) for name, array in names.items()})
+    model, weights = randomized(settings, CriterionSettings(no_object_weight=0.3))
     images = torch.randn(2, 3, 96, 160, dtype=torch.float64)
     windows = {"window": 7, "heads": SWIN_HEADS} if backbone == "swin" else {}
     assert_close(logits(model, images), forward(weights, images, **windows), 1e-10)
-    assert set(names) - weights.read == {"criterion.empty_weight"}
-    assert names["criterion.empty_weight"].tolist() == pytest.approx([1] * 5 + [0.3])
+    assert weights.tensors.keys() - weights.read == {"criterion.empty_weight"}
+    assert weights.tensors["criterion.empty_weight"].tolist() == pytest.approx([1] * 5 + [0.3])
 
 
 @pytest.mark.parametrize("size", [(96, 160), (224, 32)])
@@ -50,11 +57,7 @@ def test_windows_are_shifted_and_padded_for_any_size(size: tuple[int, int]) -> N
     The last maps have 3x5 and 7x1 pixels, and a window has 7x7.
     """
     settings = ModelSettings(backbone="swin", backbone_config=BACKBONES["swin"], queries=2)
-    torch.manual_seed(0)
-    model = Mask2Former(settings, num_classes=5).eval().double()
-    randomize(model)
-    names = to_detectron2(model, settings, CriterionSettings())
-    weights = Official({name: torch.from_numpy(array) for name, array in names.items()})
+    model, weights = randomized(settings, CriterionSettings())
     images = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = swin(weights, images, 7, SWIN_HEADS)
     assert min(expected[-1].shape[2:]) < 7
