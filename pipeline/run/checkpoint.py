@@ -190,7 +190,7 @@ def load_trainer(folder: Path) -> TrainerState:
     except (OSError, ValueError) as error:
         raise damaged(folder, str(error)) from error
     except (KeyError, TypeError) as error:
-        raise damaged(folder, f"{TRAINER_STATE} lacks {error}") from error
+        raise damaged(folder, f"{TRAINER_STATE} has no {error}") from error
 
 
 def damaged(folder: Path, problem: str) -> UsageError:

@@ -144,7 +144,10 @@ class Engine:
                  if expected.get(name) != found.get(name)}  # fmt: skip
         if wrong:
             names = ", ".join(sorted(wrong)[:8])
-            raise UsageError(f"the checkpoint does not fit the model: {names}")
+            raise UsageError(
+                f"the checkpoint does not fit the model: {names}",
+                fix="use the model settings that the run was started with",
+            )
         for name, buffer in self.module.named_buffers():
             if f"model.{name}" in state:
                 buffer.copy_(state[f"model.{name}"])

@@ -110,7 +110,7 @@ class Taxonomy:
 
 
 def palette(index: int) -> tuple[int, int, int]:
-    """A color for a category whose publisher gives none; neighbors in `index` differ in hue."""
+    """Return a color for a category whose publisher gives none; neighbors differ in hue."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.65, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
