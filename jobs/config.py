@@ -1,4 +1,4 @@
-"""The settings of a run: defaults < preset < key=value."""
+"""The settings of a run: defaults, replaced by those of a preset, then by key=value."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ class ScalingSettings(Settings):
 
     workers: int | None = setting(
         None,
-        "Number of workers; null takes one per GPU of this machine, or one without a GPU.",
+        "Number of workers; null: one per GPU of this machine, or one if no GPU is used.",
         unit="workers",
         at_least=1,
     )
@@ -42,7 +42,7 @@ class FailureSettings(Settings):
     """What happens after a worker has died."""
 
     max_restarts: int = setting(
-        20, "Number of times that the workers of a run are restarted.", at_least=0
+        20, "Largest number of times that a command restarts its workers.", at_least=0
     )
 
 
@@ -66,7 +66,7 @@ def load(preset: str, overrides: Sequence[str]) -> Config:
     Paths become absolute, and the name and the number of workers are filled in.
 
     Raises:
-        UsageError: The preset or a key is unknown, or a value is refused.
+        UsageError: The preset or a key is unknown, or a value is missing or refused.
     """
     path = preset_path(preset)
     config = merge(read_yaml(path), overrides)
@@ -93,10 +93,10 @@ def preset_path(preset: str) -> Path:
 
 
 def merge(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
-    """Return the config of defaults < settings < `key=value` overrides.
+    """Return the config: defaults, replaced by `settings`, then by `key=value` overrides.
 
     Raises:
-        UsageError: A key is unknown, or a value is refused. The error names the key.
+        UsageError: An override is not key=value, a key is unknown, or a value is refused.
     """
     with _usage_errors():
         parts = [settings, *(read_override(override, Config) for override in overrides)]
@@ -137,14 +137,14 @@ def _absolute(location: str) -> str:
 
 
 def _run_or_path(name: str) -> str:
-    """Return the folder of a run by its name, otherwise the name, which is a path."""
+    """Return the folder of the run `name` if there is such a run, otherwise `name`, a path."""
     return str(RUNS / name) if (RUNS / name / "config.yaml").is_file() else name
 
 
 def _default_workers(scaling: ScalingSettings) -> int:
     if scaling.gpu is False:
         return 1
-    import torch  # takes seconds, which an error in a setting should not wait for
+    import torch  # takes seconds; imported here so that a wrong setting is reported sooner
 
     return max(1, torch.cuda.device_count())
 
@@ -178,7 +178,7 @@ def load_run(folder: Path) -> Config:
     """Return the resolved config of a run."""
     settings = read_yaml(folder / "config.yaml")
     batch = settings.get("batch")
-    if isinstance(batch, dict) and "global" in batch:  # its name until version 0.1
+    if isinstance(batch, dict) and "global" in batch:  # batch.size was batch.global until 0.1
         batch["size"] = batch.pop("global")
     return merge(settings, [])
 
@@ -195,7 +195,7 @@ def load_environment(folder: Path) -> dict[str, Any]:
 
 
 def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[str]:
-    """Return `key: old -> new` for each key that differs and does not start as `may_change`."""
+    """Return `key: old -> new` for each key that differs and starts with none of `may_change`."""
     before, after = (flat(to_dict(config)) for config in (old, new))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"

@@ -31,16 +31,16 @@ MAY_CHANGE = (
     *("data.loader_workers", "data.cache.", "data.max_damaged"),
 )
 
-# Ray reads these once, when it starts. Values that the user has set take precedence.
+# Ray and the libraries of its workers read these as they start. Values of the user take precedence.
 RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # only this machine can connect
+    "RAY_AUTH_MODE": "disabled",  # not needed: only this machine can connect
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU sees none
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hides the GPUs from a worker that reserves none
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # training has priority on this machine
+    "RAY_worker_niceness": "0",  # normal priority; Ray's default lowers it
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
     "HF_HUB_OFFLINE": "1",  # weights are in folders; training downloads nothing
 }
@@ -89,7 +89,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bool:
-    """Write the config of a new run, or compare it with that of an existing run.
+    """Compare the config with that of an existing run, if there is one, and write it.
 
     Returns:
         False if the run is finished.
@@ -105,10 +105,11 @@ def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bo
         _check_same(folder, config, data)
         finished = [event.step for event in eventlog.read_kind(folder, events.Finish)]
         if finished and max(finished) >= config.trainer.steps:
-            print(f"{folder} is finished ({max(finished)} steps); for more: trainer.steps=N")
+            print(f"{folder} is finished ({max(finished)} steps); to continue, raise trainer.steps")
             return False
         if checkpoints := committed(folder / CHECKPOINTS):
-            print(f"{folder}: resuming from step {step_of(checkpoints[0])}")
+            step = step_of(checkpoints[0])
+            print(f"{folder}: resuming; the newest checkpoint is of step {step}")
     elif any(file.name != ".lock" for file in folder.iterdir()):
         raise UsageError(
             "the folder exists and is not a run", where=folder, fix="name another run: name=NAME"
@@ -124,7 +125,7 @@ def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bo
 
 
 def _check_same(folder: Path, config: Config, data: dict[str, Any]) -> None:
-    """Check that an existing run has the same settings, but for those that may change, and shards.
+    """Check that an existing run has the same shards, and the same settings except MAY_CHANGE.
 
     At stage 3 the number of workers may not change, because DeepSpeed's sharded checkpoints fit
     only the number of workers that wrote them.
@@ -136,9 +137,9 @@ def _check_same(folder: Path, config: Config, data: dict[str, Any]) -> None:
     changed += [f"the shards of data.{key}" for key in data if before[key] != data[key]]
     if changed:
         raise UsageError(
-            f"the run was started with other settings ({'; '.join(changed)})",
+            f"the run was started with other settings or shards ({'; '.join(changed)})",
             where=folder,
-            fix="give those, or another name=NAME",
+            fix="give those of the run's start, or another name=NAME",
         )
 
 
@@ -205,12 +206,12 @@ def _cpus_per_worker(config: Config) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told.
+    """The input of a worker.
 
     Attributes:
         config: The run's config as plain data.
         folder: The run folder.
-        threads: Threads of torch.
+        threads: Number of torch threads in each worker.
         launch: Identifier of this command, which the restarts of its workers share.
     """
 
@@ -221,10 +222,10 @@ class Job:
 
 
 def _work(arguments: dict[str, Job]) -> str:
-    """Train in one worker, and record the error that ends it for the driver to read.
+    """Train in one worker. An error that ends it is recorded, so that the driver can read it.
 
-    Ray restarts all workers after any failure. If they fail again and again at the same step, this
-    ends the run instead.
+    Ray restarts all workers after any failure. If the last MAX_STARTS_AT_ONE_STEP starts of this
+    command were from the same step, this function returns without training, which ends the run.
     """
     from pipeline.train import train as train_worker
 

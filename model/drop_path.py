@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class DropPath:
     """Stochastic depth (arXiv 1603.09382), as a forward hook of a branch's last module.
 
-    It drops the residual branch of single samples and scales up the branch of the others.
-    `uniform` [B] is set before each training step: sample b is kept if its number is >= rate.
+    It drops the residual branch of individual samples and scales up the branch of the others.
+    The backbone sets `uniform` [B] when it trains: sample b keeps its branch if uniform[b] >= rate.
     """
 
     def __init__(self, rate: float) -> None:
@@ -26,10 +26,10 @@ class DropPath:
 
 
 def drop_branches(body: nn.Module, branches: tuple[str, ...], rate: float) -> list[DropPath]:
-    """Give every branch of every block a separate `DropPath`.
+    """Give every branch of each block whose rate is above 0 a separate `DropPath`.
 
-    transformers has one module per block, which draws from the global generator and, in Swin, acts
-    on one of the two branches only. It is replaced by the identity.
+    transformers has one drop-path module per block, which draws from the global generator and, in
+    Swin, acts on only one of the two branches. The identity replaces that module here.
 
     Args:
         body: The backbone.

@@ -1,7 +1,7 @@
-"""Panoptic, instance, and semantic segmentations from the last prediction for one image.
+"""Panoptic, instance, and semantic segmentations of one image from the last layer's prediction.
 
 The procedures are those of the evaluation of Mask2Former (arXiv 2112.01527). Only the masks of
-queries that can appear in the result are resized to the image, a few rows at a time.
+queries that can appear in the result are resized to the image, one band of rows at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from model.masked_decoder import Predictions
 from model.network_settings import SegmentSettings
 
 STRIDE = 4  # of the mask features
-# Mask logits at the size of the image that one band of rows holds: 2 MiB of float32 stay in a CPU's
-# cache, 128 MiB fill a GPU. This keeps the panoptic merge of a photograph of 3000x4000 pixels with
-# 20 queries at 624 MiB (transformers, which resizes all masks at once, takes 1,835 MiB).
+# Number of mask logits, at the image's size, in one band of rows: 2 MiB of float32 stay in a CPU's
+# cache, 128 MiB keep a GPU busy. The panoptic merge of a photograph of 3000x4000 pixels with
+# 20 queries peaks at 624 MiB (transformers, which resizes all masks at once: 1,835 MiB).
 BAND = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
 class ImagePrediction(NamedTuple):
-    """The last prediction for one image, and the image's sizes (height, width) in pixels."""
+    """The last layer's prediction for one image, and its sizes (height, width) in pixels."""
 
     class_logits: Tensor  # [Q, K + 1]
     mask_embeddings: Tensor  # [Q, C]
@@ -49,12 +49,12 @@ class ImagePrediction(NamedTuple):
         )
 
     def bands(self, queries: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the mask logits of some queries at output size, by bands of rows.
+        """Yield the mask logits of some queries at output size, in bands of rows.
 
         The logits are resized bilinearly to the padded input, cropped to its valid part, and
-        resized bilinearly to the output. Every step is linear and acts on rows and columns
-        separately, so along the rows all three are one matrix, and a band needs only the few rows
-        of small logits whose weights in it are not zero.
+        resized bilinearly to the output. Every step is linear and treats height and width
+        separately, so all three steps multiply a column by one matrix, and a band needs only the
+        rows of the small logits whose weights in the band's rows of that matrix are not zero.
 
         Args:
             queries: int64 [n].
@@ -84,7 +84,7 @@ class ImagePrediction(NamedTuple):
             yield slice(start, start + len(band)), weights @ wide
 
     def _resized(self, logits: Tensor) -> Tensor:
-        """Return logits [n, h, w] at output size, resized as a whole: what `bands` is equal to."""
+        """Return logits [n, h, w] resized to the output as a whole; the joined bands equal it."""
         rows, columns = self.valid_size
         padded = [STRIDE * side for side in logits.shape[1:]]
         large = F.interpolate(logits[None], padded, mode="bilinear")[..., :rows, :columns]
@@ -94,7 +94,7 @@ class ImagePrediction(NamedTuple):
 def _row_weights(small: int, valid: int, output: int, dtype: torch.dtype) -> Tensor:
     """Return the matrix [output, small] that resizes a column of logits.
 
-    It is read off from the resized columns of the identity matrix.
+    Its column j is the resized unit vector j.
     """
     impulses = torch.eye(small, dtype=dtype)[None]
     large = F.interpolate(impulses, STRIDE * small, mode="linear")[..., :valid]
@@ -107,10 +107,10 @@ def panoptic(
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Return segments that do not overlap.
 
-    Confident queries compete for every pixel by score times mask probability. A query keeps the
-    pixels that it wins with a probability of at least 0.5, unless it lost too much of its mask to
-    other queries; the pixels of a rejected query stay empty. All stuff of one category is one
-    segment, with the score of its first query.
+    Every pixel goes to the confident query with the largest score times mask probability. A query
+    keeps the pixels that it wins with a probability of at least 0.5, unless it lost too much of its
+    mask to other queries; the pixels of a rejected query stay empty. All stuff of one category is
+    one segment, with the score of its first query.
 
     Args:
         prediction: The prediction for the image.
@@ -135,7 +135,7 @@ def panoptic(
 
 
 def _compete(prediction: ImagePrediction, kept: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Let the kept queries compete for every pixel.
+    """Find the kept query that wins each pixel, and count the pixels of each query.
 
     Returns:
         claims: int32 [H, W], 2 · winner + (whether the winner's probability is at least 0.5).
@@ -181,11 +181,11 @@ def _merge(
 
 
 def first_largest(x: Tensor) -> Tensor:
-    """Return the index int64 [T, W] of the largest of [n, T, W], the first one of equal values.
+    """Return, for each pixel of [n, T, W], the first index of the largest value, int64 [T, W].
 
-    The tensor `x` is overwritten. On a CPU `max` with indices takes two to three times as
-    long, because it carries an index along with every value. Here every index is raised by n unless
-    its value is the maximum; the smallest index that results is the first one of the maximum.
+    The tensor `x` may be overwritten. On a CPU `max` with indices takes two to three times as long,
+    because it carries an index along with every value. Here every index is raised by n unless its
+    value is the maximum, so that the smallest index left is that of the first maximum.
     """
     if implementation("first_largest", x.device) == REFERENCE:
         return x.max(0).indices
@@ -208,9 +208,9 @@ def instances(
 ) -> dict[str, Any]:
     """Return scored masks of things, which may overlap.
 
-    They come from the best `settings.detections` pairs of a query and a category, stuff included,
-    of which only things are kept. The score is the probability of the category times the mean
-    probability inside of the mask, which is where the logit is positive.
+    The best `settings.detections` pairs of a query and a category, stuff included, are taken, and
+    those of stuff are then dropped. The score is the probability of the category times the mean
+    probability inside the mask, which is where the logit is positive.
 
     Args:
         prediction: The prediction for the image.

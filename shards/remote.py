@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how long a server is asked.
+    """How often a request is repeated, and how long it may take.
 
     Attributes:
         tries: Number of requests before the client gives up.
         first_pause_s: Pause before the second request. It doubles from try to try, and a
-            random factor of 0.5 to 1.5 keeps many processes from returning at the same time.
+            random factor of 0.5 to 1.5 keeps many processes from asking again at the same time.
         timeout_s: Time limit of a request, per PIECE_BYTES that it moves.
     """
 
@@ -49,11 +49,11 @@ DEFAULT_POLICY = RetryPolicy()
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What a server says about a file.
+    """What a server reports about a file.
 
     Attributes:
-        bytes: Its size; None if the server does not say.
-        changed: When it was written, in ns since the epoch; 0 if the server does not say.
+        bytes: Its size; None if the server does not report it.
+        changed: When it was written, in ns since the epoch; 0 if the server does not report it.
     """
 
     bytes: int | None
@@ -77,7 +77,7 @@ class RemoteFolder:
             becomes False after the first answer with the whole file.
 
     Raises:
-        UsageError: No installed library knows the protocol.
+        UsageError: No installed library supports the protocol.
     """
 
     def __init__(self, url: str, policy: RetryPolicy | None = None):
@@ -106,7 +106,7 @@ class RemoteFolder:
             return {}
 
     def info(self, name: str) -> FileInfo | None:
-        """Return the size and the time of a file, or None if it is missing."""
+        """Return the size and the time of the last change of a file, or None if it is missing."""
         try:
             info = self._retry(name, lambda: self._call("info", self._path(name)))
         except FileNotFoundError:
@@ -122,7 +122,7 @@ class RemoteFolder:
         return self._retry(name, lambda: self._call("cat_file", self._path(name)))
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
-        """Return `length` bytes of a file that start at `offset`.
+        """Return `length` bytes of a file, from byte `offset` on.
 
         Raises:
             FileNotFoundError: The file is missing.
@@ -136,7 +136,7 @@ class RemoteFolder:
                 self.ranges = False
                 blob = blob[offset:end]
             if len(blob) != length:
-                raise OSError(f"{len(blob)} bytes arrived of {length}")
+                raise OSError(f"{len(blob)} of {length} bytes arrived")
             return blob
 
         return self._retry(name, part)
@@ -154,7 +154,7 @@ class RemoteFolder:
             offset += size
 
     def fetch(self, name: str, path: Path) -> bool:
-        """Download a file to `path` in pieces, without holding all of it in memory.
+        """Download a file to `path`, in pieces if the server gives its size and answers ranges.
 
         Returns:
             Whether the file exists. If it does not, `path` is removed.
@@ -162,8 +162,8 @@ class RemoteFolder:
         path.unlink(missing_ok=True)
         info = self.info(name)
         try:
-            # Without a size, read at once: fsspec reports every HTTP error of `info` as a missing
-            # file, and only a read tells a refusal (Failed) from a missing file.
+            # Without a size, read it whole: fsspec's `info` reports every HTTP error as a missing
+            # file, and only `read` tells a refusal (Failed) from a missing file.
             size = info.bytes if info else None
             pieces = iter([self.read(name)]) if size is None else self.pieces(name, size)
             with whole_file(path) as file:
@@ -187,7 +187,7 @@ class RemoteFolder:
             self._fs.invalidate_cache()
             arrived = self._call("info", target)["size"]
             if arrived != size:
-                raise OSError(f"{arrived} bytes arrived of {size}")
+                raise OSError(f"{arrived} of {size} bytes arrived")
 
         try:
             self._retry(name, put)
@@ -225,7 +225,7 @@ class RemoteFolder:
         for failures in range(self.policy.tries):
             if failures:
                 self.policy.pause(failures)
-            self._fs.invalidate_cache()  # otherwise a listing hides later changes
+            self._fs.invalidate_cache()  # otherwise a cached listing hides changes
             try:
                 return request()
             except FileNotFoundError as error:
@@ -238,10 +238,10 @@ class RemoteFolder:
                 ) from error
             except Exception as error:  # every file system raises exceptions of its own
                 last = error
-        timeout = f"no answer within {self.policy.timeout_s:g} s"
+        timeout = "no answer within the time limit"
         reason = timeout if isinstance(last, TimeoutError) else repr(last)
         raise Failed(
-            f"{reason}, {self.policy.tries} times in a row",
+            f"{self.policy.tries} tries failed, the last one with: {reason}",
             where=self._where(name),
             fix="check that this machine can reach the server and has the rights to use it, and "
             "run the same command to resume",
@@ -250,7 +250,7 @@ class RemoteFolder:
 
 def _changed(info: dict[str, Any]) -> int:
     """Return the time of the last change, in ns since the epoch, from an entry of fsspec."""
-    for key in ("LastModified", "mtime", "last_modified"):  # s3; file, sftp, gs; abfs
+    for key in ("LastModified", "mtime", "last_modified"):  # of s3; of file, sftp, and gs; of abfs
         when = info.get(key)
         if isinstance(when, datetime):
             return int(when.timestamp() * 1e9)

@@ -24,10 +24,11 @@ _COLORS = {
 
 
 def generate(root: Path, train: int, val: int, size: int, seed: int) -> None:
-    """Write `train` + `val` images of `size` x `size` pixels below `root`, annotations last.
+    """Write `train` and `val` images of `size` x `size` pixels and their annotations below `root`.
 
-    The same arguments give the same files. Image n of a split depends on the seed, the split, and n
-    only, not on the number of images.
+    The annotations of a split are written after its images. The same arguments give the same files.
+    Image n of a split depends only on the size, the seed, the split, and n, not on the number of
+    images.
 
     Raises:
         ValueError: The size is below MIN_SIDE.
@@ -140,8 +141,8 @@ def outlines(mask: Array) -> list[list[float]]:
     pycocotools rasterizes them to exactly the same mask. COCO's polygons have no holes, so a slit
     of zero width joins each hole to its outline.
 
-    OpenCV traces pixel centers, not edges. In a mask of twice the size, the centers of the border
-    pixels are half a pixel from the edges, on a known side: rounding gives the pixel corners.
+    OpenCV traces pixel centers, not edges. In a mask of twice the size, an edge pixel has an even
+    index at a left or top edge and an odd one otherwise, so (index + 1) // 2 is the pixel corner.
 
     Args:
         mask: uint8 `[H, W]`.
@@ -165,7 +166,7 @@ def outlines(mask: Array) -> list[list[float]]:
 def run_lengths(mask: Array) -> dict[str, Any]:
     """Return COCO's uncompressed run lengths of a mask, uint8 `[H, W]`.
 
-    Runs follow the columns and start with the zeros.
+    Runs go down the columns, column by column; the first run is of zeros and may be empty.
     """
     flat = np.concatenate([[0], mask.T.ravel()])
     edges = np.flatnonzero(np.diff(flat))

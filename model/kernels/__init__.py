@@ -1,8 +1,8 @@
 """Operations that have several implementations, and the choice between them.
 
 Every operation has an implementation called `reference`, in a few lines of plain torch, which runs
-on every device. The others are faster, agree with it to rounding, and run on some devices only.
-Unless told otherwise, an operation takes the first implementation in `OPERATIONS` that runs on the
+on every device. The others are faster and agree with it up to rounding; some run on some devices
+only. Unless another is chosen, an operation runs the first implementation in `OPERATIONS` for the
 device of its input.
 
 The environment variable `M2F_KERNELS` and the context manager `use` choose others:
@@ -37,13 +37,13 @@ def _with_triton(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-# For each operation, the implementations, the preferred first, and the devices they run on.
+# The implementations of each operation, the preferred one first, and the devices they run on.
 OPERATIONS: Mapping[str, Mapping[str, Callable[[torch.device], bool]]] = {
     # model.deformable_attention
     "deformable_attention": {"cpu": _on_cpu, "triton": _with_triton, REFERENCE: _everywhere},
     # model.token_linear: products of [B, N, C] with a matrix
     "token_linear": {"onednn": _on_cpu, REFERENCE: _everywhere},
-    # model.segment: masks at the size of the image, and the mask with the largest value of a pixel
+    # model.segment: masks at the image's size, and per pixel the first mask of the largest value
     "resize_masks": {"bands": _everywhere, REFERENCE: _everywhere},
     "first_largest": {"minimum": _everywhere, REFERENCE: _everywhere},
 }
@@ -68,7 +68,7 @@ def implementation(operation: str, device: torch.device) -> str:
     if not known[name](device):
         raise ValueError(
             f"{operation}={name} does not run on {device.type}; "
-            f"choose {operation}={REFERENCE} or leave it out of {VARIABLE}"
+            f"choose {operation}={REFERENCE} or leave {operation} out of {VARIABLE}"
         )
     return name
 
@@ -88,10 +88,10 @@ def choices() -> Mapping[str, str]:
 def use(text: str) -> Iterator[None]:
     """Choose implementations for the whole process while the context is open.
 
-    Backward belongs inside of the context, because it runs recomputed layers again.
+    Call backward inside the context too, because it may compute layers of the network again.
 
     Args:
-        text: A value of `M2F_KERNELS`, which it replaces; "" is the choice by device.
+        text: Replaces the value of `M2F_KERNELS`, in the same form; "" chooses by device.
 
     Raises:
         ValueError: The text names an unknown operation or implementation.

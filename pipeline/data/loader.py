@@ -1,7 +1,7 @@
-"""The processes that run a stream ahead of the network, and the errors they can end with.
+"""The processes that prepare batches while the network trains, and the errors that end them.
 
-Errors and warnings of a loader process are delivered as data with its batches. torch would deliver
-an error as the text of a traceback, without its parts and its exit code, and a warning would only
+Errors and warnings of a loader process are delivered as data with its batches. torch would turn
+an error into the text of a traceback and lose its problem and exit code, and a warning would only
 appear on the standard error of the process, which Ray does not show.
 """
 
@@ -66,14 +66,14 @@ def loader(
     Raises:
         UsageError: Shared memory is too small for the batches that are kept ready.
         LoaderError: A process died, or no batch arrived for `timeout_s`.
-        M2FError: The error that the pipeline raised.
+        M2FError, OSError: The error that the pipeline raised.
     """
     if workers == 0:
         yield from DataLoader(_dataset(pipeline), batch_size=None, pin_memory=pin)
         return
     _check_shared_memory(workers * PREFETCH * batch_bytes)
     context = multiprocessing.get_context("forkserver")
-    # the server imports this once; its processes start sooner and share the memory pages
+    # the fork server imports this module once; loader processes start sooner and share its memory
     context.set_forkserver_preload(["pipeline.data.stream"])
     before = set(multiprocessing.active_children())
     deliveries = iter(DataLoader(
@@ -98,13 +98,13 @@ def loader(
 
 
 def _dataset(pipeline: DataPipeline) -> IterableDataset:
-    """Narrow the type: webdataset derives its pipeline from torch's class only if torch exists."""
+    """Narrow the type: webdataset's pipeline derives from torch's class if torch is installed."""
     assert isinstance(pipeline, IterableDataset)
     return pipeline
 
 
 def deliver(batches: Iterator[Batch]) -> Iterator[Delivery]:
-    """Yield the deliveries of a loader process; the last one has an error if there is one."""
+    """Yield the deliveries of a loader process. An error becomes the last delivery."""
     raised: deque[tuple[str, type[Warning]]] = deque()  # threads that fetch shards append, too
 
     def record(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -163,7 +163,7 @@ def _next(
                 raise
             if time.monotonic() > deadline:
                 raise LoaderError(
-                    f"the {len(processes)} loader processes gave no batch for {timeout_s:g} s",
+                    f"the {len(processes)} loader processes delivered no batch for {timeout_s:g} s",
                     fix="check whether the storage or a stage of data.stages hangs",
                 ) from error
 

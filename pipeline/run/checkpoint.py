@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or ignored: files first, then their hashes, then COMMITTED."""
+"""Checkpoints that are complete or ignored: COMMITTED is written last, after files and hashes."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ COMMITTED = "COMMITTED"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run has progressed.
 
     Attributes:
         step: Optimizer steps taken.
@@ -47,10 +47,10 @@ class TrainerState:
     """What a checkpoint holds besides tensors.
 
     Attributes:
-        progress: How far the run was.
+        progress: How far the run had progressed.
         order: Identity of the sample order, which must not change.
         world_size: Number of workers.
-        zero_stage: ZeRO stage; DeepSpeed's own files exist at stage 3.
+        zero_stage: ZeRO stage; only stage 3 adds files that DeepSpeed writes.
         taxonomy: The classes of the network.
         versions: Versions of the packages that wrote it.
     """
@@ -104,9 +104,9 @@ def step_of(path: Path) -> int:
 
 
 def save(folder: Path, state: dict[str, Tensor], trainer: TrainerState) -> None:
-    """Write one checkpoint; a crash at any point leaves a folder without COMMITTED.
+    """Write one checkpoint; a crash before its end leaves a folder without COMMITTED.
 
-    Files that are already in the folder (DeepSpeed's own, at stage 3) become part of it.
+    Files that are already in the folder (those of DeepSpeed, at stage 3) become part of it.
 
     Raises:
         OSError: The disk is full, or does not accept the files; the partial folder is removed.
@@ -190,20 +190,21 @@ def load_trainer(folder: Path) -> TrainerState:
     except (OSError, ValueError) as error:
         raise damaged(folder, str(error)) from error
     except (KeyError, TypeError) as error:
-        raise damaged(folder, f"{TRAINER_STATE} has no {error}") from error
+        problem = f"{TRAINER_STATE} has a missing or wrong field: {error}"
+        raise damaged(folder, problem) from error
 
 
 def damaged(folder: Path, problem: str) -> UsageError:
-    """Return the error of a checkpoint that is not as written."""
+    """Return the error for a checkpoint whose files are not as they were written."""
     what = f"the checkpoint is damaged ({problem})"
-    return UsageError(what, where=folder, fix="name another with --checkpoint")
+    return UsageError(what, where=folder, fix="use another checkpoint, or restore this one")
 
 
 def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints up to `step`, and the one at step `best`.
+    """Remove every checkpoint except the newest `keep` up to `step` and the one at step `best`.
 
-    COMMITTED is removed first, so that a crash leaves no partial folder with it. Folders without
-    COMMITTED were left by a crash before the checkpoint at `step` was written. Committed ones past
+    COMMITTED is removed first, so that no partly removed folder has it. Folders without it, which
+    a crash left before the checkpoint at `step` was written, are removed too. Committed ones past
     `step` were skipped as damaged: they stay and do not count.
     """
     whole = committed(checkpoints)

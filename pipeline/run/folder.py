@@ -1,4 +1,4 @@
-"""The run folder: the paths of its files, the step with the best score, and its summary."""
+"""The run folder: its paths, its scores, the choice of a checkpoint, and the summary of the run."""
 
 import json
 from pathlib import Path
@@ -29,14 +29,14 @@ def all_scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def best_step(folder: Path, task: str) -> int | None:
-    """Return the step with the highest score of `task`, the last of equals; None without scores."""
+    """Return the step with the best score of `task`, the latest of ties; None without scores."""
     metric = METRIC_OF_TASK[task]
     scored = [scores for scores in all_scores(folder) if scores.get(metric) is not None]
     return max((scores[metric], scores["step"]) for scores in scored)[1] if scored else None
 
 
 def rewind(folder: Path, step: int) -> None:
-    """Drop metrics, damaged samples, and scores past `step`, which a resumed run makes again."""
+    """Drop metrics, quarantine rows, and scores past `step`; the resumed run writes them again."""
     for name in (METRICS, QUARANTINE):
         keep_rows(folder / name, lambda row: row["step"] <= step)
     for path in (folder / EVALUATIONS).glob("step-*"):
@@ -49,12 +49,12 @@ def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
 
     Args:
         folder: The run folder.
-        which: "best", "last", or a step. None, and "best" if there is no score, stand for the best
-            checkpoint if its score is known, otherwise for the last one.
+        which: "last", a step, or "best" (also None): the checkpoint of the best step, or the last
+            checkpoint if no step is scored or the best step has no checkpoint any more.
         task: The task whose score decides.
 
     Raises:
-        UsageError: The run has no such checkpoint.
+        UsageError: `which` has another form, or the run has no such checkpoint.
     """
     whole = {checkpoint.step_of(path): path for path in reversed(
         checkpoint.committed(folder / CHECKPOINTS))}  # fmt: skip
@@ -83,7 +83,7 @@ def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
 
 
 def summarize(folder: Path, task: str) -> dict[str, Any]:
-    """Write summary.json and return its content: the best scores, their step, and their cost."""
+    """Write summary.json and return it: the scores of the best step, and the cost of the run."""
     step = best_step(folder, task)
     scores = next((s for s in all_scores(folder) if s["step"] == step), {})
     trained = [row for row in rows(folder / METRICS) if "position" in row]

@@ -38,7 +38,7 @@ PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the records have to know about a run.
+    """The facts about a run that its records depend on.
 
     Attributes:
         name: Name of the run.
@@ -48,7 +48,7 @@ class RunInfo:
         taxonomy: The classes.
         zero_stage: ZeRO stage.
         keep: Number of the newest checkpoints that are kept.
-        max_damaged: Largest number of damaged samples.
+        max_damaged: Largest number of damaged samples that the run allows.
         wandb: How Weights & Biases is used.
         settings: The settings of the run, a dataclass, for Weights & Biases.
     """
@@ -68,13 +68,13 @@ class RunInfo:
 class Journal:
     """The records of a run. Every rank has a journal, and rank 0 alone writes.
 
-    The constructor finds the checkpoint to resume from, and records the start before anything else
-    can fail: workers that fail while they set up would otherwise be restarted without end. It
-    leaves the run folder as it was at that checkpoint.
+    The constructor finds the checkpoint to resume from, and records the start before the rest of
+    the set-up: the limit on starts at one step counts these records. Then rank 0 drops the
+    metrics, damaged samples, and scores past that checkpoint.
 
     Args:
         folder: The run folder.
-        info: What the records have to know about the run.
+        info: The facts about the run that its records depend on.
         device: This rank's device.
 
     Attributes:
@@ -123,7 +123,7 @@ class Journal:
     def save(self, progress: Progress, engine: Engine) -> None:
         """Write a checkpoint, and remove those that are not kept. All ranks must call it.
 
-        A full disk costs this checkpoint and does not stop the run.
+        If the disk is full, the run continues without this checkpoint, unless it is the first.
 
         Raises:
             OSError: The first checkpoint of the run cannot be written.
@@ -176,10 +176,10 @@ class Journal:
             self._quarantine.add(step, found, write=self.rank == 0)
 
     def updated(self, step: int, update: Update) -> None:
-        """Record a step whose update was skipped.
+        """Record the step if its update was skipped.
 
         Raises:
-            Failed: So were all of the last MAX_SKIPPED_IN_A_ROW updates.
+            Failed: The last MAX_SKIPPED_IN_A_ROW updates were all skipped.
         """
         if update.applied:
             self._skipped_in_a_row = 0

@@ -1,4 +1,4 @@
-"""DeepSpeed's import, and its C++ helper for collectives on a CPU."""
+"""Import DeepSpeed, and load its C++ helper for collectives on a CPU."""
 
 import importlib.machinery
 import importlib.metadata
@@ -18,7 +18,7 @@ DEFAULT_FOLDER = Path(__file__).parents[2] / ".cache" / "torch_extensions"
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, which reads its accelerator and log level from the environment."""
+    """Import DeepSpeed, with defaults for its accelerator and log level in the environment."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     import deepspeed
@@ -31,9 +31,9 @@ def load_cpu_helper() -> None:
     """Load DeepSpeed's C++ helper for CPU collectives, and compile it the first time.
 
     DeepSpeed itself would call torch's extension loader in every worker. That loader waits
-    without end for a lock file that a killed process left behind. Here processes wait for a lock
-    of the kernel instead, which the kernel releases if its holder dies, and the holder may remove
-    the stale file.
+    forever for a lock file that a killed process left behind. Here processes wait for a lock of
+    the kernel instead, which the kernel releases if its holder dies. Whoever holds it removes a
+    stale lock file.
     """
     import_deepspeed()
     from deepspeed.ops.op_builder.builder import OpBuilder

@@ -1,4 +1,4 @@
-"""Build shard sets from a raw data set: a pure function of the data, in parallel, resumable."""
+"""Build shard sets from a raw data set: in parallel, resumable, the same bytes every time."""
 
 from collections.abc import Callable
 from heapq import nlargest
@@ -46,14 +46,14 @@ def build(
 def build_sets(
     options: BuildOptions, runner: Runner | None = None, report: Report = print
 ) -> dict[str, dict[str, Any]]:
-    """Make `out/<split>/` a shard set of every split of a raw data set.
+    """Build a shard set in `out/<split>/` for every chosen split of a raw data set.
 
     After an interruption, the same call resumes. After a change of data or options, it rebuilds
     only the shards that the change concerns.
 
     Args:
-        options: What to build from what.
-        runner: Builds shards elsewhere than in `options.jobs` processes on this machine.
+        options: What to build, and from which data.
+        runner: What builds the shards. Default: `options.jobs` processes on this machine.
         report: Receives a line for everything that the user should know.
 
     Returns:
@@ -61,7 +61,7 @@ def build_sets(
         findings by code.
 
     Raises:
-        UsageError: A folder is wrong.
+        UsageError: The folder or URL of the output, or a raw file, cannot be used.
         DataError: The raw data cannot be built.
         Failed: The disk has too little room, a server does not answer, or processes die.
     """
@@ -88,7 +88,7 @@ def build_sets(
 
 
 def _plan(options: BuildOptions, out: Path, report: Report) -> list[SplitPlan]:
-    """Read the raw data set and plan its shards, after `out` and the URL have been claimed."""
+    """Check that `out` and the URL are usable, read the splits, and plan their shards."""
     module = options.module
     names = options.splits or module.splits(options.root, report)
     claim_folder(out, options.source)
@@ -101,7 +101,7 @@ def _plan(options: BuildOptions, out: Path, report: Report) -> list[SplitPlan]:
 def _check_room(
     plans: list[SplitPlan], out: Path, options: BuildOptions, runner: Runner | None
 ) -> None:
-    """Raise Failed if the disk of `out` has no room for what is built there at the same time."""
+    """Raise Failed if the disk of `out` has no room for the shards that it must hold at once."""
     shards = [shard for plan in plans for shard in plan.shards]
     if options.url:  # every process holds one shard at a time, here or on another machine
         shards = nlargest(options.jobs or cpus(), shards, key=attrgetter("room"))
@@ -112,7 +112,7 @@ def _check_room(
 def _build_split(
     plan: SplitPlan, destination: FolderDestination, runner: Runner, report: Report
 ) -> dict[str, Any]:
-    """Build the shards of a split, then its index and its manifest, unless all of it is there."""
+    """Build the shards of a split, then its index and its manifest, unless the set is finished."""
     name, folder, location = plan.split.name, plan.folder, destination.location
     destination.load_records()
     manifest = _finished(plan, destination)
@@ -133,7 +133,7 @@ def _build_split(
         size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
         report(
             f"{location}: {manifest.samples} images in {len(manifest.shards)} shards, "
-            f"{size_mib:.1f} MiB; serves {', '.join(manifest.tasks)}"
+            f"{size_mib:.1f} MiB; for the tasks {', '.join(manifest.tasks)}"
         )
     destination.clean_up()
     return _summary(manifest, findings)

@@ -125,7 +125,7 @@ def _index(
     manifest.save(folder)
     report(
         f"{folder}: {manifest.samples} samples in {len(shards)} tars are readable in place; "
-        f"serves {', '.join(manifest.tasks)}"
+        f"for the tasks {', '.join(manifest.tasks)}"
     )
     return manifest
 

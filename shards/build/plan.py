@@ -1,4 +1,4 @@
-"""Which sample goes into which shard, and what the bytes depend on, before any shard is built."""
+"""Plan which sample goes into which shard, and digest what the bytes of each shard depend on."""
 
 import filecmp
 from collections import defaultdict
@@ -19,7 +19,7 @@ from shards.format.schema import SCHEMA, image_ext
 from shards.sources.split import Item, Split
 
 STATE = ".build"  # folder beside the shards for their receipts and the lock
-SHARD_BYTES = 128 * 2**20  # the largest mean size of the raw files of a shard
+SHARD_BYTES = 128 * 2**20  # a shard holds at most this many bytes of raw files, on average
 _MORE_BYTES = 12 << 10  # per sample beyond its raw files: JSON, layers of instances, tar headers
 _MISSING = (-1, 0)
 
@@ -67,7 +67,7 @@ class SplitPlan:
         ext: The extension of all images.
         shards: The shards, in order.
         inputs: A digest of everything that the finished set depends on.
-        findings: The findings that concern the split. Those of its samples come with the shards.
+        findings: Findings from before the samples are read. Those of reading come with the shards.
     """
 
     split: Split
@@ -154,7 +154,7 @@ def versions() -> dict[str, str]:
 
 
 def _unique(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
-    """Return the items with a key of their own, and a finding for each of the others."""
+    """Return the items whose key no other item has, and a finding for each of the others."""
     by_key: defaultdict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_key[item.key].append(item)
@@ -169,7 +169,7 @@ def _unique(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
 
 
 def _seen_before(items: list[Item], earlier: list[SplitPlan]) -> list[Finding]:
-    """Return a finding for each image that an earlier split holds too, byte by byte."""
+    """Return a finding for each image that an earlier split also holds, byte for byte."""
     if not earlier:
         return []
     by_size: defaultdict[int, list[tuple[Item, str]]] = defaultdict(list)
@@ -196,5 +196,5 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _shard_count(size: int) -> int:
-    """Return the least power of two with at most SHARD_BYTES per shard."""
+    """Return the least power of two of shards that hold SHARD_BYTES or less on average."""
     return 1 << (max(1, -(-size // SHARD_BYTES)) - 1).bit_length()

@@ -72,7 +72,7 @@ class CocoItem:
         image = self.source.images / self.file_name
         if self.map_name is None:
             return (image,)
-        assert self.source.maps, "a map name comes from a panoptic file, which needs a folder"
+        assert self.source.maps, "map names come from a panoptic file, which has a folder of maps"
         return image, self.source.maps / self.map_name
 
     def load(self, doctor: Doctor) -> Sample:
@@ -114,7 +114,7 @@ class CocoItem:
         if not ranges:
             return [], np.zeros((self.height, self.width), np.uint8)
         if len(ranges) > 2:
-            raise Reject(22, f"{len(ranges) // 2} panoptic annotations of one image")
+            raise Reject(22, f"the image has {len(ranges) // 2} panoptic annotations")
         path = self.source.panoptic
         assert path
         (annotation,) = read_ranges(path, ranges)

@@ -214,7 +214,7 @@ def test_a_finished_run_is_left_alone(trained, run, photographs):
     before = (run / EVENTS).read_bytes()
     outcome = small.call(trained[0], *small.words(photographs))
     assert outcome.code == 0
-    assert f"is finished ({small.STEPS} steps); for more: trainer.steps=N" in outcome.out
+    assert f"is finished ({small.STEPS} steps); to continue, raise trainer.steps" in outcome.out
     assert (run / EVENTS).read_bytes() == before
 
 
@@ -256,7 +256,7 @@ def test_a_run_resumes_with_fewer_workers_and_more_steps(trained, run, stages, p
     changes = [f"trainer.steps={small.STEPS + 4}", "scaling.workers=1"]
     outcome = small.finish(small.start(trained[0], *small.words(photographs, *changes)))
     assert outcome.code == 0, outcome.err
-    assert f"resuming from step {small.STEPS}" in outcome.out
+    assert f"resuming; the newest checkpoint is of step {small.STEPS}" in outcome.out
     start = of_kind(run, "start")[-1]
     assert (start["world_size"], start["attempt"], start["step"]) == (1, 2, small.STEPS)
     assert start["position"] == small.STEPS * small.GLOBAL_BATCH

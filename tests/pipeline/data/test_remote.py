@@ -118,8 +118,8 @@ def test_requests_that_fail_are_repeated(server, cache, train_set, fault):
     ("fault", "text"),
     [
         ("drop", "ContentLengthError|payload is not completed"),
-        ("stall", "no answer within 0.5 s"),
-        ("short", "bytes arrived of"),
+        ("stall", "no answer within the time limit"),
+        ("short", "bytes arrived"),
         ("refuse", "503"),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_shard_that_never_arrives_is_named(server, cache, train_set, fault, te
     server.faults[name] = fault
     store = Store(f"{server.url}/train", cache=cache)
     sample = in_shard(store, 1)[0]
-    with pytest.raises(Failed, match=rf"{server.url}/train/{name}: .*({text}).*5 times"):
+    with pytest.raises(Failed, match=rf"{server.url}/train/{name}: 5 tries .*({text})"):
         store.read(sample)
     assert server.asked[name] == 5
     assert store.read(in_shard(store, 0)[0])
@@ -144,7 +144,7 @@ def test_a_set_that_cannot_be_downloaded_is_a_usage_error(server, cache, fault, 
 
 
 def test_an_unreachable_server_is_a_usage_error(cache):
-    with pytest.raises(UsageError, match=r"http://127\.0\.0\.1:9/x/manifest\.json: .*5 times"):
+    with pytest.raises(UsageError, match=r"http://127\.0\.0\.1:9/x/manifest\.json: 5 tries failed"):
         Store("http://127.0.0.1:9/x", cache=cache)
 
 
