@@ -1,4 +1,4 @@
-"""Third-party tars, made a shard set in place: examined, listed, and indexed."""
+"""Make third-party tars a shard set in place: examine them, and write an index and a manifest."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class TarToExamine:
     Attributes:
         tar: Its path.
         manifest: The manifest of its set, still without the shards.
-        members: What the members of a sample are.
+        members: The extensions of the members of a sample.
     """
 
     tar: Path
@@ -188,7 +188,7 @@ def _find_members(
     instances: str | None,
     ignored: tuple[int, ...],
 ) -> Foreign:
-    """Return what the members of a sample are; the first sample of `tar` tells what is not given.
+    """Return the members of a sample; those that are not given come from the first sample of `tar`.
 
     Raises:
         UsageError: A given member is missing, or more than one could be meant.
@@ -218,7 +218,7 @@ def _find_members(
 def _only(candidates: list[str], name: str, tar: Path, first: str) -> str:
     """Return the only candidate for a member that is not given."""
     if len(candidates) != 1:
-        raise UsageError(first, where=tar, fix=f"say which one is for {name}: --{name} EXTENSION")
+        raise UsageError(first, where=tar, fix=f"choose one with --{name} EXTENSION")
     return candidates[0]
 
 

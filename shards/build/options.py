@@ -1,4 +1,4 @@
-"""What a build is asked for: the options of `./launch.sh build`, checked once."""
+"""The options of `./launch.sh build`, checked when an instance is made."""
 
 import re
 from collections.abc import Sequence
@@ -94,7 +94,9 @@ def _check_files(files: CocoFiles, source: str, splits: Sequence[str]) -> None:
     """Raise UsageError for a file that is missing or not given."""
     if source != "coco":
         raise UsageError(
-            f"files of one split are for coco, and {source} is not", where="--images", fix="--root"
+            f"only coco can be built from files of one split, not {source}",
+            where="--images",
+            fix="give --root",
         )
     if not (files.instances or files.panoptic):
         raise UsageError(
@@ -102,7 +104,9 @@ def _check_files(files: CocoFiles, source: str, splits: Sequence[str]) -> None:
         )
     if bool(files.panoptic) != bool(files.maps):
         raise UsageError(
-            "the JSON and the folder of its PNGs go together", where="--panoptic, --maps"
+            "one of the options is missing",
+            where="--panoptic, --maps",
+            fix="give the JSON and the folder of its PNGs",
         )
     for name in ("instances", "panoptic"):
         if (path := getattr(files, name)) and not path.is_file():

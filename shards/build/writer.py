@@ -1,4 +1,4 @@
-"""One shard: raw samples in, a USTAR file and its index out, the same bytes every time."""
+"""Build one shard, a USTAR file with its index, from raw samples: the same bytes every time."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ class BuiltShard:
         """Return the shard of a receipt if it was built from the inputs of `plan`."""
         try:
             document = json.loads(receipt)
-        except ValueError:  # only a part of it was sent
+        except ValueError:  # only a part of the receipt was uploaded
             return None
         if document.pop("inputs") != plan.inputs or "shard" not in document:
             return None

@@ -260,10 +260,10 @@ def test_missing_or_ambiguous_members_are_rejected(raw, tmp_path):
     for options, message in (
         ({"labels": "seg.png"}, "--labels seg.png is missing"),
         ({"labels": "txt"}, r"--labels txt is missing or of another kind \(png\)"),
-        ({"image": None}, "say which one is for image: --image EXTENSION"),
+        ({"image": None}, "choose one with --image EXTENSION"),
         (
             {"labels": None, "instances": None, "image": "webp.png"},
-            "say which one is for labels: --labels EXTENSION",
+            "choose one with --labels EXTENSION",
         ),
     ):
         with pytest.raises(UsageError, match=message) as caught:
