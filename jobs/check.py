@@ -60,7 +60,7 @@ def _check_data(config: Config) -> tuple[list[Store], Store]:
             raise UsageError("the set holds no sample", where=where, fix="build it again")
         if config.task not in tasks:
             fix = f"write task={tasks[0]}, or build the set from data with the truth for it"
-            what = f"the set serves {', '.join(tasks)}, and task={config.task}"
+            what = f"the set serves {', '.join(tasks)}, not {config.task}"
             raise UsageError(what, where=where, fix=fix)
     if difference := train[0].manifest.taxonomy.difference(val.manifest.taxonomy):
         raise UsageError(
@@ -86,7 +86,7 @@ def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
     weights = config.model.weights if init_from == "none" else "none"
     if weights != "none" and not Path(weights).is_dir():
         raise UsageError(
-            "there is no such folder",
+            "the folder does not exist",
             where=f"model.weights={weights}",
             fix="the preset's header has the command that fetches it; model.weights=none trains "
             "from scratch",

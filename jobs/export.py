@@ -46,7 +46,7 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
             library cannot compute this network.
     """
     if to not in WRITERS:
-        raise UsageError(f"unknown format {to!r}", where="--to", fix=f"known: {', '.join(WRITERS)}")
+        raise UsageError(f"unknown format {to!r}", where="--to", fix=f"use {' or '.join(WRITERS)}")
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
     model, taxonomy, step = load_model(
@@ -68,7 +68,7 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(reason, where=f"--out {out}", fix="name another folder") from error
-    except ValueError as error:  # of model/: the other library has no such network
+    except ValueError as error:  # from model/: the other library has no such network
         raise UsageError(str(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -78,7 +78,7 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
 
 
 def _transformers(folder: Path, model: Mask2Former, config: Config, taxonomy: Taxonomy) -> None:
-    logging.set_verbosity_error()  # it warns about every backbone except Swin
+    logging.set_verbosity_error()  # transformers warns about every backbone except Swin
     logging.disable_progress_bar()
     save_transformers(folder, model, config.model, config.criterion, list(taxonomy.names))
     write_json(folder / "preprocessor_config.json", {

@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: pieces as tasks, and the code that the nodes run."""
+"""Run pieces of work as tasks on a Ray cluster, with this checkout's code on the nodes."""
 
 import contextlib
 import logging
@@ -18,7 +18,7 @@ CONNECT_TIMEOUT_S = 10
 
 
 def python_path() -> str:
-    """Return the PYTHONPATH of workers: this checkout, then the user's, which has their stages."""
+    """Return the PYTHONPATH of workers: this checkout, then the user's path (for stages)."""
     user = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     return os.pathsep.join(dict.fromkeys([str(ROOT), *user]))
 
@@ -32,8 +32,8 @@ def tasks(address: str, shared: Collection[Path]) -> Iterator[Runner]:
         shared: The paths that every node must have.
 
     Yields:
-        A runner. A piece is a task of one CPU, which is tried ATTEMPTS times if its process or node
-        dies.
+        A runner. A piece is a task on one CPU. A task whose process or node dies is tried again, at
+        most ATTEMPTS times in all.
 
     Raises:
         UsageError: No cluster answers.

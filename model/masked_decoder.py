@@ -27,7 +27,7 @@ class Predictions(NamedTuple):
 
 
 class MaskedDecoder(nn.Module):
-    """Queries that attend, in every layer, inside of the mask that they predicted before it."""
+    """Decoder whose queries attend, in every layer, only inside the masks last predicted."""
 
     recomputes = False  # whether backward computes each layer again
 
@@ -66,8 +66,8 @@ class MaskedDecoder(nn.Module):
             value = x.flatten(2).transpose(1, 2) + embed  # [B, h·w, C]
             position = sine_encoding(*x.shape[2:], x.shape[1], x.device, embed.dtype)
             # The attention mask needs mask logits at the size of the level. Resizing commutes with
-            # the product that makes them, so the features are resized once and the product is
-            # small.
+            # the product that makes the logits, so the features are resized once, and the product
+            # is small.
             guide = _shrink(mask_features.detach(), mask_features.shape[2] // x.shape[2])
             values.append(value)
             keys.append(value + position)
@@ -115,7 +115,7 @@ def attention_mask(logits: Tensor) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    """Masked cross-attention, self-attention, and feed-forward, each with residual and norm."""
+    """Masked cross-attention, self-attention, and a feed-forward, each with residual and norm."""
 
     def __init__(self, dim: int, settings: MaskedDecoderSettings) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return [B, Q, C] from query [B, Q, C], key and value [B, N, C].
 
-        The mask `permitted` is bool [B, 1, Q, N], or None to permit everything.
+        The mask `permitted` is bool [B, 1, Q, N], or None to permit all pairs.
         """
         q, k, v = (
             project(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, heads, n, C / heads]

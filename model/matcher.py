@@ -16,14 +16,14 @@ from model.targets import Draw, Targets
 class Matches(NamedTuple):
     """Matched pairs of a query and a target.
 
-    Every prediction has the same number of pairs, M = Σ min(Q, N_b). They are ordered by image and,
-    within an image, by target.
+    Every prediction has the same number of pairs, M = Σ min(Q, N_b). The pairs are ordered by image
+    and, within an image, by target.
     """
 
     image: Tensor  # int64 [M]
     query: Tensor  # int64 [L, M]
     target: Tensor  # int64 [L, M], index in the image's targets
-    counts: list[int]  # pairs of each image
+    counts: list[int]  # number of pairs of each image
 
 
 @torch.no_grad()
@@ -38,23 +38,25 @@ def match(
     mask_weight: float,
     dice_weight: float,
 ) -> Matches:
-    """Return the cheapest one-to-one assignment of every prediction and image.
+    """Return the cheapest one-to-one pairs of queries and targets per prediction and image.
 
-    The Hungarian algorithm runs on the host. All its inputs travel there in one copy and all its
-    results in one copy back, so a step waits for the GPU once here.
+    The Hungarian algorithm runs on the host. One copy moves all inputs there, and another moves all
+    results back, so a step waits for the GPU only once here.
 
     Args:
         predictions: Predictions of all layers.
         targets: The segments of every image.
         groups: `neighbors` of the targets' maps.
-        draw: Random numbers; for prediction i of each image "match/i" of shape (points, 2).
-        points: Points that the masks are compared at.
+        draw: Random numbers. For prediction i of each image, the purpose is "match/i" and the shape
+            is (points, 2).
+        points: Number of points at which the masks are compared.
         class_weight: Weight of the class cost.
         mask_weight: Weight of the mean binary cross entropy.
         dice_weight: Weight of the dice cost.
 
     Raises:
-        FloatingPointError: Class or mask logits are not finite; names the first such prediction.
+        FloatingPointError: Class or mask logits are not finite. The error names the first
+            prediction with such logits.
     """
     cost = class_weight * class_cost(predictions.class_logits, targets.categories)
     rows = padded_rows(predictions.mask_features)
@@ -68,7 +70,12 @@ def match(
 
 
 def class_cost(logits: Tensor, categories: Tensor) -> Tensor:
-    """Return −p(category of target n | query q): [L, B, Q, N] from [L, B, Q, K + 1] and [B, N]."""
+    """Return −p(category of target n | query q), [L, B, Q, N].
+
+    Args:
+        logits: [L, B, Q, K + 1].
+        categories: [B, N], negative for padding.
+    """
     index = categories.clamp(min=0)[None, :, None].expand(*logits.shape[:3], -1)
     return -logits.softmax(3).gather(3, index)
 
@@ -83,7 +90,7 @@ def mask_costs(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     truth = masks.transpose(1, 2)  # [B, P, N]
     probability = logits.sigmoid()
     # BCE(x, t) = softplus(x) - x·t is linear in t, so all pairs are one matrix product. Beyond 50,
-    # softplus(x) is x to all digits.
+    # softplus(x) equals x in floating point.
     negative = F.softplus(logits, threshold=50).sum(2, keepdim=True)  # [B, Q, 1]
     bce = (negative - logits @ truth) / logits.shape[2]
     size = probability.sum(2, keepdim=True) + truth.sum(1, keepdim=True)  # [B, Q, N]
@@ -121,11 +128,11 @@ def _assign(cost: Tensor, predictions: Predictions, categories: Tensor) -> Match
 
 
 def _solve(cost: np.ndarray, real: np.ndarray, prediction: int) -> np.ndarray:
-    """Return query and target of each pair, int64 [2, min(Q, n)].
+    """Return the query and the target of each pair, int64 [2, min(Q, n)].
 
     Args:
         cost: [Q, N].
-        real: bool [N], which targets are not padding; n of them.
+        real: bool [N], true for the n targets that are not padding.
         prediction: Index of the prediction, for the error.
     """
     columns = np.flatnonzero(real)

@@ -19,7 +19,7 @@ LEVELS = (32, 16, 8)  # strides of the memory, coarse to fine
 
 
 class PixelDecoder(nn.Module):
-    """Multi-scale memory and per-pixel embeddings from the features of a backbone.
+    """Module that turns the features of a backbone into multi-scale memory and mask features.
 
     Args:
         channels: Channels of the features by stride, 4 to 32.
@@ -111,7 +111,7 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def reset_weights(self) -> None:
-        """Draw new weights; the biases of the feed-forward block stay."""
+        """Draw new weights; the biases of the feed-forward block stay unchanged."""
         self.self_attn.reset_parameters()
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
@@ -189,7 +189,7 @@ class DeformableSelfAttention(nn.Module):
             source = source.to(centers.dtype)
             offsets = recompute(self._of_query, self.sampling_offsets, source, position)
             # Sizes and centers are repeated for all samples: broadcasting over the last dimension,
-            # which is 2, is slow.
+            # whose size is 2, is slow.
             sizes = level_sizes(shapes, centers.device, centers.dtype)  # [levels, 2]
             sizes = sizes.repeat_interleave(points, 0).flatten().repeat(heads)
             locations = centers.repeat(1, heads * levels * points) + offsets / sizes

@@ -1,7 +1,8 @@
 """Bilinear sampling at points: of feature maps, and of masks given as integer maps.
 
-Points are normalized (x, y) in [0, 1)². Pixel i of n has its center at (i + 0.5) / n, and points
-outside read zeros, as in `grid_sample(align_corners=False)`. Results have the dtype of the points.
+Points are normalized (x, y) in [0, 1)². Pixel i of n has its center at (i + 0.5) / n. Pixels
+outside of a map count as zeros, as in `grid_sample(align_corners=False)`. Results have the dtype
+of the points.
 """
 
 import torch
@@ -18,15 +19,16 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
 
 
 def padded_rows(features: Tensor) -> Tensor:
-    """Return [B, C, H, W] as `sample_rows` takes it: [B, H + 2, W + 2, C] with zeros around."""
+    """Return [B, C, H, W] in the layout of `sample_rows`: [B, H + 2, W + 2, C], framed by zeros."""
     return F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
 
 
 def sample_rows(rows: Tensor, points: Tensor) -> Tensor:
-    """Return `padded_rows` [B, H + 2, W + 2, C] at points [B, P, 2]: [B, P, C].
+    """Return the features of `padded_rows`, [B, H + 2, W + 2, C], at points [B, P, 2]: [B, P, C].
 
-    It is `sample` for many channels. The four neighbors of a point are four whole rows of C
-    channels, which `embedding_bag` reads and weights in one pass.
+    This function does the same as `sample`, in a form that suits many channels. The four neighbors
+    of a point are four whole rows of C channels, which `embedding_bag` reads and weights in one
+    pass.
     """
     batch, height, width = rows.shape[:3]
     index, fraction = _locate(points, height - 2, width - 2, stride=width)
@@ -46,7 +48,8 @@ def neighbors(maps: Tensor) -> Tensor:
     """Return the 2 x 2 groups [B, layers, H + 1, W + 1, 4] of integer maps [B, layers, H, W].
 
     Group (y, x) holds the four pixels around a point between pixels (y - 1, x - 1) and (y, x), with
-    0 for pixels outside. All four are neighbors in memory, so one read of 4 bytes serves a point.
+    0 for pixels outside. All four are adjacent in memory, so one read (4 bytes for uint8)
+    serves a point.
     """
     padded = F.pad(maps, (1, 1, 1, 1))
     upper, lower = padded[:, :, :-1], padded[:, :, 1:]
@@ -60,8 +63,8 @@ def sample_shared(groups: Tensor, layer: Tensor, value: Tensor, points: Tensor) 
     Args:
         groups: `neighbors` of integer maps [B, layers, H, W].
         layer: int64 [B, N].
-        value: int64 [B, N]; mask n of image b is `maps[b, layer[b, n]] == value[b, n]`. The value 0
-            stands for the absence of a mask.
+        value: int64 [B, N]; mask n of image b is `maps[b, layer[b, n]] == value[b, n]`. Mask
+            n of image b is empty if `value[b, n]` is 0.
         points: [B, P, 2].
 
     Returns:
@@ -117,14 +120,14 @@ def sample_pairs(
 
 
 def _take(groups: Tensor, index: Tensor) -> Tensor:
-    """Return rows [.., 4] of `groups` [n, 4] at `index` [..]."""
+    """Return the rows [.., 4] of `groups` [n, 4] at `index` [..]."""
     if groups.dtype == torch.uint8:  # four bytes are read as one number
         return groups.view(torch.int32)[:, 0].take(index)[..., None].view(torch.uint8)
     return groups.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def _locate(points: Tensor, height: int, width: int, *, stride: int) -> tuple[Tensor, Tensor]:
-    """Find points [.., 2] on a map of that size with a border of one pixel around it.
+    """Find points [.., 2] on a map of `height` x `width` pixels, framed by one more pixel.
 
     Returns:
         The flat index [..] of the pixel above and to the left, in rows of `stride` pixels, and the
@@ -146,7 +149,7 @@ def _weights(fraction: Tensor) -> Tensor:
 def uncertain_points(logits: Tensor, candidates: Tensor, uniform: Tensor, keep: int) -> Tensor:
     """Return the candidates that a mask is least certain of, and the uniform points after them.
 
-    PointRend (arXiv 1912.08193, section 3.1), as Mask2Former is trained with it.
+    This is the sampling of PointRend (arXiv 1912.08193, section 3.1) used by Mask2Former.
 
     Args:
         logits: [M, h, w], mask logits.

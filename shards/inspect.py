@@ -18,7 +18,7 @@ from shards.format.read import read_sample, read_truth
 from shards.format.schema import Sample, Segment
 from shards.parallel import Runner, run
 
-SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds of small, medium, and large objects
+SMALL, LARGE = 32**2, 96**2  # pixels: COCO's bounds between small, medium, and large
 NEAR = 10_000  # the largest number of keys that a mistyped key is compared with
 
 
@@ -33,8 +33,8 @@ class Tally:
         images: `[K]`, the number of images with each class.
         segments: `[K]`, the number of segments of each class.
         instances: `[K]`, the number of instances of each class.
-        pixels: `[K]`, the area of each class: of its segments, otherwise of its instances,
-            otherwise in the semantic map.
+        pixels: `[K]`, the area of each class: the sum over its segments, or over its instances if
+            the set has no segments, or the area in the semantic map if it has neither.
         areas: The area of each object in pixels.
         objects: The number of objects in each sample.
     """
@@ -79,7 +79,7 @@ class ShardSet:
 
     @classmethod
     def load(cls, folder: Path) -> "ShardSet":
-        """Read manifest and index.
+        """Read the manifest and the index.
 
         Raises:
             DataError: One of them is damaged.
@@ -131,7 +131,7 @@ def overview(folder: Path, runner: Runner) -> Overview:
 def tally(part: Part) -> Tally:
     """Count the samples of a shard.
 
-    Only their JSON is read, and the semantic maps of a set that has no other truth.
+    Only the JSON of the samples is read, and also the semantic maps if the set has no other truth.
 
     Raises:
         DataError: The shard is damaged.

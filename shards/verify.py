@@ -18,7 +18,7 @@ from shards.verify_shard import Defect, ShardCheck, check_shard
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a shard set is.
+    """The location of a shard set.
 
     Attributes:
         folder: The folder with the set, or with copies of a remote set's manifest and index.
@@ -63,16 +63,17 @@ def verify(
 ) -> None:
     """Verify a shard set, or each of the sets in a folder.
 
-    All bytes are read: the hashes are compared with the manifest and the index with the tars, and
-    each sample is decoded, checked against its truth, encoded, and decoded again.
+    Unless `sample` is given, all bytes are read: the hashes are compared with the manifest, the
+    index is compared with the tars, and each sample is decoded, checked against its truth, encoded,
+    and decoded again.
 
     Args:
         out: A folder or a URL. The shards of a URL are downloaded one after another.
         sample: Check only this number of samples per shard, always the same ones, and only their
             own hashes.
         repair: Write the index files (`samples.parquet` and `.tar.idx`) of a folder again if the
-            tars are as built.
-        runner: Where the shards are checked.
+            tars have no defects.
+        runner: Runs the checks of the shards. Default: a process per CPU.
         report: Receives one line per defect and per sound set.
 
     Raises:
@@ -97,7 +98,10 @@ def verify(
 
 @contextmanager
 def _locations(out: Path | str) -> Iterator[list[Location]]:
-    """Yield the shard sets in a folder or below a URL; copies of their files last until the end."""
+    """Yield the locations of the shard sets in a folder or below a URL.
+
+    The files that were downloaded from a URL are removed at exit.
+    """
     if not is_url(out):
         yield [Location.of(folder) for folder in shard_sets(Path(out))]
         return
@@ -106,7 +110,7 @@ def _locations(out: Path | str) -> Iterator[list[Location]]:
 
 
 def _fetch_sets(url: str, temporary: Path) -> list[Location]:
-    """Download manifest and index of the shard set at a URL, or of those one folder below it."""
+    """Download the manifest and the index of the set at a URL, or of each set one folder below."""
     names = [name for name in RemoteFolder(url).files() if name.rpartition("/")[2] == MANIFEST]
     found = []
     for name in sorted(names):
@@ -134,7 +138,7 @@ def _verify_set(
     runner: Runner,
     report: Callable[[str], None],
 ) -> list[Defect]:
-    """Return the defects of a shard set after reporting them, without those that were repaired."""
+    """Report and return the defects of a shard set, except those that were repaired."""
     try:
         manifest = Manifest.load(location.folder)
     except DataError as error:
@@ -190,7 +194,7 @@ def _repeated_keys(location: Location, index: SampleIndex | None) -> list[Defect
 
 
 def _load_index(location: Location, manifest: Manifest) -> tuple[SampleIndex | None, list[Defect]]:
-    """Return the index of a set, or None and why it cannot be used."""
+    """Return the index of a set, or None and the defect that makes it unusable."""
     path, where = location.folder / SAMPLES, f"{location.name}/{SAMPLES}"
     fix = "index the folder again" if manifest.foreign else "--repair writes it again"
     if not path.is_file():

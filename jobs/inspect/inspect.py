@@ -1,4 +1,4 @@
-"""`inspect`: what is in a shard set, as tables, as a page, or one sample as a picture."""
+"""`inspect`: show a shard set as tables or as a page, or one sample as a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def inspect(
     Args:
         out: The output folder of a build, or the folder of one split.
         key: The sample to draw; None to describe the sets.
-        html: The page to write; not with `key`.
+        html: The page to write. It is not allowed with `key`.
         picture: The PNG to write with `key`. Defaults to KEY.png in the current folder.
         jobs: Number of processes; None for one per CPU.
 
@@ -65,7 +65,7 @@ def inspect(
 
 
 def draw_sample(opened: ShardSet, position: int) -> np.ndarray:
-    """Return a sample's image beside each of its truths, uint8 RGB `[H, W, 3]`."""
+    """Return a sample's image beside each of its truths, RGB `uint8 [H, W, 3]`."""
     image, sample = load(opened, position)
     taxonomy = opened.manifest.taxonomy
     pictures = {
@@ -77,7 +77,7 @@ def draw_sample(opened: ShardSet, position: int) -> np.ndarray:
 
 
 def draw_thumbnail(opened: ShardSet, position: int) -> np.ndarray:
-    """Return a small picture of a sample under its first truth, uint8 RGB `[H, W, 3]`."""
+    """Return a small picture of a sample under its first truth, RGB `uint8 [H, W, 3]`."""
     image, sample = load(opened, position)
     ids, regions = next(iter(true_regions(sample).values()))
     image, ids = shrink(image, ids, GALLERY_SIDE)
@@ -96,7 +96,7 @@ def headline(described: Overview) -> str:
 
 
 def tables(described: Overview) -> tuple[Table, Table]:
-    """Return a table of sizes and numbers and a table of the most frequent classes."""
+    """Return a table of sizes and object counts, and a table of the most frequent classes."""
     return _facts(described), _classes(described)
 
 

@@ -37,8 +37,8 @@ def read(path: Path) -> dict[str, Tensor]:
             `IN_FOLDERS`.
 
     Raises:
-        ValueError: The file is missing, cannot be read, or holds anything but named tensors. The
-            text does not contain the path.
+        ValueError: The file is missing, cannot be read, or holds anything except named tensors. The
+            message does not contain the path; the caller adds it.
     """
     if path.is_dir():
         found = [path / name for name in IN_FOLDERS if (path / name).is_file()]
@@ -94,15 +94,15 @@ def _tensor(name: str, value: Any) -> Tensor:
 def _latin1(text: str, encoding: str) -> bytes:
     """Stand in for `_codecs.encode`, which old pickles of numpy call for the bytes of arrays."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
     return text.encode("latin1")
 
 
 def _storage(content: bytes) -> Any:
     """Return the storage of a pickled tensor.
 
-    The bytes are a torch file themselves, and torch's function of this name would unpickle them
-    without any restriction.
+    The bytes are themselves a torch file. This function replaces torch's `_load_from_bytes`, which
+    would unpickle them without any restriction.
     """
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
@@ -135,5 +135,5 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
+            raise pickle.UnpicklingError(f"a pickle asks for {module}.{name}, which is not allowed")
         return _ALLOWED[module, name]

@@ -19,15 +19,15 @@ from model.weights.names import (
 )
 
 CLASS_HEAD = ("masked_decoder.class_head.weight", "masked_decoder.class_head.bias")
-SHOWN = 6  # names that the summary shows of a list
+SHOWN = 6  # the largest number of names that the summary shows per list
 
 # Tensors of files that the network does not use: constants that can be computed, norms whose output
-# reaches no feature map, a token of pretraining, and counters without effect.
+# reaches no feature map, the mask token of pretraining, and counters without effect.
 _UNUSED = re.compile(
     r"criterion\.|pixel_(mean|std)$|backbone\.body\.((swin\.)?layernorm\.|embeddings\.mask_token$)"
     r"|.*\.(relative_position_index|attn_mask|num_batches_tracked)$"
 )
-# Files of a backbone alone also contain its classifier.
+# The file of a backbone that was trained as a classifier may also contain the classifier's head.
 _CLASSIFIER = re.compile(r"(backbone\.body\.|stem\.)?(fc|head|norm|classifier)\.")
 # Classification checkpoints lack the norms of feature maps, which start as the identity, and the
 # pyramid of a plain ViT.
@@ -39,7 +39,7 @@ class Loaded:
     """The weights that a file provides for a network.
 
     Attributes:
-        kind: Which format the file has.
+        kind: The format of the file, in words.
         state: The tensors under the names of this project.
         fresh: Tensors of the network that keep their initial values, as "name [shape]".
         unused: Tensors of the file that the network does not use, as "name [shape]".
@@ -70,8 +70,8 @@ def load(model: Mask2Former, path: str | Path) -> Loaded:
 def fit(model: Mask2Former, path: str | Path) -> Loaded:
     """Return the tensors of `path` that fit `model`, without changing `model`.
 
-    The class head of a file with another number of classes is not loaded, and a classification
-    checkpoint fills only the backbone, except for norms and a pyramid that it lacks.
+    The class head is not loaded from a file with another number of classes. A classification
+    checkpoint fills only the backbone, except the norms and the pyramid that it does not contain.
 
     Args:
         model: The network, which may be on the device "meta".
@@ -117,17 +117,18 @@ def fit(model: Mask2Former, path: str | Path) -> Loaded:
             f"the network: {text}"
         )
     fresh = _with_shapes(fresh, expected)
-    fresh += [f"{n} {expected[n]} (for other classes: {shapes[n]})" for n in class_head]
+    fresh += [f"{n} {expected[n]} (the file has other classes: {shapes[n]})" for n in class_head]
     state = {n: t for n, t in found.items() if n in expected and n not in class_head}
     return Loaded(kind, state, fresh, _with_shapes(unused, shapes))
 
 
 def rename(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, dict[str, Tensor]]:
-    """Return which format a file has, and its tensors renamed.
+    """Return the format of a file, and its tensors under the names of this project.
 
-    Tensors that this project has no name for keep theirs.
+    A tensor for which this project has no name keeps the name that it has in the file.
     """
-    if any(name.startswith("model.masked_decoder.") for name in tensors):  # leave out the moments
+    # A checkpoint of this project also contains the moments of the optimizer, which are left out.
+    if any(name.startswith("model.masked_decoder.") for name in tensors):
         tensors = {n: t for n, t in tensors.items() if n.startswith("model.")}
     kind, translate = _dialect(tensors)
     ours: dict[str, Tensor] = {}
@@ -139,9 +140,9 @@ def rename(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, di
 
 
 def _dialect(names: Iterable[str]) -> tuple[str, Callable[[str], str | None]]:
-    """Return which format has these names, and the function that renames one of them.
+    """Return the format that has these names, and the function that translates one of them.
 
-    The function returns None for a name that this project has no name for.
+    The function may return None for a name that has no equivalent in this project.
     """
     lines = "\n".join(names)
 
@@ -162,14 +163,15 @@ def _dialect(names: Iterable[str]) -> tuple[str, Callable[[str], str | None]]:
 
 
 def _from_detectron2(name: str) -> str | None:
-    """Return the name in this project of a tensor of the paper's code, of any version."""
+    """Translate the name of a tensor in any version of the paper's code, or return None."""
     return DETECTRON2.to_ours(modern_detectron2(name))
 
 
 def _from_backbone(name: str) -> str:
-    """Return the name in this project of a tensor of a backbone of transformers.
+    """Translate the name of a tensor in a backbone of transformers.
 
-    Classifiers put their family before the backbone's names, and DINOv3 lacks the module `model`.
+    Classifiers put the name of their family before the backbone's names. The names of DINOv3 lack
+    the part `model`.
     """
     name = re.sub(r"^(resnet|swin|swinv2|convnext)\.", "", name)
     return "backbone.body." + re.sub(r"^layer\.", "model.layer.", name)
@@ -180,7 +182,7 @@ def _is_unused(name: str, backbone_only: bool) -> bool:
 
 
 def _keeps_initial_values(name: str) -> bool:
-    """Return whether a file of a backbone alone may lack this tensor."""
+    """Return whether a file that holds only a backbone may lack this tensor."""
     return not name.startswith("backbone.") or name.startswith(_NOT_IN_CLASSIFIERS)
 
 

@@ -1,4 +1,4 @@
-"""A cache of whole shards on the disk of this node, shared by all its processes."""
+"""A cache of whole shards on the disk of this node, shared by all processes of the node."""
 
 import contextlib
 import hashlib
@@ -24,9 +24,10 @@ class _CachedFile(NamedTuple):
 class ShardCache:
     """A folder of shards that are named by the sha256 of their bytes.
 
-    A file gets its name only after its hash was checked. During the download it is called
-    `.part`, is allocated in full so that it counts against the budget, and belongs to the process
-    that holds its lock. If that process is killed, the next one removes the `.part` file.
+    A file gets its final name only after its hash was checked. During the download the file has the
+    suffix `.part`, is allocated in full so that it counts against the budget, and belongs to the
+    process that holds its lock. If that process is killed, the next process that stores a shard
+    removes the `.part` file.
     """
 
     def __init__(self, settings: CacheSettings):
@@ -59,7 +60,7 @@ class ShardCache:
             wait: Whether to wait if another process is storing the same shard.
 
         Returns:
-            Whether the shard is in the cache now. It is not if there is no space for it, or if
+            Whether the shard is in the cache now: False if there is no space for the shard, or if
             another process is storing it and `wait` is false.
 
         Raises:
@@ -115,7 +116,7 @@ class ShardCache:
             with part.open("wb") as file:
                 try:
                     os.posix_fallocate(file.fileno(), 0, size)
-                except OSError:  # the disk is smaller than the budget
+                except OSError:  # the disk has less space than the budget
                     return False
             return True
 
@@ -128,7 +129,7 @@ class ShardCache:
                         part.unlink(missing_ok=True)
 
     def _files(self) -> Iterator[_CachedFile]:
-        """Yield every shard in the folder, including those that are being downloaded."""
+        """Yield the file of every shard in the folder, including shards during their download."""
         for entry in list(os.scandir(self.folder)):
             with contextlib.suppress(FileNotFoundError):
                 if entry.name.endswith((".tar", ".part")):

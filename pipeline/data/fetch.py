@@ -1,4 +1,4 @@
-"""Downloads of a shard set at a URL: the index at once, the shards ahead of their use."""
+"""Download a shard set from a URL: the index at once, and the shards ahead of their use."""
 
 import os
 import threading
@@ -14,7 +14,7 @@ from shards.format.index import SAMPLES
 from shards.format.manifest import MANIFEST, File, Manifest, Shard
 from shards.remote import RemoteFolder
 
-RETRY_S = 5  # after a failed download, or if another process is downloading the shard
+RETRY_S = 5  # wait after a failed download, or while another process downloads the shard
 
 
 def fetch_set(remote: RemoteFolder, settings: CacheSettings) -> Path:
@@ -72,14 +72,15 @@ class FetchedShards:
         self._thread: threading.Thread | None = None
 
     def read(self, shard: int, offset: int, length: int) -> Iterator[bytes]:
-        """Yield copies of a byte range until the caller has a valid one: cache first, then server.
+        """Yield the copy of a byte range in the cache, if there is one, then that on the server.
 
-        A cached shard is removed if its copy is rejected, that is, if a second one is asked for.
+        A caller that asks for the second copy has found the first one damaged, so the shard is
+        removed from the cache.
 
         Raises:
             DataError: The shard is missing.
             Failed: The server does not answer.
-            UsageError: The server ignores byte ranges, and the cache cannot hold one shard.
+            UsageError: The server ignores byte ranges, and the shard is larger than the cache.
         """
         entry = self.shards[shard]
         if not self.remote.ranges and shard not in self._damaged:
@@ -87,7 +88,7 @@ class FetchedShards:
         if file := self.cache.open(entry):
             with file:
                 yield os.pread(file.fileno(), length, offset)
-            self.cache.drop(entry)  # it is damaged
+            self.cache.drop(entry)  # the caller found the copy damaged
         name = entry.name
         try:
             yield self.remote.read_range(name, offset, length)

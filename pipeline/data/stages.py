@@ -1,4 +1,4 @@
-"""The stages that one sample passes: decode, the functions of the user, and augment."""
+"""The stages that one sample passes through: decode, the functions of the user, and augment."""
 
 import re
 import traceback
@@ -43,11 +43,11 @@ def load_stage(name: str) -> Stage:
     """Import a function by its name `package.module:function`.
 
     Raises:
-        UsageError: The name has another form, or the function cannot be imported.
+        UsageError: The name does not have this form, or the function cannot be imported.
     """
     where = f"data.stages={name}"
     if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        raise UsageError("the name has another form", where=where, fix="write module:function")
+        raise UsageError("the name has the wrong form", where=where, fix="write module:function")
     module, function = name.split(":")
     try:
         stage: Stage | None = getattr(import_module(module), function, None)
@@ -55,7 +55,7 @@ def load_stage(name: str) -> Stage:
         raise UsageError(
             str(error),
             where=where,
-            fix="name the folder that holds it: PYTHONPATH=FOLDER ./launch.sh ...",
+            fix="name the folder that holds the module: PYTHONPATH=FOLDER ./launch.sh ...",
         ) from error
     except Exception as error:
         raise UsageError(_one_line(error), where=where, fix="correct the module") from error
@@ -71,17 +71,17 @@ def user_stage(sample: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
 
     The function gets `key`, `position`, `epoch`, `image` (`uint8 [H, W, 3]`), `truth` (a `Truth`),
     and `random`, a numpy generator keyed by (seed, epoch, key, name). Its draws are therefore the
-    same on any rank and in `replay`. It returns the sample with another image or truth.
+    same on any rank and in `replay`. It returns the sample with a changed image or truth.
 
     Args:
         sample: The decoded sample.
         name: The function's name, `package.module:function`.
-        seed: Seed of the run.
+        seed: The seed of the run.
 
     Raises:
         UsageError: The function fails, returns anything except one sample, or changes a field of
             IDENTITY.
-        DataError: The function itself raises one, so that the sample is replaced as damaged.
+        DataError: The function raises a DataError; the sample is then replaced as damaged.
     """
     identity = {field: sample[field] for field in IDENTITY}
     random = keyed_generator(seed, sample["epoch"], sample["key"], name)
@@ -123,7 +123,7 @@ def _problem(sample: Any, identity: dict[str, Any]) -> Problem | None:
     """Return what is wrong with the value that a stage returned, or None."""
     if not isinstance(sample, dict):
         kind = type(sample).__name__
-        return Problem(f"the stage returned {kind}", fix="return the one sample, changed")
+        return Problem(f"the stage returned {kind}, not a dict", fix="return the changed sample")
     changed = [field for field, value in identity.items() if sample.get(field) != value]
     if changed:
         fields = ", ".join(identity)
@@ -133,17 +133,17 @@ def _problem(sample: Any, identity: dict[str, Any]) -> Problem | None:
         return Problem("the image is not uint8 [H, W, 3]", fix="convert it in the stage")
     if not isinstance(truth, Truth) or truth.maps.dtype not in (np.uint8, np.uint16):
         return Problem(
-            "the truth is not a Truth with maps of uint8 or uint16", fix="change it by _replace"
+            "the truth is not a Truth with maps of uint8 or uint16", fix="use its _replace"
         )
     if truth.maps.shape[1:] != image.shape[:2]:
         return Problem(
-            f"the image has the size {image.shape[:2]}, its maps {truth.maps.shape[1:]}",
-            fix="change both alike",
+            f"the image has the size {image.shape[:2]}, but its maps have {truth.maps.shape[1:]}",
+            fix="give both the same size",
         )
     if len({len(column) for column in truth[1:]}) != 1:
         return Problem(
             "the numbers of categories, layers, and values in the truth differ",
-            fix="give one of each per entry",
+            fix="give each entry one category, one layer, and one value",
         )
     return None
 

@@ -31,19 +31,19 @@ def overlay(
     covers another.
 
     Args:
-        image: `uint8 [H, W, 3]`, RGB.
+        image: RGB `uint8 [H, W, 3]`.
         ids: Integer map `[H, W]` of the regions' ids; pixels with 0 stay uncovered.
         regions: The regions to draw.
         taxonomy: The names and colors of the classes.
 
     Returns:
-        `uint8 [H', W', 3]`, RGB, where H' and W' are H and W or a multiple of both.
+        RGB `uint8 [H', W', 3]`, where H' and W' are H and W times the same whole number.
 
     Raises:
         ValueError: The map and the picture differ in size.
     """
     if image.shape[:2] != ids.shape:
-        raise ValueError(f"the picture has the size {image.shape[:2]}, its map {ids.shape}")
+        raise ValueError(f"the picture has the size {image.shape[:2]}, but its map has {ids.shape}")
     factor = _factor(*ids.shape)
     masks = [_enlarged(ids == region.id, factor) for region in regions]
     shown = [n for n, mask in enumerate(masks) if mask.any()]
@@ -86,7 +86,7 @@ def _factor(height: int, width: int) -> int:
 
 
 def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Arrange rows of pictures under captions on white.
+    """Arrange rows of pictures under captions on a white sheet.
 
     Pictures are scaled to the height of the tallest in their row and centered in their column.
 
@@ -140,15 +140,15 @@ def grid(
 
 
 def shrink(image: np.ndarray, ids: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shrink an image and its id map to a longer side of at most `side` pixels.
+    """Shrink an image and its id map so that the longer side has at most `side` pixels.
 
     Args:
         image: RGB `uint8 [H, W, 3]`.
         ids: Integer map `[H, W]`.
-        side: The length of the longer side.
+        side: The maximum length of the longer side.
 
     Returns:
-        The image and the map; each pixel of the map keeps one of the ids.
+        The image and the map, which holds no other ids than before.
     """
     factor = min(side / max(ids.shape), 1)
     size = [max(round(length * factor), 1) for length in reversed(ids.shape)]
@@ -166,7 +166,7 @@ def _enlarged(mask: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _shade(color: Color, nth: int) -> Color:
-    """Return the color of the nth segment of a class: the class's color first, then near ones."""
+    """Return the color of the nth segment of a class: the class's color, then similar ones."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(c / 255 for c in color))
     step = (0, 1, -1, 2, -2)[nth % 5]
     value = min(1.0, max(0.25, value * (1 - 0.13 * abs(step))))
@@ -175,7 +175,7 @@ def _shade(color: Color, nth: int) -> Color:
 
 
 def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) -> np.ndarray:
-    """Write names on plates in the colors of their segments; leave out those without room."""
+    """Write names on plates in the colors of their segments; leave out names that do not fit."""
     height, width = canvas.shape[:2]
     size = int(np.clip(round(min(height, width) / 30), 12, 40))
     font, pad = _font(size), round(0.3 * size)
@@ -197,11 +197,11 @@ def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) 
 
 
 def _free_box(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) -> Box | None:
-    """Return the first box for a plate that is in the picture and overlaps no other plate.
+    """Return the first box that lies in the picture and overlaps no other plate, or None.
 
     The middle of the segment is tried first if most of the segment stays visible, then the boxes
     above, below, and beside the segment. The middle is the pixel that is farthest from the edge,
-    because the centroid of a ring or a crescent lies outside it.
+    because the centroid of a ring or a crescent can lie outside of the segment.
 
     Args:
         mask: The segment, `bool [H, W]`.
@@ -232,7 +232,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _ink(color: Color) -> Color:
-    """Return white or near black, whichever has a contrast of 3:1 on `color` by WCAG 2."""
+    """Return white or near black, so that the contrast on `color` is about 3:1 or more (WCAG 2)."""
     luminance = float(np.dot((np.array(color) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)))
     return (20, 20, 20) if luminance > 0.28 else (255, 255, 255)
 

@@ -44,7 +44,7 @@ def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tenso
         settings: The sizes.
 
     Returns:
-        `float32 [1, 3, h, w]`, padded with 0, and the height and width that are not padding.
+        `float32 [1, 3, h, w]`, padded with 0, and the height and width without the padding.
     """
     sides = np.array(image.shape[:2])
     scale = min(settings.short / sides.min(), settings.long / sides.max())

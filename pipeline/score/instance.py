@@ -1,4 +1,4 @@
-"""Average precision of instance masks by pycocotools, from masks in memory of several ranks."""
+"""Average precision of instance masks, by pycocotools from the masks in memory of all ranks."""
 
 import contextlib
 import io
@@ -14,7 +14,10 @@ SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 class InstanceScores:
-    """Predictions and truth of images as compressed run lengths; `merge` adds those of a rank."""
+    """The predictions and the truth of images as compressed run lengths.
+
+    `merge` adds the images of another rank.
+    """
 
     def __init__(self, num_categories: int):
         self.num_categories = num_categories
@@ -32,7 +35,7 @@ class InstanceScores:
         """Add one image.
 
         Args:
-            image_id: The image.
+            image_id: The id of the image.
             size: Its height and width.
             scores: `[N]`, the scores of the predictions.
             categories: `[N]`, their classes.
@@ -42,7 +45,8 @@ class InstanceScores:
                 returns them).
 
         Raises:
-            ValueError: The image was added before, or a mask has another size.
+            ValueError: The image was added before, the numbers of masks and scores differ, or a
+                mask has another size than the image.
         """
         if image_id in self.images:
             raise ValueError(f"image {image_id} was added before")
@@ -50,7 +54,7 @@ class InstanceScores:
         if shapes != [size] * len(scores):
             raise ValueError(
                 f"image {image_id}: the masks have the sizes {shapes}, "
-                f"{len(scores)} of {size} are expected"
+                f"but {len(scores)} masks of size {size} are expected"
             )
         shapes = [t["rle"] if "rle" in t else _encode(t["mask"][None])[0] for t in truth]
         if any(tuple(shape["size"]) != tuple(size) for shape in shapes):
@@ -82,8 +86,8 @@ class InstanceScores:
     def result(self) -> dict[str, Any]:
         """Return AP (IoU 0.50:0.05:0.95), AP50, AP75, APs, APm, APl, and the AP of each class.
 
-        The values are in percent. A value is NaN if there is no truth to find, and 0 if there is
-        truth but no prediction. The order in which the images were added does not matter.
+        The values are in percent. A value is NaN if there is no true instance, and 0 if there are
+        true instances but no predictions. The order in which the images were added does not matter.
         """
         images, truth, predictions = [], [], []
         for number, name in enumerate(sorted(self.images), start=1):
@@ -106,7 +110,7 @@ class InstanceScores:
             evaluation.accumulate()
             evaluation.summarize()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category]
-        by_class = precision.mean((0, 1))  # all -1 for a category without truth
+        by_class = precision.mean((0, 1))  # -1 for a category without truth
         stats = zip(SCORES, evaluation.stats[:6], strict=True)
         return {name: _percent(value) for name, value in stats} | {
             "classes": [_percent(value) for value in by_class]

@@ -11,13 +11,13 @@ from shards.format.schema import Segment
 class PanopticQuality:
     """Counters of panoptic quality per class; `merge` adds those of another rank.
 
-    A true positive is a pair of one class whose IoU, without void, exceeds 0.5. A prediction that
-    lies mostly on void, or on a crowd of its class, is not a false positive. A crowd is never a
-    false negative.
+    A true positive is a predicted and a true segment of the same class whose IoU, computed without
+    void pixels, exceeds 0.5. A prediction that lies mostly on void, or on a crowd of its class, is
+    not a false positive. A crowd is never a false negative.
     """
 
     def __init__(self, things: Sequence[bool]):
-        """Start with no images; `things[c]` is whether class c is a thing."""
+        """Start with no images; `things[c]` is true if class c is a thing."""
         self.things = np.array(things, bool)
         self.iou = np.zeros(len(things))
         self.tp = np.zeros(len(things), np.int64)
@@ -37,24 +37,25 @@ class PanopticQuality:
             prediction: Integer map `[H, W]` of segment ids, 0 = none.
             predicted_classes: The class of each predicted segment, by its id in the map.
             truth: Integer map `[H, W]` of segment ids, 0 = void.
-            segments: The true segments by their ids in the map. Their areas are the publisher's,
-                which count even if the map has another number of pixels.
+            segments: The true segments by their ids in the map. The areas that the publisher gives
+                for them are used, even if the map has another number of pixels.
 
         Raises:
-            ValueError: A map holds an id that is not listed, a listed prediction has no pixel, or
-                a category is not one of the classes.
+            ValueError: The maps have different shapes, a map holds an id that is not listed, an id
+                is not positive, a listed prediction has no pixel, or a category is not one of the
+                classes.
         """
         if prediction.shape != truth.shape:
             raise ValueError(
-                f"the prediction has the shape {prediction.shape}, the truth {truth.shape}"
+                f"the prediction has the shape {prediction.shape}, but the truth has {truth.shape}"
             )
         predicted = self._checked("prediction", predicted_classes.values())
         category = self._checked("truth", [s.category for s in segments.values()])
         crowd = np.array([bool(s.iscrowd) for s in segments.values()], bool)
         truth_area = np.array([s.area for s in segments.values()], float)
 
-        # A pixel's pair (true segment, predicted segment) is one integer, so that one bincount
-        # over the image counts the shared pixels of all pairs. Row and column 0 are void.
+        # A pixel's pair (true segment, predicted segment) is encoded as one integer, so that one
+        # bincount over the image counts the shared pixels of all pairs. Row and column 0 are void.
         height, width = len(category) + 1, len(predicted) + 1
         codes = _ranks("truth", truth, segments).astype(np.int32) * width
         codes += _ranks("prediction", prediction, predicted_classes).astype(np.int32, copy=False)
@@ -89,8 +90,9 @@ class PanopticQuality:
     def result(self) -> dict[str, Any]:
         """Return PQ, SQ, and RQ in percent over all classes, things (_th), and stuff (_st).
 
-        The averages are over the classes that occur in truth or prediction, and are NaN without
-        any. `classes` has a row per class, which is NaN for a class that does not occur.
+        The averages are over the classes that occur in the truth or the prediction; they are NaN
+        if no class occurs. `classes` has a row per class; the scores of a class that does not occur
+        are NaN.
         """
         occurs = self.tp + self.fp + self.fn > 0
         with np.errstate(invalid="ignore"):
@@ -115,7 +117,8 @@ class PanopticQuality:
         outside = (categories < 0) | (categories >= len(self.things))
         if outside.any():
             raise ValueError(
-                f"{side}: category {categories[outside][0]} is not one of {len(self.things)}"
+                f"{side}: category {categories[outside][0]} is not one of the "
+                f"{len(self.things)} classes"
             )
         return categories
 

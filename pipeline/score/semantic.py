@@ -24,7 +24,7 @@ class SemanticScores:
         classes = len(self.confusion)
         if prediction.shape != truth.shape:
             raise ValueError(
-                f"the prediction has the shape {prediction.shape}, the truth {truth.shape}"
+                f"the prediction has the shape {prediction.shape}, but the truth has {truth.shape}"
             )
         for side, values, top in (
             ("prediction", prediction, classes - 1),

@@ -58,7 +58,7 @@ def index_tars(
     Args:
         folder: The folder of the tars.
         classes: The path of a `classes.yaml`.
-        image: The extension of the images. Default: the only image of a sample that is not PNG.
+        image: The extension of the images. Default: the only image of a sample that is not a PNG.
         labels: The extension of the label maps. Default: the only PNG of a sample.
         instances: The extension of the instance-id maps (optional).
         runner: Examines the tars. Default: a process per CPU.
@@ -68,7 +68,8 @@ def index_tars(
         The manifest.
 
     Raises:
-        UsageError: The folder has no tars or a set that `build` made, or a member is missing.
+        UsageError: The folder has no tars or holds a set that `build` made, or a member is missing
+            or ambiguous.
         DataError: The classes or the tars cannot be used.
         Failed: The disk is full.
     """
@@ -124,7 +125,7 @@ def _index(
         )
     manifest.save(folder)
     report(
-        f"{folder}: {manifest.samples} samples in {len(shards)} tars are readable in place; "
+        f"{folder}: {manifest.samples} samples in {len(shards)} tars are readable in place "
         f"for the tasks {', '.join(manifest.tasks)}"
     )
     return manifest
@@ -134,7 +135,8 @@ def examine(piece: TarToExamine) -> BuiltShard:
     """Read a whole tar and return the rows of its intact samples.
 
     Raises:
-        DataError: The tar is damaged, compressed, or hostile.
+        DataError: The tar is damaged or compressed, or a member is repeated, is not a file
+            KEY.EXTENSION, or leaves its folder.
     """
     keep_freed_memory()
     rows, findings = [], []
@@ -170,7 +172,7 @@ def _examine_image(
     """Return the width and height of a sample's image.
 
     Raises:
-        Reject: The image is damaged, or a member is missing.
+        Reject: The image is damaged, a member is missing, or the map of labels is not a PNG.
     """
     for code, ext in ((7, members.image), (8, members.labels), (8, members.instances)):
         if ext and ext not in found:
@@ -191,7 +193,8 @@ def _find_members(
     """Return the members of a sample; those that are not given come from the first sample of `tar`.
 
     Raises:
-        UsageError: A given member is missing, or more than one could be meant.
+        UsageError: A given member is missing or of another kind, or a member that is not given is
+            not unique.
     """
     with tar.open("rb") as file:
         _, found, *_ = next(third_party_samples(file, str(tar)), (None, {}))
@@ -203,7 +206,7 @@ def _find_members(
         if ext and ext not in (pictures if name == "image" else maps):
             kinds = ", ".join(_PICTURES) if name == "image" else "png"
             raise UsageError(
-                f"--{name} {ext} is missing or of another kind ({kinds}), {first}", where=tar
+                f"--{name} {ext} is missing or of another kind ({kinds}); {first}", where=tar
             )
     photographs = [ext for ext in pictures if ext not in maps]
     other_maps = [ext for ext in maps if ext not in given.values()]
@@ -233,7 +236,7 @@ def _without_repeated_keys(
     """Return the rows of each tar whose keys occur once, and a finding for each other row."""
     counts = Counter(row["key"] for tar in examined for row in tar.rows)
     repeated = [
-        Finding(f"{tar.shard.name}/{row['key']}", 17, f"{counts[row['key']]} have this key")
+        Finding(f"{tar.shard.name}/{row['key']}", 17, f"{counts[row['key']]} samples have this key")
         for tar in examined
         for row in tar.rows
         if counts[row["key"]] > 1

@@ -1,4 +1,4 @@
-"""Build one shard, a USTAR file with its index, from raw samples: the same bytes every time."""
+"""Build one shard, a USTAR file with its index, from raw samples, with reproducible bytes."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -35,7 +35,7 @@ class BuiltShard:
 
     @classmethod
     def from_receipt(cls, receipt: bytes, plan: ShardPlan) -> "BuiltShard | None":
-        """Return the shard of a receipt if it was built from the inputs of `plan`."""
+        """Return the shard of a receipt, or None if the inputs of `plan` are not its inputs."""
         try:
             document = json.loads(receipt)
         except ValueError:  # only a part of the receipt was uploaded

@@ -1,4 +1,4 @@
-"""Truth from PNGs of integers: read them, turn labels into classes and ids into segments."""
+"""Read truth from PNGs of integers: turn labels into classes, and ids into segments."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from shards.doctor import Reject
 from shards.format.schema import Segment, map_type
 from shards.format.taxonomy import Taxonomy
 
-_STUFF = 1 << 16  # added to the label for the id of a stuff segment
+_STUFF = 1 << 16  # the id of a stuff segment is this number plus its label
 
 
 class LabelMap(NamedTuple):
-    """A map of integers and the file name that findings name."""
+    """A map of integers, and the name of its file for findings."""
 
     name: str
     values: np.ndarray  # `uint8` or `uint16 [H, W]`
@@ -54,7 +54,7 @@ def read_labels(path: Path, size: tuple[int, int], channels: int = 1) -> np.ndar
 def labels_in(
     file: Path | BinaryIO, name: str, size: tuple[int, int], channels: int = 1
 ) -> np.ndarray:
-    """Read the integers of a map, of a palette picture its indices.
+    """Read the integers of a map; the integers of a palette picture are its indices.
 
     Args:
         file: The PNG.
@@ -66,8 +66,8 @@ def labels_in(
         `uint8` or `uint16 [H, W]` for one channel, `uint8 [H, W, 3]` for three.
 
     Raises:
-        Reject: The map has another size, which is found before anything is decoded, or it does not
-            hold integers.
+        Reject: The map is missing, is unreadable, has another size than the image, or does not hold
+            integers. The size is checked before anything is decoded.
     """
     width, height = size
     with _opened(file, name) as picture:
@@ -77,7 +77,7 @@ def labels_in(
         values, mode = np.asarray(picture), picture.mode
     shape = (height, width) if channels == 1 else (height, width, channels)
     if values.dtype not in (np.uint8, np.uint16) or values.shape != shape:
-        raise Reject(8, f"{name} has the mode {mode}, not {channels} channel of integers")
+        raise Reject(8, f"{name} has the mode {mode}, not integers in {channels} channel(s)")
     return values
 
 
@@ -105,7 +105,7 @@ def _shift_hint(present: Sequence[int], labels: Mapping[int, int]) -> str:
     """Return a hint if every label would be known after subtracting or adding 1."""
     for step, unlabeled, fix in ((-1, (0,), "subtract"), (1, (255, 65535), "add")):
         if all(label in unlabeled or label + step in labels for label in present):
-            return f": the map looks off by one, because all are known once you {fix} 1"
+            return f": the labels seem to be off by one, because all are known if you {fix} 1"
     return ""
 
 
@@ -115,12 +115,12 @@ def segments_of(
     """Return the segments of an id map, in the order of their ids, and the numbered map.
 
     Args:
-        ids: Publisher's ids `[H, W]`, 0 = void.
+        ids: The publisher's ids `[H, W]`, 0 = void.
         entry: Returns the class index and the crowd flag (0 or 1) of an id.
 
     Returns:
-        The segments, with areas and boxes of the map, and `uint8` or `uint16 [H, W]` with n for the
-        n-th of them (from 1).
+        The segments, with their areas and boxes in the map; and the numbered map, `uint8` or
+        `uint16 [H, W]`, in which the pixels of the n-th segment (from 1) hold n.
     """
     areas = np.bincount(ids.ravel())
     present = np.flatnonzero(areas)
@@ -136,13 +136,13 @@ def segments_of(
 
 
 def _boxes(numbered: np.ndarray, count: int) -> list[list[float]]:
-    """Return x, y, width, height of each of the values 1 to `count` of a map `[H, W]`.
+    """Return the box (x, y, width, height) of each value from 1 to `count` in a map `[H, W]`.
 
     One pass over the runs of equal values replaces one pass over the map per value. (scipy has
     `find_objects`, but its import costs 20 MiB in each loader process of a training run.)
     """
     height, width = numbered.shape
-    changes = np.ones((height, width), bool)  # where a run starts; each row starts one
+    changes = np.ones((height, width), bool)  # true where a run starts; every row starts a run
     changes[:, 1:] = numbered[:, 1:] != numbered[:, :-1]
     starts = np.flatnonzero(changes)
     values = numbered.ravel()[starts]
@@ -168,17 +168,17 @@ def truth_of_maps(
     classes_map: tuple[str, np.ndarray],
     instances_map: tuple[str, np.ndarray] | None,
 ) -> dict[str, Any]:
-    """Return the truth fields of a Sample from a map of labels and perhaps a map of instances.
+    """Return the truth fields of a Sample from a map of labels and an optional map of instances.
 
-    Panoptic truth is the stuff of the labels and the things of the instances. A thing's pixels
-    outside every instance are void. The id of a thing's segment is its instance number; the id of
-    a stuff segment is 65536 + its label.
+    Panoptic truth consists of the stuff in the map of labels and the things in the map of
+    instances. A thing's pixels outside every instance are void. The id of a thing's segment is its
+    instance number; the id of a stuff segment is 65536 + its label.
 
     Args:
         labels: For each label c + 1 if it is class c, and 0 if it is ignored.
         things: For each class, whether it is a thing.
         classes_map: The name and the labels `[H, W]` of the map of labels.
-        instances_map: The name and the instance numbers `[H, W]`, 0 = none.
+        instances_map: The name and the instance numbers `[H, W]` (0 = no instance), or None.
 
     Raises:
         Reject: A label is unknown, or an instance does not lie on one thing class.
@@ -202,7 +202,7 @@ def truth_of_maps(
 def _classes_of_instances(
     instances: LabelMap, classes: np.ndarray, things: Sequence[bool]
 ) -> list[int]:
-    """Return c + 1 by instance number, for the class c that the instance lies on.
+    """Return for each instance number c + 1, where c is the class that the instance lies on.
 
     Args:
         instances: The map of instance numbers.

@@ -29,14 +29,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class File:
-    """Size and hash (hex) of a file beside the manifest."""
+    """The size and the hash (hex) of a file beside the manifest."""
 
     bytes: int
     sha256: str
 
     @classmethod
     def of(cls, path: Path) -> "File":
-        """Return size and hash of a file."""
+        """Return the size and the hash of a file."""
         return cls(path.stat().st_size, sha256(path))
 
 
@@ -48,7 +48,7 @@ class Foreign:
         image: The extension of the image.
         labels: The extension of the map of labels.
         instances: The extension of the map of instance numbers, or None.
-        ignored: The labels of no class.
+        ignored: The labels of the pixels that belong to no class.
     """
 
     image: str
@@ -69,7 +69,7 @@ class Manifest:
         licence: The publisher's table of licenses.
         versions: The versions of the libraries that determine the bytes.
         inputs: A digest of what the set was built from.
-        index: `samples.parquet`.
+        index: The size and the hash of `samples.parquet`.
         shards: The tars in order.
         foreign: Set only for third-party tars, which `index` made readable in place.
     """
@@ -92,7 +92,10 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of schema, taxonomy, and the shards' hashes: equal for equal contents."""
+        """The sha256 (hex) of the schema, the taxonomy, the shards' hashes, and `foreign` if set.
+
+        Sets with equal contents have equal fingerprints.
+        """
         shards = [shard.sha256 for shard in self.shards]
         meaning = [asdict(self.foreign)] if self.foreign else []
         return digest([SCHEMA, self.taxonomy.to_json(), shards, *meaning])
@@ -115,7 +118,8 @@ class Manifest:
 
         Raises:
             UsageError: The folder holds no finished shard set.
-            DataError: The manifest is damaged, unsafe, or of another schema.
+            DataError: The manifest is damaged, has another schema, or names a shard that is not a
+                tar in the folder.
         """
         path = folder / MANIFEST
         try:

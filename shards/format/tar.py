@@ -23,13 +23,13 @@ Bytes = bytes | memoryview | mmap.mmap
 
 
 class Member(NamedTuple):
-    """A member of a tar file: its sample's key, its extension, and where its payload is."""
+    """A member of a tar file: its sample's key, its extension, and the position of its payload."""
 
     key: str
     ext: str
     start: int
     size: int
-    end: int  # of the padded payload, that is the offset of the next header
+    end: int  # the end of the padded payload, which is the offset of the next header
 
 
 class StoredSample(NamedTuple):
@@ -42,7 +42,7 @@ class StoredSample(NamedTuple):
 
 
 def members(blob: bytes | memoryview) -> dict[str, bytes]:
-    """Return the payloads of one sample's bytes by extension.
+    """Return the payloads in the bytes of one sample, by extension.
 
     Raises:
         DataError: The bytes are not exactly the members of one sample.
@@ -59,7 +59,7 @@ def members(blob: bytes | memoryview) -> dict[str, bytes]:
         offset = member.end
     if len(keys) != 1:
         listed = ", ".join(sorted(keys)) or "none"
-        raise DataError(f"a sample has members of one key, not of these: {listed}", fix=_REBUILD)
+        raise DataError(f"a sample must have members of one key, not of {listed}", fix=_REBUILD)
     return found
 
 
@@ -126,7 +126,8 @@ def _member_at(blob: Bytes, offset: int) -> Member:
     """Parse the header at `offset`.
 
     Raises:
-        DataError: The header is damaged, its name is unsafe, or its payload is not complete.
+        DataError: The header is damaged, its name is not KEY.EXTENSION or leaves its folder, or its
+            payload is incomplete.
     """
     try:
         header = tarfile.TarInfo.frombuf(bytes(blob[offset : offset + BLOCK]), "utf-8", "strict")
@@ -139,7 +140,9 @@ def _member_at(blob: Bytes, offset: int) -> Member:
     start = offset + BLOCK
     end = start + _padded(header.size)
     if not header.isreg() or not stem or not ext or header.size < 0 or end > len(blob):
-        raise DataError(f"{header.name} at byte {offset} is not a whole member", fix=_REBUILD)
+        raise DataError(
+            f"{header.name} at byte {offset} is not a complete file KEY.EXTENSION", fix=_REBUILD
+        )
     return Member(folder + slash + stem, ext, start, header.size, end)
 
 
@@ -156,7 +159,8 @@ def third_party_samples(file: BinaryIO, name: str) -> Iterator[StoredSample]:
         name: The name of the tar in errors.
 
     Raises:
-        DataError: The tar is damaged, compressed, or hostile.
+        DataError: The tar is damaged or compressed, or a member is repeated, is not a file
+            KEY.EXTENSION, or leaves its folder.
     """
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -166,7 +170,7 @@ def third_party_samples(file: BinaryIO, name: str) -> Iterator[StoredSample]:
                 for _, ext, header in group:
                     if ext in found:
                         raise DataError(
-                            f"{key}.{ext} occurs twice in a sample", where=name, fix="rename it"
+                            f"{key}.{ext} occurs twice in a sample", where=name, fix="rename one"
                         )
                     payload = archive.extractfile(header)
                     assert payload is not None, "only regular files are listed"
@@ -184,10 +188,11 @@ def third_party_samples(file: BinaryIO, name: str) -> Iterator[StoredSample]:
 def _named_files(
     archive: tarfile.TarFile, file: BinaryIO, name: str
 ) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Yield key, extension, and header of every file in a tar.
+    """Yield the key, the extension, and the header of every file in a tar.
 
     Raises:
-        DataError: A member is not a file KEY.EXTENSION, or the tar ends in a damaged header.
+        DataError: A member is not a file KEY.EXTENSION or leaves its folder, or the tar ends in a
+            damaged header.
     """
     for header in archive:
         path = PurePosixPath(header.name)
@@ -201,7 +206,8 @@ def _named_files(
                 f"{header.name!r} is not a file KEY.EXTENSION", where=name, fix="remove it"
             )
         yield str(path.with_name(stem)), ext, header
-    # tarfile takes a damaged header for the end of the archive, which is a block of zeros
+    # tarfile stops at a damaged header as if the archive ended there, but a real end is a block
+    # of zeros.
     file.seek(archive.offset)
     if file.read(BLOCK).strip(b"\0"):
         raise DataError(

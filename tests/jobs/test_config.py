@@ -297,7 +297,7 @@ WRONG = {
     "model.norm=layer": r"model\.norm=layer; choose one of .*group",
     "model.dim=36": r"model\.dim=36; it must be a multiple of 8",
     "model.queries=0": r"model\.queries=0; it must be at least 1",
-    "model.weights=weights/none": r"model\.weights=.*/none: there is no such folder; .*none trains",
+    "model.weights=weights/none": r"model\.weights=.*/none: .* does not exist; .*none trains",
 }
 
 

@@ -118,7 +118,7 @@ def test_mistakes_are_exit_2(work, photographs, tmp_path):
         (again, "out/transformers: exists already; name another folder with --out"),
         (
             ["export", small.NAME, "--to", "onnx"],
-            "--to: unknown format 'onnx'; known: transformers, detectron2",
+            "--to: unknown format 'onnx'; use transformers or detectron2",
         ),
         (["export", "nobody", "--to", "transformers"], "no run 'nobody'"),
     ):

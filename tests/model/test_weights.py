@@ -166,8 +166,8 @@ def test_the_class_head_of_other_classes_keeps_its_initial_values(tmp_path: Path
     model, twin, untouched = build(settings, 0, classes=8), build(settings, 1), build(settings, 1)
     loaded = load(twin, pickled(tmp_path / "eight.pkl", official(model, settings)))
     assert loaded.fresh == [
-        "masked_decoder.class_head.weight [6, 256] (for other classes: [9, 256])",
-        "masked_decoder.class_head.bias [6] (for other classes: [9])",
+        "masked_decoder.class_head.weight [6, 256] (the file has other classes: [9, 256])",
+        "masked_decoder.class_head.bias [6] (the file has other classes: [9])",
     ]
     assert "2 keep their initial values: masked_decoder.class_head.weight [6, 256]" in str(loaded)
     assert_same(model, twin, but=CLASS_HEAD)

@@ -55,11 +55,11 @@ def test_random_draws_of_a_stage_are_equal_on_any_rank_and_differ_between_epochs
 
 
 WRONG = {
-    "drop": "the stage returned NoneType; return the one sample, changed",
-    "repeat": "the stage returned list; return the one sample, changed",
+    "drop": "the stage returned NoneType, not a dict; return the changed sample",
+    "repeat": "the stage returned list, not a dict; return the changed sample",
     "another_key": "the stage changed key; leave key, position, epoch as they are",
     "as_float": r"the image is not uint8 \[H, W, 3\]",
-    "half_the_image": r"the image has the size \(\d+, \d+\), its maps \(\d+, \d+\); change both",
+    "half_the_image": r"the image has the size \(\d+, \d+\), but its maps have \(\d+, \d+\); give",
     "broken": r"KeyError: 'depth' \(.*stages_for_tests\.py:\d+\)",
 }
 

@@ -146,7 +146,7 @@ def test_rows_stand_under_their_captions():
 
 def test_a_map_of_another_size_is_refused():
     with pytest.raises(
-        ValueError, match=r"the picture has the size \(30, 40\), its map \(40, 30\)"
+        ValueError, match=r"the picture has the size \(30, 40\), but its map has \(40, 30\)"
     ):
         overlay(noise(30, 40), np.zeros((40, 30), int), [], TAXONOMY)
 

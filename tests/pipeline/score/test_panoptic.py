@@ -200,7 +200,7 @@ def test_maps_and_lists_that_disagree_are_rejected():
         ("prediction: id 2 ", good[:1], good),
         ("truth: id 1 ", good, good[1:]),
         ("prediction segment 3 has no pixel", [*good, segment(3, 0)], good),
-        ("prediction: category 5 is not one of 5", [good[0], segment(2, 5)], good),
+        ("prediction: category 5 is not one of the 5 classes", [good[0], segment(2, 5)], good),
         ("truth: segment ids", good, [segment(-1, 0)]),
     ):
         quality = PanopticQuality(THINGS)

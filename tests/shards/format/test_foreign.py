@@ -67,7 +67,7 @@ def third_party(raw, tmp_path_factory):
     before = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
     report = indexed(folder)
     assert report[-1].endswith(
-        "6 samples in 3 tars are readable in place; for the tasks panoptic, instance, semantic"
+        "6 samples in 3 tars are readable in place for the tasks panoptic, instance, semantic"
     )
     assert {path.name: path.read_bytes() for path in folder.glob("*.tar")} == before
     return folder
