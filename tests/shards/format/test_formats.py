@@ -91,7 +91,7 @@ def test_links_are_rejected():
         link = tarfile.TarInfo("a.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    with pytest.raises(DataError, match="not a whole member"):
+    with pytest.raises(DataError, match="not a complete file"):
         members(stream.getvalue()[:512])
 
 
