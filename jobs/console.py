@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 def run(app: typer.Typer) -> int:
     """Run the command that `sys.argv` names and return its exit code."""
+    warnings.showwarning = _print_warning
     try:
         app(standalone_mode=False, prog_name="./launch.sh")
     except M2FError as error:
@@ -58,6 +60,11 @@ def report(job: Callable[[], Any], as_json: bool) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
+
+
+def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning like an error, without the source line that Python adds."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _complain(text: str, code: int) -> int:
