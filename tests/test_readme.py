@@ -1,4 +1,4 @@
-"""What the documents tell a user to type is understood, and what they point at exists."""
+"""The commands in the documents parse, their Python runs, and the files that they name exist."""
 
 import re
 import shlex
@@ -16,28 +16,31 @@ from tests.jobs import small
 
 ROOT = Path(__file__).parents[1]
 PRESETS = {path.stem: path.read_text() for path in sorted(configs.PRESETS.glob("*.yaml"))}
-DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", *(f"docs/{page}.md" for page in (
+    "benchmarks", "data", "design", "faults", "model",
+)))  # fmt: skip
+DOCUMENTS = {name: (ROOT / name).read_text() for name in PAGES}
 COMMANDS = typer.main.get_command(app).commands
-OF_LAUNCH = {"setup", "test"}  # launch.sh does these itself
+LAUNCHER_COMMANDS = {"setup", "test"}  # launch.sh runs these itself
 
 
 def fenced(text: str) -> list[str]:
-    """The lines of a document's `sh` blocks, without comments."""
+    """Return the lines of a document's `sh` blocks, without comments and redirections."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = (re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines())
+    lines = (re.sub(r"\s+[#>].*", "", line) for block in blocks for line in block.splitlines())
     return [line for line in lines if line]
 
 
-def test_the_python_of_the_readme_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS["README.md"], re.DOTALL)
+def test_the_python_of_the_model_page_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS["docs/model.md"], re.DOTALL)
     found = {}
-    exec(compile(code, "README.md", "exec"), found)
+    exec(compile(code, "docs/model.md", "exec"), found)
     assert found["loss"].isfinite()
     assert all(p.grad is not None for p in found["net"].parameters())
 
 
 def headers() -> list[tuple[str, str]]:
-    """(file, command) for every command in the head of a preset."""
+    """Return (preset, command) for every command in the header of a preset."""
     return [
         (name, line.lstrip("# "))
         for name, text in PRESETS.items()
@@ -56,7 +59,7 @@ def sets(tmp_path_factory):
 
 
 def parse(words: list[str]) -> dict:
-    """The parameters of a command line, by the application itself. Nothing is run."""
+    """Parse a command line with the application itself, without running it."""
     name, *rest = words
     assert name in COMMANDS
     return COMMANDS[name].make_context(name, list(rest)).params
@@ -69,7 +72,7 @@ def test_every_line_can_be_typed(document, line, sets, pytestconfig):
         assert (Path(sys.prefix) / program.removeprefix(".venv/")).exists()
         return
     assert program == "./launch.sh"
-    if words[0] in OF_LAUNCH:
+    if words[0] in LAUNCHER_COMMANDS:
         assert [word for word in words[1:] if not pytestconfig.getoption(word)] in ([], ["--all"])
         return
     parameters = parse(words)
@@ -88,10 +91,10 @@ def test_the_table_lists_every_command():
     table = DOCUMENTS["README.md"].partition("## Commands")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
     usages = [usage for cell in cells for usage in re.findall(r"`(.+?)`", cell)]
-    assert {usage.split()[0] for usage in usages} == OF_LAUNCH | set(COMMANDS)
+    assert {usage.split()[0] for usage in usages} == LAUNCHER_COMMANDS | set(COMMANDS)
     for usage in usages:
         words = [word.strip("[]…") for word in usage.replace("key=value …", "").split()]
-        if words[0] not in OF_LAUNCH:
+        if words[0] not in LAUNCHER_COMMANDS:
             parse([word for word in words if word])
 
 
@@ -114,22 +117,32 @@ def test_weights_are_fetched_to_where_the_presets_look():
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_it_points_at_exist(document):
-    text = DOCUMENTS[document]
+    text, folder = DOCUMENTS[document], (ROOT / document).parent
     links = [link for link in re.findall(r"\]\((.+?)\)", text) if "://" not in link]
     code = re.findall(r"`([\w./-]+(?:\.md|\.py|\.txt|\.sh|\.toml|/))`", text)
     assert links + code
-    of_runs = ("runs/", "checkpoints/", "evaluations/", "pictures/", "wandb/")
+    in_runs = ("runs/", "checkpoints/", "evaluations/", "pictures/", "wandb/")
     raw_coco = ("train2017/", "val2017/", "annotations/")
-    for path in links + code:
-        if not path.startswith((*of_runs, *raw_coco)):
-            assert (ROOT / path).exists(), path
+    for link in links:
+        assert (folder / link).exists(), link
+    for path in code:
+        if not path.startswith((*in_runs, *raw_coco)):
+            assert (ROOT / path).exists() or (ROOT / "pipeline" / path).exists(), path
 
 
-def test_settings_it_names_exist():
+def test_settings_that_the_documents_name_exist():
     known = {key for key, _ in keys(configs.Config)}
-    text = re.sub(r"```python.*?```", "", DOCUMENTS["README.md"], flags=re.DOTALL)
+    text = re.sub(r"```python.*?```", "", "\n".join(DOCUMENTS.values()), flags=re.DOTALL)
     packages = "data|batch|model|criterion|optimizer|schedule|trainer|zero|scaling|failure|tracking"
-    named = re.findall(rf"`?\b((?:{packages})\.[\w.]+)", text)
+    named = re.findall(rf"`((?:{packages})\.[\w.]*\w)", text)
     assert len(named) > 5
     for key in named:
         assert key in known, key
+
+
+def test_no_document_outside_the_repository_is_cited():
+    outside = re.compile(r"\b(mask2former\.md|systems\.md|anchors(-2)?\.md|DESIGN\b)|\.\./shared")
+    for folder in ("model", "shards", "pipeline", "jobs", "tests", "docs"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".md", ".yaml"} and path != Path(__file__):
+                assert not outside.search(path.read_text()), path
