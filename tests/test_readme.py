@@ -10,6 +10,7 @@ import typer
 
 from jobs import config as configs
 from jobs.__main__ import app
+from jobs.bench import report
 from jobs.check import check
 from jobs.values import keys
 from tests.jobs import small
@@ -128,6 +129,11 @@ def test_files_it_points_at_exist(document):
     for path in code:
         if not path.startswith((*in_runs, *raw_coco)):
             assert (ROOT / path).exists() or (ROOT / "pipeline" / path).exists(), path
+
+
+def test_the_page_of_benchmarks_is_the_report_of_the_kept_results():
+    text, _ = report.render(ROOT / "benchmarks")
+    assert (ROOT / "BENCHMARKS.md").read_text() == f"{text}\n"
 
 
 def test_settings_that_the_documents_name_exist():

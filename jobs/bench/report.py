@@ -8,6 +8,11 @@ from typing import Any
 
 from shards.errors import DataError, UsageError
 
+HEADING = """# Benchmarks
+
+`./launch.sh bench report > BENCHMARKS.md` renders this page from `benchmarks/*.json`.
+[docs/benchmarks.md](docs/benchmarks.md) describes what is measured and explains the figures.
+"""
 COMPARE = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 BOUND = re.compile(r"(<=|>=|<|>) ([\d.]+(?:e-?\d+)?)(x| \w+ more)?")
 RANGE = re.compile(r"([\d.]+)x to ([\d.]+)x")
@@ -34,7 +39,7 @@ def render(folder: Path) -> tuple[str, list[str]]:
     results = [_load(path) for path in paths]
     results.sort(key=lambda result: result["date"], reverse=True)
     results.sort(key=lambda result: (result["benchmark"], _machine(result)))
-    lines, missed, section = [], [], None
+    lines, missed, section = [*HEADING.splitlines(), ""], [], None
     for result in results:
         if result["benchmark"] != section:
             section = result["benchmark"]
@@ -46,7 +51,7 @@ def render(folder: Path) -> tuple[str, list[str]]:
             lines.append(f"| {row['name']} | {' | '.join(cells(row))} |")
             missed += [row["name"]] if is_met(row) is False else []
         lines.append("")
-    return "\n".join(lines), missed
+    return "\n".join(lines).rstrip(), missed
 
 
 def cells(row: dict[str, Any]) -> list[str]:

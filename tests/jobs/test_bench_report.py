@@ -39,6 +39,8 @@ def results(tmp_path) -> Path:
 def test_tables_name_the_machine_and_the_date_and_mark_misses(results):
     text, missed = report.render(results)
     assert text.splitlines() == [
+        *report.HEADING.splitlines(),
+        "",
         "## `./launch.sh bench step`",
         "",
         "Intel Xeon, 16 cores, 128 GiB, 1 x H100; 2026-11-25; torch 2.13.0.",
