@@ -197,7 +197,8 @@ def load_trainer(folder: Path) -> TrainerState:
 def damaged(folder: Path, problem: str) -> UsageError:
     """Return the error for a checkpoint whose files are not as they were written."""
     what = f"the checkpoint is damaged ({problem})"
-    return UsageError(what, where=folder, fix="use another checkpoint, or restore this one")
+    fix = "restore it, or name another (evaluate, predict, and export take --checkpoint)"
+    return UsageError(what, where=folder, fix=fix)
 
 
 def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:

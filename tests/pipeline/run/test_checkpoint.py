@@ -216,7 +216,7 @@ def test_newest_is_the_highest_step_then_the_latest_attempt(tmp_path):
 def test_loading_a_damaged_checkpoint_is_a_usage_error(tmp_path):
     folder = save(tmp_path, 1)
     (folder / STATE).write_bytes((folder / STATE).read_bytes()[:-9])
-    with pytest.raises(UsageError, match=rf"{folder}: the checkpoint is damaged .*; use another"):
+    with pytest.raises(UsageError, match=rf"{folder}: the checkpoint is damaged .*; restore it"):
         checkpoint.load(folder)
 
 
