@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from model.settings import SettingError, Settings, setting
 
 WINDOW = 16  # shards that are shuffled together
+STAGE_NAME = r"\w+(\.\w+)*:\w+"  # package.module:function
 
 
 @dataclass
@@ -120,7 +121,7 @@ class DataSettings(AugmentSettings):
         [],
         "Your own functions package.module:function, which every sample goes through between "
         "decoding and augmentation.",
-        pattern=r"\w+(\.\w+)*:\w+",
+        pattern=STAGE_NAME,
         pattern_help="it must be package.module:function",
     )
     loader_workers: int = setting(

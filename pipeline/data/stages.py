@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.data.augment.recipes import AugmentSettings, augment
 from pipeline.data.batch import Truth, truth_of, without_empty
 from pipeline.data.keyed import keyed_generator
+from pipeline.data.settings import STAGE_NAME
 from shards.errors import DataError, Problem, UsageError
 from shards.format.images import image_of
 from shards.format.schema import Sample
@@ -46,7 +47,7 @@ def load_stage(name: str) -> Stage:
         UsageError: The name does not have this form, or the function cannot be imported.
     """
     where = f"data.stages={name}"
-    if not re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+    if not re.fullmatch(STAGE_NAME, name):
         raise UsageError("the name has the wrong form", where=where, fix="write module:function")
     module, function = name.split(":")
     try:

@@ -9,9 +9,6 @@ from PIL import Image
 from shards.errors import DataError
 from shards.format.schema import MAX_PIXELS, Sample
 
-# PIL raises DecompressionBombError above twice its limit, which is global to the process.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-
 
 def decode_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
+from PIL import Image
 
 from shards.errors import DataError
 from shards.files import leaves_folder
@@ -39,6 +40,9 @@ RIGHTS = ("licence", "attribution")
 MAX_VALUE = 65535  # the largest value of a 16-bit map
 MAX_PIXELS = 1 << 28  # the limit for an image, and for a map with all its layers
 KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name field
+
+# PIL raises DecompressionBombError above twice its limit, which is global to the process.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 
 
 @dataclass(frozen=True, slots=True)

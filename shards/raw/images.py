@@ -10,10 +10,8 @@ import numpy as np
 from PIL import Image
 
 from shards.doctor import Doctor, Reject
-from shards.format.schema import MAX_PIXELS, image_ext, png_size
+from shards.format.schema import image_ext, png_size
 
-# PIL raises DecompressionBombError above twice its limit, which is global to the process
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = (5, 6, 7, 8)  # the values of the tag that swap width and height
 _EXTS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
