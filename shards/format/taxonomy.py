@@ -28,12 +28,15 @@ class Taxonomy:
 
     @classmethod
     def of(cls, name: str, categories: Iterable[Category]) -> "Taxonomy":
-        """Return a taxonomy of the categories in order: things by id, then stuff by id.
+        """Return a taxonomy of the categories in the publisher's order, which is that of the ids.
+
+        Things and stuff are mixed in this order: only `isthing` tells them apart. Released weights
+        of the published data sets have their classes in the same order.
 
         Raises:
             DataError: There are no categories, or an id occurs twice.
         """
-        ordered = tuple(sorted(categories, key=lambda c: (not c.isthing, c.id)))
+        ordered = tuple(sorted(categories, key=lambda c: c.id))
         ids = [c.id for c in ordered]
         if not ids:
             raise DataError("the list of categories is empty", where=name, fix="give at least one")
@@ -50,11 +53,6 @@ class Taxonomy:
     def things(self) -> tuple[bool, ...]:
         """For each class, whether it is a thing."""
         return tuple(c.isthing for c in self.categories)
-
-    @property
-    def num_things(self) -> int:
-        """The number of thing classes."""
-        return sum(self.things)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,11 +4,13 @@
     gtFine/{train,val}/CITY/*_gtFine_labelIds.png      0 to 33 = label, 19 of them classes
     gtFine/{train,val}/CITY/*_gtFine_instanceIds.png   label, or 1000 label + n for an instance
 
-The labelIds are the semantic maps. The instanceIds are the panoptic maps, and their values are the
-ids of the segments. Pixels with the bare label of a thing are a group of objects, which becomes a
-crowd. Pixels of a label outside the 19 classes are void.
+The 19 classes are in the order of their train ids, which is that of their labels. The labelIds are
+the semantic maps. The instanceIds are the panoptic maps, and their values are the ids of the
+segments. Pixels with the bare label of a thing are a group of objects, which becomes a crowd.
+Pixels of a label outside the 19 classes are void.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,7 +49,7 @@ def _describe(root: Path, split: str, tasks: tuple[str, ...]) -> Description:
     return Description(
         taxonomy=taxonomy,
         license=_LICENSE,
-        read_truth=partial(_read_truth, labels, taxonomy.num_things),
+        read_truth=partial(_read_truth, labels, taxonomy.things),
         image_id=lambda name: PurePosixPath(name).name,
     )
 
@@ -57,13 +59,17 @@ read = partial(read_split, _LAYOUT, _describe)
 
 
 def _read_truth(
-    labels: dict[int, int], things: int, item: MapItem, size: tuple[int, int], _: Doctor
+    labels: dict[int, int],
+    things: Sequence[bool],
+    item: MapItem,
+    size: tuple[int, int],
+    _: Doctor,
 ) -> dict[str, Any]:
     """Read the annotations of an item and return them as the fields of a sample.
 
     Args:
         labels: By label, c + 1 for class c and 0 for a label without a class.
-        things: The number of thing classes.
+        things: For each class, whether it is a thing.
         item: The item.
         size: The image's width and height.
     """
@@ -80,7 +86,7 @@ def _read_truth(
 
         def entry(id: int) -> tuple[int, int]:
             category = labels[id if id < 1000 else id // 1000] - 1
-            return category, int(id < 1000 and category < things)
+            return category, int(id < 1000 and things[category])
 
         ids = np.where(classes > 0, values, np.uint16(0))
         fields["segments"], fields["segments_map"] = segments_of(ids, entry)

@@ -7,7 +7,8 @@
     {training,validation}/panoptic/*.png   panoptic: ids of panoptic_2018.json in the same folder;
                                            there, a category id is label + 1
 
-The classes are the labels that config.json marks for evaluation. The others are ignored (void).
+The classes are the labels that config.json marks for evaluation, in its order. The others are
+ignored (void).
 """
 
 import json
@@ -145,11 +146,12 @@ def _read_truth(
         path = maps["labels"]
         fields["semantic"] = classes_of(read_labels(path, size), labels, path.name)
     if "instances" in maps:
-        path, things = maps["instances"], taxonomy.num_things
+        path = maps["instances"]
+        is_thing = np.array([False, *taxonomy.things])  # by c + 1
         values = read_labels(path, size)
         classes = classes_of(values >> 8, labels, path.name)
         # 0 is a valid id, that of the first instance of label 0: shift ids by 1 to keep 0 for void
-        ids = np.where((classes > 0) & (classes <= things), values + np.uint32(1), np.uint32(0))
+        ids = np.where(is_thing[classes], values + np.uint32(1), np.uint32(0))
         segments, layer = segments_of(ids, lambda id: (labels[id - 1 >> 8] - 1, 0))
         fields["layers"] = layer[None]
         fields["instances"] = [

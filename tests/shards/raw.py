@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 SAMPLE = Path(__file__).parent.parent / "data" / "coco_ccby"
-CATEGORIES = [  # out of order on purpose: things by id, then stuff by id
+CATEGORIES = [  # out of order on purpose: classes are sorted by id
     {"id": 90, "name": "sky", "isthing": 0, "color": [1, 2, 3], "supercategory": "x"},
     {"id": 7, "name": "dog", "isthing": 1, "color": [4, 5, 6], "supercategory": "x"},
     {"id": 3, "name": "cat", "isthing": 1, "color": [7, 8, 9], "supercategory": "x"},

@@ -314,9 +314,9 @@ def test_the_fingerprint_depends_only_on_the_contents():
 
 
 def test_a_taxonomy_maps_ids_to_classes():
-    assert TAXONOMY.names == ("dog", "sky")
-    assert TAXONOMY.things == (True, False)
-    assert (TAXONOMY.index(9), TAXONOMY.index(5)) == (0, 1)
+    assert TAXONOMY.names == ("sky", "dog")
+    assert TAXONOMY.things == (False, True)
+    assert (TAXONOMY.index(9), TAXONOMY.index(5)) == (1, 0)
     with pytest.raises(DataError, match="category id 6"):
         TAXONOMY.index(6)
     assert Taxonomy.from_json(json.loads(json.dumps(TAXONOMY.to_json()))) == TAXONOMY

@@ -7,10 +7,13 @@ from shards.format.manifest import Manifest
 from tests.shards import raw_ade20k
 from tests.shards.raw_maps import (
     assert_segments,
+    made,
     pixels,
     samples,
+    save,
     segment_masks,
     semantic_labels,
+    write,
 )
 
 STUFF_LABELS = [  # the 50 stuff classes of the panoptic task, counted from 0
@@ -69,9 +72,30 @@ def test_the_set_serves_all_tasks_and_names_its_terms(raw, out):
     assert manifest.tasks == ("panoptic", "instance", "semantic")
     assert manifest.members == ("jpg", "json", "segments.png", "semantic.png")
     assert manifest.licence[0]["url"] == "https://ade20k.csail.mit.edu/terms/"
-    categories = manifest.taxonomy.categories
-    assert [c.id for c in categories] == THING_LABELS + [n + 1 for n in STUFF_LABELS]
-    assert manifest.taxonomy.things == (True,) * 100 + (False,) * 50
+    assert [c.id for c in manifest.taxonomy.categories] == list(range(1, 151))
+    assert manifest.taxonomy.things == tuple(n not in STUFF_LABELS for n in range(150))
     for name, sample in samples(out / "train").items():
         assert sample.image == raw_ade20k.image(raw, "train", name).read_bytes()
         assert sample.rights["licence"] == "https://ade20k.csail.mit.edu/terms/"
+
+
+def test_a_set_of_instances_alone_has_the_things_in_the_publishers_order(raw, tmp_path):
+    made(raw_ade20k, raw, tmp_path, tasks=("instance",))
+    manifest = Manifest.load(tmp_path / "train")
+    assert [c.id for c in manifest.taxonomy.categories] == THING_LABELS
+    for name, sample in samples(tmp_path / "train").items():
+        red, green, _ = np.moveaxis(pixels(raw_ade20k.maps(raw, "train", name)[1]), -1, 0)
+        wanted = {256 * r + g: r - 1 for r, g in zip(red[green > 0], green[green > 0], strict=True)}
+        assert {segment.id: segment.category for segment in sample.segments} == wanted
+
+
+def test_pixels_that_are_another_thing_in_the_semantic_map_are_counted(tmp_path):
+    raw = write(raw_ade20k, tmp_path / "raw", train=1, val=1)
+    semantic, instance = raw_ade20k.maps(raw, "train", "train0")
+    labels, objects = pixels(semantic), pixels(instance)
+    row, column = np.argwhere((labels == 8) & (objects[..., 1] > 0))[0]
+    labels[row, column] = 13  # a person, but a pixel of a bed's instance
+    save(semantic, labels.astype(np.uint8))
+    made(raw_ade20k, raw, tmp_path / "out")
+    (finding,) = (tmp_path / "out/train/findings.jsonl").read_text().splitlines()
+    assert "1 pixels of instances are another thing" in finding

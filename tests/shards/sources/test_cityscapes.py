@@ -7,6 +7,7 @@ from shards.format.manifest import Manifest
 from tests.shards import raw_cityscapes
 from tests.shards.raw_maps import (
     assert_segments,
+    made,
     pixels,
     samples,
     segment_masks,
@@ -53,8 +54,15 @@ def test_semantic_truth_is_the_map_of_labels(raw, out):
 
 def test_the_classes_are_the_19_of_the_benchmark(out):
     manifest = Manifest.load(out / "val")
-    assert [c.id for c in manifest.taxonomy.categories] == THINGS + CLASSES[:11]
-    assert manifest.taxonomy.things == (True,) * 8 + (False,) * 11
+    assert [c.id for c in manifest.taxonomy.categories] == CLASSES
+    assert manifest.taxonomy.things == (False,) * 11 + (True,) * 8
     assert manifest.tasks == ("panoptic", "instance", "semantic")
     assert manifest.members == ("png", "json", "segments.png", "semantic.png")
     assert "cityscapes-dataset.com" in manifest.licence[0]["url"]
+
+
+def test_a_set_of_instances_alone_has_the_8_things_in_the_publishers_order(raw, tmp_path):
+    made(raw_cityscapes, raw, tmp_path, tasks=("instance",))
+    manifest = Manifest.load(tmp_path / "train")
+    assert [c.id for c in manifest.taxonomy.categories] == THINGS
+    assert manifest.taxonomy.names[:3] == ("person", "rider", "car")

@@ -50,9 +50,9 @@ def test_classes_and_licence_are_those_of_the_yaml(out):
     manifest = Manifest.load(out / "train")
     assert manifest.taxonomy.name == "cells"
     assert [(c.id, c.name) for c in manifest.taxonomy.categories] == [
-        *((3, "cell"), (7, "nucleus"), (0, "glass"), (300, "edge")),
+        *((0, "glass"), (3, "cell"), (7, "nucleus"), (300, "edge")),
     ]
-    assert manifest.taxonomy.categories[1].color == (200, 30, 60)
+    assert manifest.taxonomy.categories[2].color == (200, 30, 60)
     assert manifest.licence[0]["name"] == "CC BY 4.0"
     for sample in samples(out / "train").values():
         assert sample.rights["licence"] == "https://creativecommons.org/licenses/by/4.0/"
@@ -84,12 +84,12 @@ def test_the_documented_classes_are_read(tmp_path):
     (tmp_path / "raw/classes.yaml").write_text(classes)
     lines = made(raw_folder, tmp_path / "raw", tmp_path / "out")
     manifest = Manifest.load(tmp_path / "out/test")
-    assert manifest.taxonomy.names == ("cell", "nucleus", "background")
+    assert manifest.taxonomy.names == ("background", "cell", "nucleus")
     assert manifest.tasks == ("semantic",)
     assert any(
         "does not serve panoptic because 1 of 1 images have no instances" in line for line in lines
     )
-    assert samples(tmp_path / "out/test")["a"].semantic.tolist() == [[3, 1, 2, 0, 2, 2]] * 4
+    assert samples(tmp_path / "out/test")["a"].semantic.tolist() == [[1, 2, 3, 0, 3, 3]] * 4
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,9 @@ def test_semantic_truth_is_the_map_of_labels(raw, out):
 
 def test_classes_are_those_that_the_config_evaluates(out):
     manifest = Manifest.load(out / "train")
-    assert manifest.taxonomy.names == ("Bird", "Person", "Curb", "Sky")
-    assert [c.id for c in manifest.taxonomy.categories] == [1, 3, 2, 4]
-    assert manifest.taxonomy.categories[1].color == (2, 4, 6)
+    assert manifest.taxonomy.names == ("Bird", "Curb", "Person", "Sky")
+    assert [c.id for c in manifest.taxonomy.categories] == [1, 2, 3, 4]
+    assert manifest.taxonomy.categories[2].color == (2, 4, 6)
     assert manifest.tasks == ("panoptic", "instance", "semantic")
     assert manifest.members == ("jpg", "json", *("segments.png", "instances.png", "semantic.png"))
 
