@@ -20,6 +20,7 @@ pixels is never decoded.
 """
 
 import struct
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -43,6 +44,8 @@ KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name 
 
 # PIL raises DecompressionBombError above twice its limit, which is global to the process.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+# It warns about damaged EXIF without naming the file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,18 @@ from shards.doctor import Doctor, Reject
 from shards.format.schema import image_ext, png_size
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNED = (5, 6, 7, 8)  # the values of the tag that swap width and height
+_SHORT = 3  # its type, a 16-bit integer
+_TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
+_TURNS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (  # what the orientations 1 to 8 do
+    lambda pixels: pixels,
+    lambda pixels: pixels[:, ::-1],
+    lambda pixels: pixels[::-1, ::-1],
+    lambda pixels: pixels[::-1],
+    lambda pixels: pixels.T,
+    lambda pixels: pixels[::-1].T,
+    lambda pixels: pixels[::-1, ::-1].T,
+    lambda pixels: pixels[:, ::-1].T,
+)
 _EXTS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp"}
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # How to decode an image that is only checked. Damage to a JPEG shows in its entropy-coded data,
@@ -48,7 +60,8 @@ def check_image(
     Returns:
         The image's bytes, and its width and height as displayed, that is after its EXIF
         orientation is applied. The bytes are those given, except for a JPEG with a rotation whose
-        annotation fits only its pixels as stored: its orientation tag is set to 1.
+        annotation fits only its pixels as stored: its orientation tag is set to 1. Damaged EXIF
+        has no orientation.
 
     Raises:
         Reject: The image does not decode, has over MAX_PIXELS pixels, or has another size.
@@ -56,14 +69,17 @@ def check_image(
     try:
         with Image.open(io.BytesIO(image)) as picture:
             kind, mode, stored = picture.format or "", picture.mode, picture.size
-            orientation = _orientation(picture.info.get("exif", b""))
-            shown = shown_size(picture)
+            exif = picture.info.get("exif", b"")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Reject(1, f"no decoder can read it ({type(error).__name__})") from None
-    if orientation in range(2, 9):
+    shown = stored
+    if (orientation := _orientation(image, exif)) != 1:
         doctor.note(4, f"its EXIF orientation is {orientation}")
+        shown = (stored[1], stored[0]) if orientation in _TURNED else stored
         if size == stored != shown and kind == "JPEG":
-            image, shown = _reset_orientation(image), stored
+            reset = _reset_orientation(image, exif)
+            if _orientation(reset, exif) == 1:
+                image, shown = reset, stored
     if size is not None and size != shown:
         raise Reject(mismatch, f"the image is {_by(shown)}, its truth {_by(size)}")
     flags = CHECK_FLAGS.get(kind, cv2.IMREAD_COLOR)
@@ -78,36 +94,43 @@ def check_image(
     return image, *shown
 
 
-def _orientation(exif: bytes) -> int:
-    """Return the EXIF orientation without decoding the image, which `Image.getexif` may do."""
-    tags = Image.Exif()
-    tags.load(exif)
-    return tags.get(_ORIENTATION, 1)
+def _orientation(image: bytes, exif: bytes) -> int:
+    """Return the orientation that OpenCV applies, 1 if it applies none or cannot decode the image.
 
-
-def shown_size(picture: Image.Image) -> tuple[int, int]:
-    """Return the width and height as displayed, that is after the EXIF orientation is applied."""
-    width, height = picture.size
-    turned = _orientation(picture.info.get("exif", b"")) in _TURNED
-    return (height, width) if turned else (width, height)
+    Decoders disagree about damaged tags and about tags of an odd type, and shards are decoded with
+    OpenCV. Its result is therefore compared with the pixels as stored.
+    """
+    tags = [struct.pack(order + "H", _ORIENTATION) for order in "<>"]
+    plain = [struct.pack(order + "HHIH", _ORIENTATION, _SHORT, 1, 1) for order in "<>"]
+    found = sum(map(exif.count, tags))
+    if not found or (found == 1 and any(tag in exif for tag in plain)):
+        return 1
+    encoded = np.frombuffer(image, np.uint8)
+    stored = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    shown = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    if stored is None or shown is None:
+        return 1
+    turns = enumerate(_TURNS, 1)
+    return next((number for number, turn in turns if np.array_equal(turn(stored), shown)), 1)
 
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _reset_orientation(image: bytes) -> bytes:
+def _reset_orientation(image: bytes, exif: bytes) -> bytes:
     """Set the EXIF orientation of a JPEG to 1 and change no other byte."""
     # EXIF is a TIFF file: its byte order, at byte 4 the offset of the list of tags, and in the list
     # a count and 12 bytes per tag: number, type, count, value.
-    tiff = image.index(b"Exif\0\0") + 6
+    tiff = image.index(exif[:20]) + len(b"Exif\0\0")  # a second segment may follow
     order = "<" if image[tiff : tiff + 2] == b"II" else ">"
     entries = tiff + struct.unpack_from(order + "I", image, tiff + 4)[0]
     (count,) = struct.unpack_from(order + "H", image, entries)
+    reset = struct.pack(order + "HHIHH", _ORIENTATION, _SHORT, 1, 1, 0)
     for at in range(entries + 2, entries + 2 + 12 * count, 12):
-        if struct.unpack_from(order + "H", image, at)[0] == _ORIENTATION:
-            return image[: at + 8] + struct.pack(order + "H", 1) + image[at + 10 :]
-    raise AssertionError("PIL found an orientation tag in this image")
+        if image[at : at + 2] == reset[:2]:
+            image = image[:at] + reset + image[at + 12 :]
+    return image
 
 
 def read_ids(path: Path, size: tuple[int, int]) -> np.ndarray:
