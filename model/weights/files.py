@@ -1,18 +1,16 @@
 """Read the tensors of a file or folder of weights without executing any code in it."""
 
-import io
 import json
-import pickle
-from collections import OrderedDict
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy._core import multiarray, numeric
 from safetensors.torch import load_file
 from torch import Tensor
-from torch._utils import _rebuild_tensor_v2
+
+from model.weights.pickles import read_pickle
 
 # File names that are looked for in a folder, in this order: those of transformers, then that of
 # this project's checkpoints.
@@ -29,8 +27,8 @@ _WRAPPERS = ("model", "state_dict")  # keys under which training programs save t
 def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file of weights by name.
 
-    A pickle is read by an unpickler that accepts only numpy arrays and tensors; torch files are
-    read with `weights_only`.
+    A pickle of numpy arrays is interpreted by `read_pickle`; torch files are read with
+    `weights_only`.
 
     Args:
         path: A `.safetensors`, `.pkl`, or torch file, or a folder that contains one of
@@ -51,7 +49,8 @@ def read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".pkl":
-            return _tensors(_Unpickler(io.BytesIO(path.read_bytes())).load())
+            return _tensors(read_pickle(path.read_bytes()))
+        _check_sizes(path)
         return _tensors(torch.load(path, map_location="cpu", weights_only=True))
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from error
@@ -61,12 +60,20 @@ def read(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def _check_sizes(path: Path) -> None:
+    """Check that a torch file, which is a zip, does not expand: torch compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as parts:
+            if sum(part.file_size for part in parts.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are larger than the file")
+
+
 def _read_parts(index: Path) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint that is split over several files."""
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-        if Path(name).name != name:
-            raise ValueError(f"{index.name} names {name!r}, which is not in the same folder")
+        if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+            raise ValueError(f"{index.name} names {name!r}, which is not a file beside it")
         tensors |= read(index.parent / name)
     return tensors
 
@@ -82,58 +89,12 @@ def _tensors(document: Any) -> dict[str, Tensor]:
 
 
 def _tensor(name: str, value: Any) -> Tensor:
-    """Return a tensor or an array of numbers as a contiguous tensor in native byte order."""
+    """Return a dense tensor or an array of numbers as a tensor."""
     if isinstance(value, Tensor):
+        is_plain = value.layout == torch.strided and value.device.type == "cpu"
+        if not is_plain or value.is_complex() or value.is_quantized:
+            raise ValueError(f"{name} is not a dense tensor of real numbers")
         return value.detach()
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
-        value = np.asarray(value)
-        return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
     raise ValueError(f"{name} is a {type(value).__name__}, not an array of numbers")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Stand in for `_codecs.encode`, which old pickles of numpy call for the bytes of arrays."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
-    return text.encode("latin1")
-
-
-def _storage(content: bytes) -> Any:
-    """Return the storage of a pickled tensor.
-
-    The bytes are themselves a torch file. This function replaces torch's `_load_from_bytes`, which
-    would unpickle them without any restriction.
-    """
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-# The only classes and functions that a pickle may name. Names outside this table are an error, so
-# that nothing else can be called while a file of unknown origin is read.
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _latin1,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    ("torch.storage", "_load_from_bytes"): _storage,
-} | {
-    (f"{package}.{module}", name): getattr(functions, name)
-    for package in ("numpy.core", "numpy._core")  # before numpy 2, since numpy 2
-    for module, functions, name in (
-        ("multiarray", multiarray, "_reconstruct"),
-        ("multiarray", multiarray, "scalar"),
-        ("numeric", numeric, "_frombuffer"),
-    )
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that loads nothing but arrays of numbers."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, encoding="latin1")  # Python 2 wrote the oldest files
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"a pickle asks for {module}.{name}, which is not allowed")
-        return _ALLOWED[module, name]
