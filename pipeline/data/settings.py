@@ -71,6 +71,13 @@ class AugmentSettings(Settings):
             return self.keep_empty
         return task == "panoptic" or (task == "instance" and self.augment != "lsj")
 
+    def resizes_maps_by(self, task: str) -> str:
+        """Return the rule by which `maps_window` resizes the maps of a task.
+
+        The reference gives label images of 8 bits to Pillow, and semantic maps in float64 to torch.
+        """
+        return "torch" if self.resize == "pil" and task == "semantic" else self.resize
+
 
 @dataclass
 class CacheSettings(Settings):

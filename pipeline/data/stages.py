@@ -109,7 +109,7 @@ def augment_stage(
     """
     truth = sample["truth"]
     random = keyed_generator(seed, sample["epoch"], sample["key"], "augment")
-    image, maps, size = augment(sample["image"], truth, settings, random)
+    image, maps, size = augment(sample["image"], truth, settings, random, task)
     truth = truth._replace(maps=maps)
     if not settings.keeps_empty(task):
         truth = without_empty(truth)

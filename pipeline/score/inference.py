@@ -11,7 +11,7 @@ from torch import Tensor
 from model import segment
 from model.mask2former import Mask2Former, normalize
 from model.segment import ImagePrediction
-from pipeline.data.augment.resize import resize
+from pipeline.data.augment.resize import resize, shortest_edge_size
 from pipeline.settings import InferenceSettings
 
 
@@ -46,9 +46,8 @@ def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tenso
     Returns:
         `float32 [1, 3, h, w]`, padded with 0, and the height and width without the padding.
     """
-    sides = np.array(image.shape[:2])
-    scale = min(settings.short / sides.min(), settings.long / sides.max())
-    height, width = (max(1, int(side * scale + 0.5)) for side in sides)
+    rows, columns, _ = image.shape
+    height, width = shortest_edge_size(rows, columns, settings.short, settings.long)
     pixels = torch.from_numpy(resize(image, height, width)).permute(2, 0, 1)
     divisor = settings.size_divisor
     padding = (0, -width % divisor, 0, -height % divisor)

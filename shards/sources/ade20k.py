@@ -63,7 +63,7 @@ def _read_truth(
 ) -> dict[str, Any]:
     """Read the annotations of an item and return them as the fields of a sample."""
     labels = labels_of(taxonomy, [0])
-    # For the n-th thing, its c + 1; and for every c + 1, whether c is a thing. 0 is no class.
+    # For the n-th thing, its c + 1; and for every c + 1, whether c is a thing. 0 means "no class".
     things = np.array([0, *(np.flatnonzero(taxonomy.things) + 1)], np.uint16)
     is_thing = np.array([False, *taxonomy.things])
     maps = item.raw.maps

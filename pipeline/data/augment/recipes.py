@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from pipeline.data.augment.color import jitter_color
-from pipeline.data.augment.resize import Window, image_window, maps_window
+from pipeline.data.augment.resize import Window, image_window, maps_window, shortest_edge_size
 from pipeline.data.batch import Truth
 from pipeline.data.settings import AugmentSettings
 
@@ -20,7 +20,11 @@ CROP_TRIES = 10
 
 
 def augment(
-    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
+    image: np.ndarray,
+    truth: Truth,
+    settings: AugmentSettings,
+    random: np.random.Generator,
+    task: str = "panoptic",
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Augment one sample by the recipe `settings.augment`, and pad it to the size of the crop.
 
@@ -29,17 +33,23 @@ def augment(
         truth: The truth, with maps [L, h, w].
         settings: The recipe and its parameters.
         random: The generator to draw from; "none" does not use it.
+        task: The task whose truth it is, which decides how its maps are resized.
 
     Returns:
         The image uint8 [3, H, W], the maps [L, H, W], and the (height, width) without padding.
     """
-    image, maps = RECIPES[settings.augment](image, truth, settings, random)
+    rule = settings.resizes_maps_by(task)
+    image, maps = RECIPES[settings.augment](image, truth, settings, random, rule)
     size = _size(image)
     return _padded_image(image, settings.crop_size), _padded(maps, settings.crop_size), size
 
 
 def large_scale_jitter(
-    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
+    image: np.ndarray,
+    truth: Truth,
+    settings: AugmentSettings,
+    random: np.random.Generator,
+    rule: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flip with probability 0.5, resize to fit the crop times s ~ U(scale), and crop.
 
@@ -54,11 +64,15 @@ def large_scale_jitter(
     rows, columns = _at_most((height, width), settings.crop_size)
     top, left = round((height - rows) * u), round((width - columns) * u)
     window = Window(height, width, top, left, rows, columns)
-    return _cut(image, maps, window, settings.resize)
+    return _cut(image, maps, window, settings.resize, rule)
 
 
 def shortest_edge(
-    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: np.random.Generator
+    image: np.ndarray,
+    truth: Truth,
+    settings: AugmentSettings,
+    random: np.random.Generator,
+    rule: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize the shorter side to a random size, crop at random, jitter the colors, and flip.
 
@@ -67,15 +81,13 @@ def shortest_edge(
     exceeds `category_max_area`.
     """
     short = int(0.1 * BASE_SCALES[random.integers(len(BASE_SCALES))] * settings.base)
-    sides = np.array(image.shape[:2])
-    scale = min(short / sides.min(), LONGEST * settings.base / sides.max())
-    height, width = (max(1, int(side * scale + 0.5)) for side in sides)
+    height, width = shortest_edge_size(*_size(image), short, LONGEST * settings.base)
     rows, columns = _at_most((height, width), settings.crop_size)
     for _ in range(CROP_TRIES):
         top = int(random.integers(height - rows + 1))
         left = int(random.integers(width - columns + 1))
         window = Window(height, width, top, left, rows, columns)
-        maps = maps_window(truth.maps, window, settings.resize)
+        maps = maps_window(truth.maps, window, rule)
         if _is_varied(truth._replace(maps=maps), settings.category_max_area):
             break
     image = jitter_color(image_window(image, window, settings.resize), random)
@@ -85,21 +97,22 @@ def shortest_edge(
 
 
 def fit(
-    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: object
+    image: np.ndarray, truth: Truth, settings: AugmentSettings, random: object, rule: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resize the whole image to fit the crop, without randomness, as for overfitting tests."""
     height, width = _fitted(image, settings.crop_size, 1)
-    return _cut(image, truth.maps, Window(height, width, 0, 0, height, width), settings.resize)
+    window = Window(height, width, 0, 0, height, width)
+    return _cut(image, truth.maps, window, settings.resize, rule)
 
 
 RECIPES = {"lsj": large_scale_jitter, "shortest_edge": shortest_edge, "none": fit}
 
 
 def _cut(
-    image: np.ndarray, maps: np.ndarray, window: Window, backend: str
+    image: np.ndarray, maps: np.ndarray, window: Window, backend: str, rule: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a window of the resized image and maps."""
-    return image_window(image, window, backend), maps_window(maps, window, backend)
+    return image_window(image, window, backend), maps_window(maps, window, rule)
 
 
 def _fitted(image: np.ndarray, crop: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
-BACKENDS = ("cv2", "pil")
 # Largest shift of a window, in source pixels; it is less if the image is enlarged over 16 times.
 PHASE = 1 / 64
 REACH = 160  # output pixels before a window that are searched for an aligned start
@@ -32,6 +32,22 @@ class Window(NamedTuple):
         """The window as an index into the resized image."""
         bottom, right = self.top + self.rows, self.left + self.columns
         return slice(self.top, bottom), slice(self.left, right)
+
+
+def shortest_edge_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
+    """Return the (height, width) at which the shorter side is `short`, or the longer side `long`.
+
+    The second case applies if the longer side would otherwise exceed `long`. The arithmetic is that
+    of Detectron2's `ResizeShortestEdge`, operation by operation, because one division instead of
+    two rounds some sides differently: 2221x4442 becomes 666x1333 and not 667x1333. A side has at
+    least one pixel, which Detectron2 does not guarantee.
+    """
+    scale = short / min(height, width)
+    sides = (short, scale * width) if height < width else (scale * height, short)
+    if max(sides) > long:
+        scale = long / max(sides)
+        sides = sides[0] * scale, sides[1] * scale
+    return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -75,14 +91,17 @@ def maps_window(maps: np.ndarray, window: Window, backend: str = "cv2") -> np.nd
     Args:
         maps: Integers [L, h, w].
         window: The window.
-        backend: Resolves ties, when a center lies halfway between two source pixels. "cv2" takes
-            the one further right or down; "pil" decides as Pillow does.
+        backend: The rule. "cv2" takes the source pixel nearest to the center of an output pixel,
+            and the one further right or down if two are equally near; "pil" resolves these ties as
+            Pillow does. "torch" takes the pixel nearest to the upper left corner of the output
+            pixel, as `torch.nn.functional.interpolate` does.
 
     Returns:
         Integers [L, rows, columns].
     """
-    if backend == "pil":
-        return np.stack([_pil_nearest(layer, window) for layer in maps])
+    if backend != "cv2":
+        nearest = {"pil": _pil_nearest, "torch": _torch_nearest}[backend]
+        return np.stack([nearest(layer, window) for layer in maps])
     y = _nearest(maps.shape[1], window.height, window.top, window.rows)
     x = _nearest(maps.shape[2], window.width, window.left, window.columns)
     # Columns first, on the few source rows of the window; then whole rows are copied.
@@ -99,6 +118,17 @@ def _pil_nearest(layer: np.ndarray, window: Window) -> np.ndarray:
     size = window.width, window.height
     whole = Image.fromarray(wide).resize(size, Image.Resampling.NEAREST)
     return np.asarray(whole)[window.part].astype(layer.dtype)
+
+
+def _torch_nearest(layer: np.ndarray, window: Window) -> np.ndarray:
+    """Return a window [rows, columns] of a map [h, w], resized by torch.
+
+    The map is converted to float64 as in Detectron2, because torch computes the source pixels of
+    other types with other rounding.
+    """
+    wide = torch.from_numpy(np.ascontiguousarray(layer, np.float64))[None, None]
+    whole = torch.nn.functional.interpolate(wide, (window.height, window.width), mode="nearest")
+    return whole[0, 0].numpy()[window.part].astype(layer.dtype)
 
 
 class _Aligned(NamedTuple):

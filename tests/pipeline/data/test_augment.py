@@ -5,6 +5,8 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from pipeline.data.augment import recipes
@@ -208,8 +210,12 @@ class Recorded:
 
 @pytest.mark.parametrize("base", SIZES)
 @pytest.mark.parametrize("shape", [(100, 150), (300, 200), (64, 300)])
-def test_shortest_edge_is_the_references(base, shape, monkeypatch):
-    """Every step (resize, crop, color, flip, pad) is applied by Pillow to the whole image."""
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_shortest_edge_is_the_references(base, shape, task, monkeypatch):
+    """Every step (resize, crop, color, flip, pad) is applied to the whole image.
+
+    Pillow resizes the image and the maps, except that torch resizes semantic maps.
+    """
     monkeypatch.setattr(recipes, "BASE_SCALES", range(5, 8))  # an image of 4096 pixels is slow
     rng = np.random.default_rng(1)
     image = cv2.GaussianBlur(rng.integers(0, 256, (*shape, 3), np.uint8), (0, 0), 2)
@@ -220,7 +226,7 @@ def test_shortest_edge_is_the_references(base, shape, monkeypatch):
     seen = set()
     for key in range(8):
         random = Recorded(base, key)
-        out, out_maps, size = augment(image, Truth(maps, [], [], []), settings, random)
+        out, out_maps, size = augment(image, Truth(maps, [], [], []), settings, random, task)
 
         (choice, *_), (row, *_), (column, *_) = [[drawn[2]] for drawn in random.drawn[:3]]
         short = SIZES[base][choice]
@@ -234,7 +240,11 @@ def test_shortest_edge_is_the_references(base, shape, monkeypatch):
         assert random.drawn[2][:2] == ("integers", (neww - min(neww, 128) + 1,))
         part = np.s_[row : row + 96, column : column + 128]
         picture = np.asarray(Image.fromarray(image).resize((neww, newh), Image.BILINEAR))[part]
-        labels = np.asarray(Image.fromarray(maps[0]).resize((neww, newh), Image.NEAREST))[part]
+        labels = np.asarray(Image.fromarray(maps[0]).resize((neww, newh), Image.NEAREST))
+        if task == "semantic":
+            double = torch.from_numpy(maps[None].astype(np.float64))
+            labels = F.interpolate(double, (newh, neww), mode="nearest")[0, 0].numpy()
+        labels = labels[part]
         again = keyed_generator(base, key)
         for name, args, _ in random.drawn[:3]:
             getattr(again, name)(*args)

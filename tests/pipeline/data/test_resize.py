@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from pipeline.data.augment.resize import PHASE, Window, image_window, maps_window, resize
@@ -89,6 +91,32 @@ def test_windows_by_pil_are_pillows(dtype):
             coded = np.stack([layer & 255, layer >> 8, 0 * layer], -1).astype(np.uint8)
             coded = np.asarray(Image.fromarray(coded).resize(size, Image.NEAREST)).astype(int)
             assert (got == (coded @ (1, 256, 0))[window.part]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_windows_by_torch_are_those_of_the_references_semantic_maps(dtype):
+    """The reference views a map as [H, W, 1, 1], permutes it, and passes it to torch as float64.
+
+    In exact arithmetic the rule is floor(output * source / target). torch rounds the quotient, so
+    that it may take the pixel before where the product is a whole number.
+    """
+    shape = (90, 120)
+    layer = np.random.default_rng(6).integers(0, np.iinfo(dtype).max, shape, dtype)
+    differing = []
+    for window in itertools.chain(windows(shape, 7, 20), [Window(45, 60, 0, 0, 45, 60)]):
+        view = torch.from_numpy(layer.astype("double")).view(*shape, 1, 1).permute(2, 3, 0, 1)
+        wanted = F.interpolate(view, (window.height, window.width), mode="nearest")
+        wanted = wanted.permute(2, 3, 0, 1).view(window.height, window.width).numpy()
+        made = maps_window(layer[None], window, "torch")
+        assert made.dtype == dtype
+        assert (made[0] == wanted[window.part]).all()
+        rows, columns = (
+            np.arange(target) * source // target
+            for source, target in zip(shape, (window.height, window.width), strict=True)
+        )
+        assert (wanted == layer[rows][:, columns]).mean() > 0.9
+        differing.append((made != maps_window(layer[None], window, "pil")).mean())
+    assert np.mean(differing) > 0.1
 
 
 def test_shrinking_is_antialiased():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.masked_decoder import Predictions
+from pipeline.data.augment.resize import shortest_edge_size
 from pipeline.data.store import Store
 from pipeline.score.evaluate import evaluate
 from pipeline.score.headline import HEADLINE
@@ -211,6 +212,17 @@ def test_test_sizes_are_the_published_ones(short, long):
         assert valid == published_size(height, width, short, long)
         padded = tuple(-(-side // 32) * 32 for side in valid)
         assert pixels.shape == (1, 3, *padded)
+
+
+@pytest.mark.parametrize(("short", "long"), [(800, 1333), (512, 2048), (640, 2560), (1024, 2048)])
+def test_the_test_size_of_every_shape_is_the_published_one(short, long):
+    shapes = np.random.default_rng(short).integers(1, 6000, (50_000, 2)).tolist()
+    shapes += [(2221, 4442), (4442, 2221), *((n, 2 * n) for n in range(1, 6000))]
+    for height, width in shapes:
+        wanted = tuple(max(1, side) for side in published_size(height, width, short, long))
+        assert shortest_edge_size(height, width, short, long) == wanted
+    assert shortest_edge_size(2221, 4442, 800, 1333) == (666, 1333)
+    assert shortest_edge_size(1, 5000, 800, 1333) == (1, 1333)
 
 
 def test_input_is_normalized_and_padded_with_the_mean():
