@@ -56,7 +56,7 @@ def iterate_entries(path: Path, lists: Collection[str]) -> Iterator[Entry]:
         reader, names = _Reader(path, file, size, advance), set()
         reader.take("{")
         while reader.next() != "}":
-            name = reader.value("").value
+            name = reader.name()
             names.add(name)
             reader.take(":")
             if name not in lists:
@@ -65,12 +65,11 @@ def iterate_entries(path: Path, lists: Collection[str]) -> Iterator[Entry]:
                 reader.take("[")
                 while reader.next() != "]":
                     yield reader.value(name)
-                    if reader.next() != "]":
-                        reader.take(",")
+                    reader.separate("]")
                 reader.take("]")
-            if reader.next() != "}":
-                reader.take(",")
+            reader.separate("}")
         reader.take("}")
+        reader.take("")
         advance(size - reader.start)
     if missing := [name for name in lists if name not in names]:
         raise damaged(path, reader.size, f"the file ends without {missing[0]}")
@@ -134,14 +133,37 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
     def take(self, expected: str) -> None:
-        """Consume the next character.
+        """Consume the next character; "" is the end of the file.
 
         Raises:
             DataError: It is not `expected`.
         """
         if self.next() != expected:
-            raise damaged(self.path, self.start + self.at, f"expected '{expected}'")
-        self.at += 1
+            wanted = f"'{expected}'" if expected else "the end of the file"
+            raise damaged(self.path, self.start + self.at, f"expected {wanted}")
+        self.at += len(expected)
+
+    def separate(self, end: str) -> None:
+        """Consume the comma before another item, or stay at the `end` of the items.
+
+        Raises:
+            DataError: The next character is neither, or no item follows the comma.
+        """
+        if self.next() == end:
+            return
+        self.take(",")
+        if self.next() == end:
+            raise damaged(self.path, self.start + self.at, f"expected an item before '{end}'")
+
+    def name(self) -> str:
+        """Consume the name of a member.
+
+        Raises:
+            DataError: The next value is not a text.
+        """
+        if self.next() != '"':
+            raise damaged(self.path, self.start + self.at, "expected a name in quotes")
+        return self.value("").value
 
     def value(self, name: str) -> Entry:
         """Consume the next value and return it as an entry of the member `name`.

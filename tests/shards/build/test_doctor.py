@@ -189,6 +189,11 @@ def test_added_images_rewrite_only_their_shards(tmp_path):
         ("[]", 0),
         ('{"images": [], "annotations": [], "categories": [] x', 51),
         ('{"images": ' + "[" * 100_000, 12),
+        ('{"images": [], "annotations": [], "categories": []} {}', 52),
+        ('{"images": [], "annotations": [], "categories": [],}', 51),
+        ('{"images": [1, ]}', 15),
+        ("{[]: 1}", 1),
+        ("{1: 1}", 1),
     ],
 )
 def test_a_damaged_file_is_named_with_its_byte(raw, tmp_path, text, byte):
