@@ -10,6 +10,7 @@ from shards.sources.classes import CLASSES
 def index(
     folder: Path,
     classes: Path | None,
+    out: Path | None,
     image: str | None,
     labels: str | None,
     instances: str | None,
@@ -20,6 +21,7 @@ def index(
     Args:
         folder: The folder of the tars.
         classes: The classes.yaml. Default: the one in `folder`.
+        out: The folder of the set. Default: `folder`.
         image: The extension of the images.
         labels: The extension of the label maps.
         instances: The extension of the instance-id maps.
@@ -28,6 +30,7 @@ def index(
     index_tars(
         folder,
         classes or folder / CLASSES,
+        out=out,
         image=image,
         labels=labels,
         instances=instances,

@@ -135,6 +135,12 @@ RULES = {
         "the image of a damaged entry is left out; a file damaged elsewhere ends the build",
         "download the file again, or correct it at that byte",
     ),
+    23: Rule(
+        "name, format, or size that a shard cannot hold",
+        REJECTED,
+        _OUT,
+        "rename the file, convert it to the format of the other images, or scale it down",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """The errors that end a command: data that says where, what, and how to fix it."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -82,3 +83,9 @@ class LoaderError(Failed):
 
 def _without_init(kind: type[M2FError], args: tuple[Any, ...]) -> M2FError:
     return kind.__new__(kind, *args)
+
+
+def some_of(names: Sequence[str], most: int = 20) -> str:
+    """Return the first names and the number of the others, for a message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

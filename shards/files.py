@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
 from shards.errors import Failed, UsageError
+
+_CLUTTER = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # beside hidden files and folders
 
 
 @contextlib.contextmanager
@@ -91,6 +93,14 @@ def leaves_folder(name: str) -> bool:
     """Return whether a relative path from an archive or a list could point outside its folder."""
     path = PurePosixPath(name)
     return path.is_absolute() or ".." in path.parts or "\\" in name
+
+
+def is_clutter(path: PurePath) -> bool:
+    """Return whether a relative path is what systems and tools leave between the data.
+
+    Examples are `.DS_Store`, `._a.jpg`, `.ipynb_checkpoints/a.jpg`, and `Thumbs.db`.
+    """
+    return any(part.startswith(".") or part.lower() in _CLUTTER for part in path.parts)
 
 
 def is_url(location: str | Path) -> bool:

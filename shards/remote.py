@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import fsspec
 from fsspec.asyn import sync
@@ -206,6 +207,8 @@ class RemoteFolder:
             self._retry(name, lambda: self._call("rm_file", self._path(name)))
 
     def _path(self, name: str) -> str:
+        if self.url.startswith(("http:", "https:")):
+            name = quote(name)  # the name of a tar may contain "#" or "?"
         return f"{self._root}/{name}"
 
     def _where(self, name: str) -> str:

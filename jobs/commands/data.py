@@ -57,6 +57,10 @@ def index(
             help="YAML of the classes, see docs/folder.md. Default: classes.yaml in the folder."
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the index and links to the tars. Default: that of the tars."),
+    ] = None,
     image: Annotated[
         str | None,
         typer.Option(help="Extension of the images. Default: the only one that is not PNG."),
@@ -72,4 +76,4 @@ def index(
     """Index tars of images and label maps as a shard set in place, without copying."""
     from jobs.index import index as job
 
-    job(folder, classes, image, labels, instances, jobs)
+    job(folder, classes, out, image, labels, instances, jobs)

@@ -1,50 +1,30 @@
 """Make third-party tars a shard set in place: examine them, and write an index and a manifest."""
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import xxhash
-
-from shards.build.memory import keep_freed_memory
+from shards.build.examine_tar import ExaminedTar, TarToExamine, examine
 from shards.build.plan import versions
-from shards.build.writer import BuiltShard
-from shards.doctor import FINDINGS, Doctor, Finding, Reject, report_findings, save_findings
-from shards.errors import DataError, UsageError
-from shards.files import disk_errors, sha256
-from shards.format.index import SAMPLES, save_rows
-from shards.format.manifest import MANIFEST, File, Foreign, Manifest, Shard, digest
-from shards.format.schema import IMAGES, TASKS, png_size
-from shards.format.tar import third_party_samples
-from shards.format.third_party import SOURCE, sample_of
+from shards.build.tar_members import find_members
+from shards.doctor import FINDINGS, Finding, report_findings, save_findings
+from shards.errors import DataError, UsageError, some_of
+from shards.files import disk_errors, is_clutter
+from shards.format.index import SAMPLES, Row, save_rows
+from shards.format.manifest import MANIFEST, File, Manifest, digest, is_shard_name
+from shards.format.schema import TASKS
+from shards.format.third_party import SOURCE
 from shards.parallel import Runner, processes, run
-from shards.raw.images import check_image
 from shards.sources.classes import load_classes
-
-_PICTURES = (*IMAGES, "jpeg")
-
-
-@dataclass(frozen=True, slots=True)
-class TarToExamine:
-    """A tar to examine.
-
-    Attributes:
-        tar: Its path.
-        manifest: The manifest of its set, still without the shards.
-        members: The extensions of the members of a sample.
-    """
-
-    tar: Path
-    manifest: Manifest
-    members: Foreign
 
 
 def index_tars(
     folder: Path,
     classes: Path,
     *,
+    out: Path | None = None,
     image: str | None = None,
     labels: str | None = None,
     instances: str | None = None,
@@ -58,6 +38,7 @@ def index_tars(
     Args:
         folder: The folder of the tars.
         classes: The path of a `classes.yaml`.
+        out: The folder of the set, in which links to the tars are made. Default: `folder`.
         image: The extension of the images. Default: the only image of a sample that is not a PNG.
         labels: The extension of the label maps. Default: the only PNG of a sample.
         instances: The extension of the instance-id maps (optional).
@@ -68,171 +49,174 @@ def index_tars(
         The manifest.
 
     Raises:
-        UsageError: The folder has no tars or holds a set that `build` made, or a member is missing
-            or ambiguous.
+        UsageError: The folder has no tars, the folder of the set cannot be written or holds a set
+            that `build` made, or a member is missing or ambiguous.
         DataError: The classes or the tars cannot be used.
         Failed: The disk is full.
     """
-    tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
+    out = out or folder
+    with disk_errors(out):
+        tars = _find_tars(folder, report)
+        _claim(out)
+        taxonomy, ignored, licenses = load_classes(classes)
+        members = find_members(tars, image, labels, instances, tuple(ignored))
+        manifest = Manifest(
+            source=SOURCE,
+            taxonomy=taxonomy,
+            tasks=TASKS if members.instances else ("semantic",),
+            members=tuple(filter(None, (members.image, members.labels, members.instances))),
+            licence=(licenses,),
+            versions=versions(),
+            inputs="",
+            index=File(0, ""),
+            shards=(),
+            foreign=members,
+        )
+        pieces = [TarToExamine(tar, manifest, members) for tar in tars]
+        return _index(out, pieces, runner or processes(), report)
+
+
+def _find_tars(folder: Path, report: Callable[[str], None]) -> list[Path]:
+    """Return the tars of a folder that are not empty and not hidden.
+
+    Raises:
+        UsageError: There are none, or a name cannot be listed in a manifest.
+    """
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    tars = [
+        path
+        for path in paths
+        if path.suffix.lower() == ".tar" and not is_clutter(Path(path.name)) and not path.is_dir()
+    ]
+    for path in tars:
+        if not is_shard_name(path.name):
+            raise UsageError(
+                f"the name {path.name!r} has a backslash, control characters, or is not UTF-8",
+                where=folder,
+                fix="rename the file",
+            )
+    empty = [path.name for path in tars if not path.stat().st_size]
+    if empty:
+        report(
+            f"{folder}: skipped {some_of(empty)}, which {'is' if len(empty) == 1 else 'are'} empty"
+        )
+    tars = [path for path in tars if path.name not in empty]
     if not tars:
         raise UsageError("the folder has no *.tar", where=folder, fix="give the folder of the tars")
-    if (folder / MANIFEST).exists() and Manifest.load(folder).foreign is None:
+    return tars
+
+
+def _claim(out: Path) -> None:
+    """Create the folder of the set if necessary, and make sure that it can be written.
+
+    Raises:
+        UsageError: It cannot be written, or holds a set that `build` made or another manifest.json.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
         raise UsageError(
-            "the folder is a shard set that build made", where=folder, fix="use it without index"
+            f"the folder cannot be written ({error.strerror})",
+            where=out,
+            fix="give another folder with --out",
+        ) from error
+    if not (out / MANIFEST).exists():
+        return
+    try:
+        found = Manifest.load(out)
+    except DataError as error:
+        raise UsageError(
+            f"the folder holds a {MANIFEST} that is not that of a shard set, or is damaged",
+            where=out,
+            fix="give another folder with --out, or remove the file",
+        ) from error
+    if found.foreign is None:
+        raise UsageError(
+            "the folder is a shard set that build made", where=out, fix="use it without index"
         )
-    taxonomy, ignored, licenses = load_classes(classes)
-    members = _find_members(tars[0], image, labels, instances, tuple(ignored))
-    manifest = Manifest(
-        source=SOURCE,
-        taxonomy=taxonomy,
-        tasks=TASKS if members.instances else ("semantic",),
-        members=tuple(filter(None, (members.image, members.labels, members.instances))),
-        licence=(licenses,),
-        versions=versions(),
-        inputs="",
-        index=File(0, ""),
-        shards=(),
-        foreign=members,
-    )
-    pieces = [TarToExamine(tar, manifest, members) for tar in tars]
-    with disk_errors(folder):
-        return _index(folder, pieces, runner or processes(), report)
 
 
 def _index(
-    folder: Path, pieces: list[TarToExamine], runner: Runner, report: Callable[[str], None]
+    out: Path, pieces: list[TarToExamine], runner: Runner, report: Callable[[str], None]
 ) -> Manifest:
     """Examine the tars and write the files of the set, the manifest last."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
+    folder = pieces[0].tar.parent
     examined = run(examine, pieces, runner, f"{folder.name}/*.tar", [1] * len(pieces))
+    for tar in examined:
+        if tar.skipped:
+            count = len(tar.skipped)
+            report(
+                f"{tar.shard.name}: {count} files belong to no sample: {some_of(tar.skipped, 5)}"
+            )
+    examined = [tar for tar in examined if tar.rows or tar.findings]
+    _distinguish_keys(examined, report)
     rows, repeated = _without_repeated_keys(examined)
     findings = [finding for tar in examined for finding in tar.findings] + repeated
-    save_findings(folder, findings)
-    report_findings(folder.name, folder, findings, report)
-    save_rows(folder, rows)
+    save_findings(out, findings)
+    report_findings(out.name, out, findings, report)
+    save_rows(out, rows)
     shards = tuple(
         replace(tar.shard, samples=len(of_tar)) for tar, of_tar in zip(examined, rows, strict=True)
     )
     manifest = replace(
         pieces[0].manifest,
         inputs=digest([shard.sha256 for shard in shards]),
-        index=File.of(folder / SAMPLES),
+        index=File.of(out / SAMPLES),
         shards=shards,
     )
     if not manifest.samples:
         raise DataError(
-            "no sample is intact", where=folder, fix=f"see {folder / FINDINGS} for the reasons"
+            "no sample is intact", where=out, fix=f"see {out / FINDINGS} for the reasons"
         )
-    manifest.save(folder)
+    if not out.samefile(folder):
+        _link(out, [folder / shard.name for shard in shards])
+    manifest.save(out)
     report(
-        f"{folder}: {manifest.samples} samples in {len(shards)} tars are readable in place "
+        f"{out}: {manifest.samples} samples in {len(shards)} tars are readable in place "
         f"for the tasks {', '.join(manifest.tasks)}"
     )
     return manifest
 
 
-def examine(piece: TarToExamine) -> BuiltShard:
-    """Read a whole tar and return the rows of its intact samples.
+def _link(out: Path, tars: Sequence[Path]) -> None:
+    """Make links to the tars in the folder of the set.
 
     Raises:
-        DataError: The tar is damaged or compressed, or a member is repeated, is not a file
-            KEY.EXTENSION, or leaves its folder.
+        UsageError: The folder holds another file of that name.
     """
-    keep_freed_memory()
-    rows, findings = [], []
-    with piece.tar.open("rb") as file:
-        for key, found, start, end in third_party_samples(file, str(piece.tar)):
-            doctor = Doctor(f"{piece.tar.name}/{key}")
-            try:
-                size = _examine_image(key, found, piece.members, doctor)
-                decoded = sample_of(key, found, size, piece.manifest, piece.members)
-            except Reject as reject:
-                findings += [*doctor.findings, reject.of(doctor.file)]
-                continue
-            findings += doctor.findings
-            file.seek(start)
-            rows.append({
-                "key": key,
-                "offset": start,
-                "length": end - start,
-                "xxh3": xxhash.xxh3_64_intdigest(file.read(end - start)),
-                "width": decoded.width,
-                "height": decoded.height,
-                "segments": len(decoded.segments or ()),
-                "instances": 0,
-            })  # fmt: skip
-    size = piece.tar.stat().st_size
-    shard = Shard(piece.tar.name, size, sha256(piece.tar), len(rows))
-    return BuiltShard(shard, rows, findings)
-
-
-def _examine_image(
-    key: str, found: dict[str, bytes], members: Foreign, doctor: Doctor
-) -> tuple[int, int]:
-    """Return the width and height of a sample's image.
-
-    Raises:
-        Reject: The image is damaged, a member is missing, or the map of labels is not a PNG.
-    """
-    for code, ext in ((7, members.image), (8, members.labels), (8, members.instances)):
-        if ext and ext not in found:
-            raise Reject(code, f"the sample has no member {ext}, only {', '.join(sorted(found))}")
-    if png_size(found[members.labels]) is None:
-        raise Reject(8, f"{key}.{members.labels} is not a PNG")
-    _, width, height = check_image(found[members.image], f"{key}.{members.image}", None, doctor)
-    return width, height
-
-
-def _find_members(
-    tar: Path,
-    image: str | None,
-    labels: str | None,
-    instances: str | None,
-    ignored: tuple[int, ...],
-) -> Foreign:
-    """Return the members of a sample; those that are not given come from the first sample of `tar`.
-
-    Raises:
-        UsageError: A given member is missing or of another kind, or a member that is not given is
-            not unique.
-    """
-    with tar.open("rb") as file:
-        _, found, *_ = next(third_party_samples(file, str(tar)), (None, {}))
-    pictures = [ext for ext in found if _kind(ext) in _PICTURES]
-    maps = [ext for ext in pictures if _kind(ext) == "png"]
-    first = f"the first sample has the members {', '.join(found) or 'none'}"
-    given = {"image": image, "labels": labels, "instances": instances}
-    for name, ext in given.items():
-        if ext and ext not in (pictures if name == "image" else maps):
-            kinds = ", ".join(_PICTURES) if name == "image" else "png"
+    for tar in tars:
+        link = out / tar.name
+        if link.is_symlink():
+            link.unlink()
+        if link.exists():
             raise UsageError(
-                f"--{name} {ext} is missing or of another kind ({kinds}); {first}", where=tar
+                "the file is in the way of a link to the tar", where=link, fix="give another --out"
             )
-    photographs = [ext for ext in pictures if ext not in maps]
-    other_maps = [ext for ext in maps if ext not in given.values()]
-    return Foreign(
-        image=image or _only(photographs, "image", tar, first),
-        labels=labels or _only(other_maps, "labels", tar, first),
-        instances=instances,
-        ignored=ignored,
-    )
+        link.symlink_to(tar.absolute())
 
 
-def _only(candidates: list[str], name: str, tar: Path, first: str) -> str:
-    """Return the only candidate for a member that is not given."""
-    if len(candidates) != 1:
-        raise UsageError(first, where=tar, fix=f"choose one with --{name} EXTENSION")
-    return candidates[0]
-
-
-def _kind(ext: str) -> str:
-    """Return the image format that an extension such as `labels.png` names."""
-    return ext.rpartition(".")[2].lower()
+def _distinguish_keys(examined: list[ExaminedTar], report: Callable[[str], None]) -> None:
+    """Put the name of the tar before each key that occurs in several tars."""
+    tars_of: defaultdict[str, set[str]] = defaultdict(set)
+    for tar in examined:
+        for row in tar.rows:
+            tars_of[row["key"]].add(tar.shard.name)
+    renamed = 0
+    for tar in examined:
+        for row in tar.rows:
+            if len(tars_of[row["key"]]) > 1:
+                row["key"] = f"{Path(tar.shard.name).stem.replace('.', '_')}/{row['key']}"
+                renamed += 1
+    if renamed:
+        report(f"{renamed} samples have keys of several tars; they are named TAR/KEY")
 
 
 def _without_repeated_keys(
-    examined: list[BuiltShard],
-) -> tuple[list[list[dict[str, Any]]], list[Finding]]:
+    examined: list[ExaminedTar],
+) -> tuple[list[list[Row]], list[Finding]]:
     """Return the rows of each tar whose keys occur once, and a finding for each other row."""
     counts = Counter(row["key"] for tar in examined for row in tar.rows)
     repeated = [

@@ -14,7 +14,7 @@ import xxhash
 
 from shards.errors import DataError
 from shards.files import whole_file
-from shards.format.tar import BLOCK, Member, stored_members
+from shards.format.tar import Member, stored_members
 
 SAMPLES = "samples.parquet"
 
@@ -114,7 +114,7 @@ def scan(tar: Path) -> list[Row]:
 
 def _rows(blob: mmap.mmap) -> Iterator[Row]:
     for key, found in stored_members(blob):
-        start, end = found[0].start - BLOCK, found[-1].end
+        start, end = found[0].offset, found[-1].end
         yield {
             "key": key,
             "offset": start,
@@ -135,8 +135,7 @@ def _facts(blob: mmap.mmap, key: str, found: Sequence[Member]) -> dict[str, int]
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{key} at byte {found[0].start - BLOCK}: no json member with width and height "
-            f"({error!r})",
+            f"{key} at byte {found[0].offset}: no json member with width and height ({error!r})",
             fix="rebuild the shard",
         ) from error
 

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError, UsageError
 from shards.files import sha256, whole_file
-from shards.format.schema import SCHEMA
+from shards.format.schema import SCHEMA, is_printable
 from shards.format.taxonomy import Taxonomy
 
 MANIFEST = "manifest.json"
@@ -144,7 +143,7 @@ class Manifest:
             raise DataError("the checksum does not match", where=path, fix=_REBUILD)
         for shard in document["shards"]:
             name = shard["name"]
-            if not re.fullmatch(r"\w[\w.-]*\.tar", name):
+            if not is_shard_name(name):
                 raise DataError(
                     f"shard {name!r} is not a tar in the set's folder",
                     where=path,
@@ -168,6 +167,15 @@ def _foreign(value: dict[str, Any] | None) -> Foreign | None:
     if value is None:
         return None
     return Foreign(value["image"], value["labels"], value["instances"], tuple(value["ignored"]))
+
+
+def is_shard_name(name: str) -> bool:
+    """Return whether a shard may have this name: that of a visible tar file, in the set's folder.
+
+    `index` refuses the tars whose names no manifest may list.
+    """
+    hidden = name.startswith(".") or "/" in name or "\\" in name
+    return name.lower().endswith(".tar") and not hidden and is_printable(name)
 
 
 def digest(value: Any) -> str:

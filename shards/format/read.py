@@ -27,7 +27,7 @@ def read_sample(
         DataError: The bytes are damaged.
     """
     if manifest.foreign:
-        return decode_third_party(blob, manifest, manifest.foreign)
+        return decode_third_party(key, blob, manifest, manifest.foreign)
     return decode(key, unpack(blob) if hash_verified else members(blob))
 
 
@@ -50,7 +50,7 @@ def read_truth(manifest: Manifest, key: str, blob: mmap.mmap, start: int, end: i
         DataError: The sample is damaged.
     """
     if manifest.foreign:
-        return decode_third_party(blob[start:end], manifest, manifest.foreign)
+        return decode_third_party(key, blob[start:end], manifest, manifest.foreign)
     sample = decode_json(key, member(blob, start, end, "json"))
     if sample.segments is not None or sample.instances is not None:
         return sample

@@ -19,7 +19,9 @@ Maps have 8 bits, or 16 bits if a value exceeds 255. Anything that declares more
 pixels is never decoded.
 """
 
+import re
 import struct
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +42,9 @@ IMAGES = ("jpg", "png", "webp", "bmp")
 RIGHTS = ("licence", "attribution")
 MAX_VALUE = 65535  # the largest value of a 16-bit map
 MAX_PIXELS = 1 << 28  # the limit for an image, and for a map with all its layers
-KEY_BYTES = 100 - len("." + INSTANCES)  # a member's name must fit USTAR's name field
+PART_BYTES = 255  # the limit of file systems for the name of a file or a folder
+NAME_BYTES = 1024  # the limit for the path of an image below its folder
+JPEG = ("jpg", "jpeg", "jpe", "jfif")  # the extensions of JPEG files
 
 # PIL raises DecompressionBombError above twice its limit, which is global to the process.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
@@ -167,19 +171,44 @@ class Sample:
 def key_of(file_name: str) -> str:
     """Return the key for a raw file name: its relative stem with "." replaced by "_".
 
+    A first folder such as `__crops__` keeps one "_" at its start, because webdataset takes the
+    files in it for metadata and skips them.
+
     Raises:
-        DataError: The name could leave the data set's folder or does not fit a tar header.
+        DataError: The name could leave the data set's folder, contains control characters, is not
+            Unicode, or is too long.
     """
     path = PurePosixPath(str(file_name))
-    hostile = leaves_folder(str(file_name))
-    if file_name != str(file_name) or not path.name or hostile or not file_name.isprintable():
+    if file_name != str(file_name) or not path.name or leaves_folder(file_name):
         raise DataError(f"file_name {file_name!r} is not a plain relative path", fix="rename it")
-    key = str(path.with_suffix("")).replace(".", "_")
-    if len(key.encode()) > KEY_BYTES:
+    if not is_printable(file_name):
         raise DataError(
-            f"file_name {file_name!r} is too long", fix=f"shorten it to {KEY_BYTES} bytes"
+            f"file_name {file_name!r} contains control characters or is not UTF-8", fix="rename it"
         )
-    return key
+    if max(map(_bytes, path.parts)) > PART_BYTES or _bytes(file_name) > NAME_BYTES:
+        raise DataError(
+            f"file_name {file_name!r} is too long",
+            fix=f"shorten it to {NAME_BYTES} bytes, and each folder to {PART_BYTES}",
+        )
+    key = str(path.with_suffix("")).replace(".", "_")
+    return "_" + key.lstrip("_") if is_metadata(f"{key}.json") else key
+
+
+def is_printable(name: str) -> bool:
+    """Return whether a name can be stored as UTF-8 and has no control characters.
+
+    Spaces of every width and the invisible characters of emoji and of scripts are common in names.
+    """
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
+def is_metadata(name: str) -> bool:
+    """Return whether webdataset skips a member of this name, because it starts as `__x__` does."""
+    return re.match("__[^/]*__($|/)", name) is not None
+
+
+def _bytes(name: str) -> int:
+    return len(name.encode())
 
 
 def image_ext(file_name: str) -> str:
@@ -188,7 +217,8 @@ def image_ext(file_name: str) -> str:
     Raises:
         DataError: The extension is not one of IMAGES.
     """
-    ext = PurePosixPath(file_name).suffix[1:].lower().replace("jpeg", "jpg")
+    ext = PurePosixPath(file_name).suffix[1:].lower()
+    ext = "jpg" if ext in JPEG else ext
     if ext not in IMAGES:
         raise DataError(
             f"file_name {file_name!r} has none of the extensions {', '.join(IMAGES)}",

@@ -14,12 +14,14 @@ from shards.format.schema import Sample, png_size, rights_of
 from shards.format.tar import third_party_samples
 
 SOURCE = "webdataset"
+_AGAIN = "index the tars again"
 
 
-def decode_third_party(blob: bytes, manifest: Manifest, foreign: Foreign) -> Sample:
+def decode_third_party(key: str, blob: bytes, manifest: Manifest, foreign: Foreign) -> Sample:
     """Decode a sample from its bytes.
 
     Args:
+        key: The sample's key in the index, which may have the name of its tar before the tar's key.
         blob: The bytes of the sample's members, which `index` has examined.
         manifest: The manifest of the sample's set.
         foreign: What the members mean.
@@ -27,11 +29,15 @@ def decode_third_party(blob: bytes, manifest: Manifest, foreign: Foreign) -> Sam
     Raises:
         DataError: The bytes are not those of a sound sample.
     """
-    [(key, found, *_)] = third_party_samples(io.BytesIO(blob), "a sample")
-    size = png_size(found[foreign.labels])  # `index` accepts only PNGs of the image's size
+    found = [sample.members for sample in third_party_samples(io.BytesIO(blob), key)]
+    wanted = [ext for ext in (foreign.image, foreign.labels, foreign.instances) if ext]
+    if len(found) != 1 or not found[0].keys() >= set(wanted):
+        listed = " and ".join(wanted)
+        raise DataError(f"the bytes are not one sample with {listed}", where=key, fix=_AGAIN)
+    size = png_size(found[0][foreign.labels])  # `index` accepts only PNGs of the image's size
     if size is None:
-        raise DataError("the map of labels is not a PNG", where=key, fix="index the tars again")
-    return sample_of(key, found, size, manifest, foreign)
+        raise DataError("the map of labels is not a PNG", where=key, fix=_AGAIN)
+    return sample_of(key, found[0], size, manifest, foreign)
 
 
 def sample_of(

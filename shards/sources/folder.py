@@ -19,6 +19,7 @@ from typing import Any
 from shards.doctor import Doctor
 from shards.errors import UsageError
 from shards.format.label_maps import labels_of, read_labels, truth_of_maps
+from shards.format.schema import IMAGES, JPEG
 from shards.sources.classes import CLASSES, load_classes
 from shards.sources.layout import Layout
 from shards.sources.map_item import Description, MapItem, read_split
@@ -52,7 +53,7 @@ def _layout(root: Path) -> Layout:
     return Layout(
         source="folder",
         splits={name: name for name in folders},
-        images=("images/{}", (".jpg", ".jpeg", ".png", ".webp", ".bmp")),
+        images=("images/{}", tuple(f".{ext}" for ext in dict.fromkeys((*JPEG, *IMAGES)))),
         maps={kind: (f"{kind}/{{}}", ".png") for kind in ("labels", "instances")},
         needs={
             "panoptic": ("labels", "instances"),

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.errors import DataError, UsageError
+from shards.errors import DataError, UsageError, some_of
 from shards.format.schema import SEGMENTS, SEMANTIC, TASKS
-
-_LISTED = 20  # the most names in one line of the report
 
 
 def table(name: str) -> list[dict[str, Any]]:
@@ -117,7 +115,7 @@ class Layout:
             )
         images, others = _list_files(folder, self.images[1])
         if others:
-            report(f"{split}: {folder} has files that are not images: {_some(others)}")
+            report(f"{split}: {folder} has files that are not images: {some_of(others)}")
         folders = {kind: self._folder(root, split, path) for kind, (path, _) in self.maps.items()}
         maps = {
             kind: dict(_list_files(folders[kind], (ending,))[0])
@@ -192,7 +190,7 @@ class Layout:
             without = [kind for kind in kinds if any(name not in maps[kind] for name in lacking)]
             why = f"{len(lacking)} of {len(names)} images have no {' or no '.join(without)}"
             if len(lacking) < len(names):
-                why += f" (--tasks {task} leaves them out): {_some(lacking)}"
+                why += f" (--tasks {task} leaves them out): {some_of(lacking)}"
             report(f"{split}: the set does not serve {task} because {why}")
         return complete
 
@@ -227,8 +225,3 @@ def _list_files(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str,
         else:
             listed.append((name[: -len(ending)], path))
     return listed, others
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -50,6 +50,12 @@ def test_a_file_is_read_whole_in_part_and_in_pieces(remote, small_pieces):
     assert max(map(len, pieces)) == 1000
 
 
+@pytest.mark.parametrize("name", ["a b (1).tar", "#1?.tar", "100%25.tar", "ü.tar"])
+def test_a_name_is_not_a_part_of_the_syntax_of_urls(remote, server, name):
+    (server.folder / name).write_bytes(b"odd")
+    assert remote.read(name) == b"odd"
+
+
 def test_a_download_arrives_in_pieces(remote, server, small_pieces, tmp_path):
     assert remote.fetch(NAME, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == BLOB

@@ -141,10 +141,10 @@ DAMAGED = {
     "parent in the name": (lambda raw: both_names(raw, "../a.png"), r"'\.\./a\.png'"),
     "absolute name": (lambda raw: both_names(raw, "/etc/a.png"), r"'/etc/a\.png'"),
     "backslash in the name": (lambda raw: both_names(raw, "..\\a.png"), r"plain relative path"),
-    "line end in the name": (lambda raw: both_names(raw, "a\n.png"), r"plain relative path"),
+    "line end in the name": (lambda raw: both_names(raw, "a\n.png"), r"control characters"),
     "number for a name": (lambda raw: both_names(raw, 7), r"file_name 7"),
     "no image name": (lambda raw: both_names(raw, "a.txt"), r"'a\.txt' has none of the extensions"),
-    "long name": (lambda raw: both_names(raw, "a" * 90 + ".png"), r"too long"),
+    "long name": (lambda raw: both_names(raw, "a" * 252 + ".png"), r"too long"),
     "map name leaves the folder": (
         change("panoptic", "annotations", file_name="../../a.png"),
         r"'\.\./\.\./a\.png'",
