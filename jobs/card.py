@@ -1,6 +1,5 @@
 """The model card of an export: what the weights are, their scores, and how to load them."""
 
-import json
 from pathlib import Path
 
 import jinja2
@@ -8,7 +7,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from jobs import config as configs
 from jobs.config import Config
-from pipeline.run.folder import scores_path
+from pipeline.run.folder import scores_of
 from pipeline.score.headline import HEADLINE
 from shards.errors import M2FError
 from shards.files import whole_file
@@ -58,8 +57,7 @@ def write(
 
 def _scores(folder: Path, step: int) -> dict[str, str]:
     """Return the known headline scores of a step in percent; empty if it was not evaluated."""
-    path = scores_path(folder, step)
-    scores = json.loads(path.read_text()) if path.is_file() else {}
+    scores = scores_of(folder, step)
     known = [name for name in HEADLINE if scores.get(name) is not None]
     return {name: f"{scores[name]:.2f}" for name in known}
 

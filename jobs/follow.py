@@ -1,6 +1,7 @@
 """What `train` prints while the workers train: the run's own files, as they grow."""
 
-import json
+import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -11,10 +12,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.run import eventlog, events
 from pipeline.run.track import METRICS
+from shards import jsonl
+from shards.files import open_regular
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 15  # if the output is not a terminal, and there is no progress bar
 TAIL_BYTES = 8192  # more than the last row of metrics
+SHOWN = {"step": int, "loss": float, "images_per_s": float}  # of a row of metrics
 SILENT = (events.Checkpoint, events.Finish)
 
 
@@ -60,10 +64,11 @@ class Follower:
         self._update()
 
     def _update(self) -> None:
-        for event in self._tail.read():
-            self._show(event)
+        with contextlib.suppress(OSError):  # a later poll may be able to read it
+            for event in self._tail.read():
+                self._show(event)
         row = _last_row(self._metrics)
-        if row is None or row["step"] == self._last_step or row.get("loss") is None:
+        if row is None or row["step"] == self._last_step:
             return
         self._last_step = row["step"]
         text = f"loss {row['loss']:.1f}  {row['images_per_s']:.1f} images/s"
@@ -86,11 +91,13 @@ class Follower:
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _last_row(path: Path) -> dict[str, Any] | None:
-    """Return the last complete row of a JSONL file; None if there is none."""
-    if not path.exists():
+def _last_row(path: Path) -> jsonl.Row | None:
+    """Return the last complete row of metrics that has what is shown; None if there is none."""
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
         return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = [line for line in file.read().split(b"\n")[:-1] if line]
-    return json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else None
+    rows = (jsonl.parse(line, SHOWN) for line in reversed(lines))
+    return next(filter(None, rows), None)

@@ -22,10 +22,10 @@ from pipeline.data.store import Store
 from pipeline.run import eventlog, events
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
+from pipeline.run.restarts import is_crash_loop
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.files import file_lock, write_json
 
-MAX_STARTS_AT_ONE_STEP = 3
 MAY_CHANGE = (
     *("trainer.steps", "tracking.", "scaling.", "failure."),
     *("data.loader_workers", "data.cache.", "data.max_damaged"),
@@ -224,16 +224,14 @@ class Job:
 def _work(arguments: dict[str, Job]) -> str:
     """Train in one worker. An error that ends it is recorded, so that the driver can read it.
 
-    Ray restarts all workers after any failure. If the last MAX_STARTS_AT_ONE_STEP starts of this
-    command were from the same step, this function returns without training, which ends the run.
+    Ray restarts all workers after any failure. If the last starts of this command failed at the
+    same step, this function returns without training, which ends the run.
     """
     from pipeline.train import train as train_worker
 
     job = arguments["job"]
     torch.set_num_threads(job.threads)
-    starts = eventlog.read_kind(job.folder, events.Start)
-    last = [s.step for s in starts if s.launch == job.launch][-MAX_STARTS_AT_ONE_STEP:]
-    if len(last) == MAX_STARTS_AT_ONE_STEP and len(set(last)) == 1:
+    if is_crash_loop(eventlog.read(job.folder), job.launch):
         return "crash loop"
     try:
         train_worker(configs.merge(job.config, []), job.folder, job.launch)

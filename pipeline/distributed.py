@@ -102,6 +102,14 @@ def call_on_all_ranks(function: Callable[[], T]) -> T:
     return result
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether a collective failed because the process of another rank is gone."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in text and "peer" in text
+    )
+
+
 def _picklable(error: Exception) -> Exception:
     """Return the error if it survives pickling, otherwise a RuntimeError with its type and text.
 

@@ -62,7 +62,8 @@ class Worker:
         settings, journal = self.settings, self.journal
         progress = journal.resume(self.engine)
         if progress.step == 0:
-            journal.save(progress, self.engine)  # reveals a full disk before any work is done
+            # This reveals a full disk before any work is done.
+            journal.save(progress, self.engine, required=True)
         self._evaluate_if_due(progress.step)
         batches = self.data.batches(
             progress.position, self.split, pin_memory=self.device.type == "cuda"
@@ -78,8 +79,9 @@ class Worker:
             is_last = progress.step == settings.trainer.steps
             if progress.step % settings.trainer.log_every == 0 or is_last:
                 self._log(progress, losses, lr_multiplier, update.grad_norm)
-            if progress.step % settings.checkpoint.every_steps == 0 or is_last:
-                journal.save(progress, self.engine)
+            is_due = progress.step % settings.checkpoint.every_steps == 0
+            if is_due or is_last or self._is_evaluated(progress.step):  # no score without weights
+                journal.save(progress, self.engine, required=is_last)
             self._evaluate_if_due(progress.step)
         journal.finish(progress)
 
@@ -126,12 +128,16 @@ class Worker:
         speed = self.train_step.meter.read()
         self.journal.metrics(progress, {**global_losses(losses), **rates, **speed})
 
+    def _is_evaluated(self, step: int) -> bool:
+        """Return whether the settings ask for the scores of a step."""
+        settings = self.settings.evaluation
+        due = settings.at_start if step == 0 else step % settings.every_steps == 0
+        return due or step == self.settings.trainer.steps
+
     def _evaluate_if_due(self, step: int) -> None:
         """Score the network at a step, unless that was done before a restart."""
         settings = self.settings.evaluation
-        is_start, is_last = step == 0, step == self.settings.trainer.steps
-        due = settings.at_start if is_start else step % settings.every_steps == 0
-        if not (due or is_last) or self.journal.is_scored(step):
+        if not self._is_evaluated(step) or self.journal.is_scored(step):
             return
         with torch.compiler.set_stance("force_eager"):  # the images have many sizes
             model = self.engine.module

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
@@ -17,10 +18,14 @@ _CLUTTER = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # beside hidden f
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open `path` for writing; the file appears, synced, only after the block has succeeded."""
+    """Open `path` for writing; the file appears, synced, only after the block has succeeded.
+
+    A killed process leaves `NAME.tmp-PID` behind, which no reader takes for the file.
+    """
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # of a killed process with the same id
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
         sync(temporary)
         temporary.replace(path)
@@ -34,6 +39,72 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: The file is missing, or is a folder, a device, or a FIFO, which could block.
+    """
+    return os.fdopen(_open_regular(path, os.O_RDONLY), "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        OSError: As for `open_regular`.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        OSError: The file cannot be read, or is not a regular file.
+        ValueError: It is not JSON.
+    """
+    return parse_json(read_regular(path))
+
+
+def parse_json(text: bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+
+
+def open_own(path: Path) -> BinaryIO:
+    """Open a regular file for reading and appending, and create it if it is missing.
+
+    A symbolic link is refused, because the file behind it may belong to something else.
+
+    Raises:
+        OSError: The path is a symbolic link or another kind of file, or cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        return os.fdopen(_open_regular(path, flags), "ab+")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a symbolic link is not followed", str(path)) from error
+        raise
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def sync(path: Path) -> None:
@@ -52,14 +123,18 @@ def file_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
     The kernel releases the lock when its holder exits, so a killed process leaves none behind.
 
     Args:
-        path: The lock file; its folder is created if necessary, and the file stays.
+        path: The lock file; its folder is created if necessary. The file stays, and so do its
+            bytes.
         wait: Wait for the lock. Otherwise yield False at once if another process holds it.
 
     Yields:
         Whether the lock is held.
+
+    Raises:
+        OSError: The path is not a regular file, or cannot be locked.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with open_own(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

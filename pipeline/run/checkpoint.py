@@ -1,8 +1,11 @@
 """Checkpoints that are complete or ignored: COMMITTED is written last, after files and hashes."""
 
 import dataclasses
+import errno
 import json
+import re
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from model.settings import SettingError, field_types, fit
 from shards.errors import UsageError
-from shards.files import sync
+from shards.files import leaves_folder, read_json, sync
 from shards.format.taxonomy import Taxonomy
 
 STATE = "state.safetensors"
 TRAINER_STATE = "trainer_state.json"
 MANIFEST = "MANIFEST.json"
 COMMITTED = "COMMITTED"
+_NAME = re.compile(r"step-([0-9]+)-a([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,13 @@ class TrainerState:
 
         Raises:
             KeyError: A field is missing.
+            SettingError: A field has another type.
         """
-        return cls(
-            Progress(document["step"], document["position"], document["updates"]),
-            document["order"],
-            document["world_size"],
-            document["zero_stage"],
-            Taxonomy.from_json(document["taxonomy"]),
-            document["versions"],
-        )
+        types = field_types(cls) | field_types(Progress)
+        plain = {name: fit(document[name], types[name], name)
+                 for name in types.keys() - {"progress", "taxonomy"}}  # fmt: skip
+        progress = Progress(*(plain.pop(name) for name in ("step", "position", "updates")))
+        return cls(progress, taxonomy=Taxonomy.from_json(document["taxonomy"]), **plain)
 
 
 def name_of(step: int, attempt: int) -> str:
@@ -100,7 +103,37 @@ def name_of(step: int, attempt: int) -> str:
 
 def step_of(path: Path) -> int:
     """Return the step in the name of a checkpoint's folder."""
-    return int(path.name.split("-")[1])
+    return _step_and_attempt(path)[0]
+
+
+def folders(checkpoints: Path) -> list[Path]:
+    """Return the folders that `save` made, complete or not, sorted by step, then by attempt.
+
+    Everything else is the user's: links, files, and folders whose name `name_of` does not return.
+    """
+    named = [path for path in checkpoints.glob("step-*") if _is_own(path)]
+    return sorted(named, key=_step_and_attempt)
+
+
+def last_attempt(checkpoints: Path) -> int:
+    """Return the highest attempt in the names of the folders; 0 without folders."""
+    return max((_step_and_attempt(path)[1] for path in folders(checkpoints)), default=0)
+
+
+def _step_and_attempt(path: Path) -> tuple[int, int]:
+    match = _NAME.fullmatch(path.name)
+    assert match, f"{path} is not one of `folders`"
+    return int(match[1]), int(match[2])
+
+
+def _is_own(path: Path) -> bool:
+    is_named = _NAME.fullmatch(path.name) and name_of(*_step_and_attempt(path)) == path.name
+    return bool(is_named) and path.is_dir() and not path.is_symlink()
+
+
+def not_finite(state: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor with a NaN or an infinity; None if all are finite."""
+    return next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
 
 
 def save(folder: Path, state: dict[str, Tensor], trainer: TrainerState) -> None:
@@ -126,35 +159,71 @@ def _save_state(state: dict[str, Tensor], path: Path) -> None:
         save_file(state, path)
         path.chmod(0o644)  # safetensors lets only the owner read; runs are shared
     except SafetensorError as error:  # safetensors raises its own error for a failed write
-        raise OSError(f"{path}: {error}") from error
+        code = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(path)) from error
 
 
 def commit(folder: Path) -> None:
-    """Record the size and hash of every file, then mark the folder as complete."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Record the size and hash of every file, then mark the folder as complete.
+
+    The folders above are synced last: after a loss of power the new checkpoint has its name before
+    `prune` removes an older one.
+    """
+    inside = sorted(folder.rglob("*"))
+    files = [path for path in inside if path.is_file()]
     manifest = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*files, folder / MANIFEST, folder):
+    for path in (*inside, folder / MANIFEST, folder):
         sync(path)
     (folder / COMMITTED).touch()
-    sync(folder)
+    for path in (folder, folder.parent, folder.parent.parent):
+        sync(path)
 
 
 def damage(folder: Path) -> str | None:
     """Return what is wrong with a checkpoint; None if every byte is as written."""
-    if not (folder / COMMITTED).exists():
+    if not (folder / COMMITTED).is_file():
         return "not committed"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        wrong = [name for name, kept in manifest.items() if _fingerprint(folder / name) != kept]
+        manifest = _manifest(folder)
+        wrong = [name for name, kept in manifest.items() if _differs(folder / name, kept)]
+        if wrong:
+            return f"{wrong[0]} differs from {MANIFEST}"
+        step = _read_trainer(folder).progress.step
     except (OSError, ValueError) as error:
         return str(error)
-    return f"{wrong[0]} differs from {MANIFEST}" if wrong else None
+    if _NAME.fullmatch(folder.name) and step_of(folder) != step:
+        return f"{TRAINER_STATE} is of step {step}"
+    return None
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the size and hash of every file of a checkpoint.
+
+    Raises:
+        ValueError: The manifest does not have the form that `commit` writes.
+        OSError: It cannot be read.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or not {STATE, TRAINER_STATE} <= manifest.keys():
+        raise ValueError(f"{MANIFEST} does not list {STATE} and {TRAINER_STATE}")
+    for name, kept in manifest.items():
+        if leaves_folder(name) or not isinstance(kept, dict):
+            raise ValueError(f"{MANIFEST} has a wrong entry {name[:80]!r}")
+    return manifest
+
+
+def _differs(path: Path, kept: dict[str, Any]) -> bool:
+    """Return whether a file is not the one in the manifest; nothing but its size may be read."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size != kept.get("bytes"):
+        return True
+    return _fingerprint(path) != kept
 
 
 def committed(checkpoints: Path) -> list[Path]:
     """Return the folders with COMMITTED, newest first: highest step, then latest attempt."""
-    return sorted((path.parent for path in checkpoints.glob(f"step-*/{COMMITTED}")), reverse=True)
+    return [path for path in reversed(folders(checkpoints)) if (path / COMMITTED).is_file()]
 
 
 def newest(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
@@ -186,12 +255,16 @@ def load_trainer(folder: Path) -> TrainerState:
         UsageError: The file is damaged.
     """
     try:
-        return TrainerState.from_json(json.loads((folder / TRAINER_STATE).read_text()))
+        return _read_trainer(folder)
     except (OSError, ValueError) as error:
         raise damaged(folder, str(error)) from error
-    except (KeyError, TypeError) as error:
-        problem = f"{TRAINER_STATE} has a missing or wrong field: {error}"
-        raise damaged(folder, problem) from error
+
+
+def _read_trainer(folder: Path) -> TrainerState:
+    try:
+        return TrainerState.from_json(read_json(folder / TRAINER_STATE))
+    except (KeyError, TypeError, SettingError) as error:
+        raise ValueError(f"{TRAINER_STATE} has a missing or wrong field: {error}") from error
 
 
 def damaged(folder: Path, problem: str) -> UsageError:
@@ -206,12 +279,12 @@ def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
 
     COMMITTED is removed first, so that no partly removed folder has it. Folders without it, which
     a crash left before the checkpoint at `step` was written, are removed too. Committed ones past
-    `step` were skipped as damaged: they stay and do not count.
+    `step` were skipped as damaged: they stay and do not count. What is not one of `folders` stays.
     """
     whole = committed(checkpoints)
     past = [folder for folder in whole if step_of(folder) > step]
     kept = whole[: len(past) + keep]
-    for folder in checkpoints.glob("step-*"):
+    for folder in folders(checkpoints):
         if folder not in kept and step_of(folder) != best:
             (folder / COMMITTED).unlink(missing_ok=True)
             shutil.rmtree(folder)

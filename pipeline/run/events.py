@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
+from model.settings import field_types, fit
+from pipeline.distributed import is_lost_peer
 from shards import jsonl
 from shards.errors import M2FError, Problem
 
@@ -33,9 +35,10 @@ class Event:
 
         Raises:
             TypeError: A field is missing.
+            SettingError: A field has another type.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in row.items() if name in known})
+        types = {f.name: field_types(cls)[f.name] for f in dataclasses.fields(cls)}
+        return cls(**{name: fit(row[name], types[name], name) for name in types.keys() & row})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class Start(Event):
     Attributes:
         attempt: Number of this start in the life of the run, from 1.
         launch: Identifier of the user's command; the restarts of one command share it.
+        run_id: Identifier of the run in W&B; empty in the records of older versions.
         world_size: Number of workers.
         zero_stage: ZeRO stage.
         process_ids: Process id of every worker.
@@ -59,6 +63,7 @@ class Start(Event):
     name: ClassVar = "start"
     attempt: int = 1
     launch: str = ""
+    run_id: str = ""
     world_size: int
     zero_stage: int = 0
     process_ids: list[int] = field(default_factory=list)
@@ -113,8 +118,9 @@ class Evaluation(Event):
     @classmethod
     def from_json(cls, row: jsonl.Row) -> Self:
         """Rebuild the event of a row."""
-        scores = {name: v for name, v in row.items() if name not in ("event", "time", "step")}
-        return cls(time=row["time"], step=row["step"], scores=scores)
+        scores = {name: fit(value, float, name) for name, value in row.items()
+                  if name not in ("event", "time", "step")}  # fmt: skip
+        return super().from_json({**row, "scores": scores})
 
     def describe(self) -> str:
         """Return one line about this event for people."""
@@ -163,7 +169,7 @@ class CheckpointFailed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Damage(Event):
-    """A checkpoint was skipped because its bytes are not as written."""
+    """A checkpoint or lines of a record were skipped because they are not as written."""
 
     name: ClassVar = "damage"
     text: str
@@ -232,6 +238,7 @@ class Failure(Event):
         where: The file or setting that it concerns; may be empty.
         fix: What the user can do; may be empty.
         exit_code: Exit code of the command for this error.
+        lost_peer: Whether the error only says that another worker is gone.
     """
 
     name: ClassVar = "failure"
@@ -243,6 +250,7 @@ class Failure(Event):
     where: str = ""
     fix: str = ""
     exit_code: int = 1
+    lost_peer: bool = False
 
     @classmethod
     def of(cls, error: Exception, *, launch: str, rank: int) -> Self:
@@ -255,6 +263,7 @@ class Failure(Event):
             kind=type(error).__name__,
             text=str(error).strip(),
             exit_code=error.exit_code if is_ours else 1,
+            lost_peer=is_lost_peer(error),
             **dataclasses.asdict(problem),
         )
 

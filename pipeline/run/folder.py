@@ -1,21 +1,27 @@
 """The run folder: its paths, its scores, the choice of a checkpoint, and the summary of the run."""
 
-import json
+import math
+import re
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import checkpoint
+from pipeline.run import checkpoint, quarantine, track
+from pipeline.run.eventlog import EVENTS
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
 from pipeline.score.headline import HEADLINE, METRIC_OF_TASK
 from shards.errors import UsageError
-from shards.files import write_json
+from shards.files import disk_errors, read_json, write_json
 from shards.jsonl import keep_rows, rows
 
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
 PICTURES = "pictures"
 SUMMARY = "summary.json"
+CONFIG = "config.yaml"
+_SCORES = re.compile(r"step-([0-9]{9,})\.json")
 
 
 def scores_path(folder: Path, step: int) -> Path:
@@ -23,25 +29,81 @@ def scores_path(folder: Path, step: int) -> Path:
     return folder / EVALUATIONS / f"step-{step:09d}.json"
 
 
+def scores_of(folder: Path, step: int) -> dict[str, Any]:
+    """Return the scores of a step on the run's val set; empty if it has none that can be read."""
+    try:
+        scores = read_json(scores_path(folder, step))
+    except (OSError, ValueError):
+        return {}
+    return scores if isinstance(scores, dict) and scores.get("step") == step else {}
+
+
 def all_scores(folder: Path) -> list[dict[str, Any]]:
     """Return every evaluation of the run on its val set, sorted by step."""
-    return [json.loads(path.read_text()) for path in sorted((folder / EVALUATIONS).glob("step-*"))]
+    return [scores for step in sorted(_scored_steps(folder)) if (scores := scores_of(folder, step))]
 
 
-def best_step(folder: Path, task: str) -> int | None:
-    """Return the step with the best score of `task`, the latest of ties; None without scores."""
+def _scored_steps(folder: Path) -> list[int]:
+    """Return the steps in the names of score files. A copy or a leftover has another name."""
+    names = [_SCORES.fullmatch(path.name) for path in (folder / EVALUATIONS).glob("step-*")]
+    return [int(match[1]) for match in names if match]
+
+
+def best_step(folder: Path, task: str, among: Collection[int] | None = None) -> int | None:
+    """Return the step with the best score of `task`, the latest of ties; None without scores.
+
+    Args:
+        folder: The run folder.
+        task: The task whose score decides.
+        among: The steps to choose from; None for all.
+    """
     metric = METRIC_OF_TASK[task]
-    scored = [scores for scores in all_scores(folder) if scores.get(metric) is not None]
-    return max((scores[metric], scores["step"]) for scores in scored)[1] if scored else None
+    scored = [
+        (scores[metric], scores["step"])
+        for scores in all_scores(folder)
+        if _is_number(scores.get(metric)) and (among is None or scores["step"] in among)
+    ]
+    return max(scored)[1] if scored else None
 
 
-def rewind(folder: Path, step: int) -> None:
-    """Drop metrics, quarantine rows, and scores past `step`; the resumed run writes them again."""
-    for name in (METRICS, QUARANTINE):
-        keep_rows(folder / name, lambda row: row["step"] <= step)
-    for path in (folder / EVALUATIONS).glob("step-*"):
-        if int(path.stem.split("-")[1]) > step:
-            path.unlink()
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def check_files(folder: Path) -> None:
+    """Check that everything to which training will write belongs to this run.
+
+    Raises:
+        UsageError: A record is a link or no file, or a folder of the run lies in another run.
+    """
+    fix = "move it away, and run the same command again"
+    for name in (METRICS, EVENTS, QUARANTINE, SUMMARY):
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise UsageError("not a regular file of the run", where=path, fix=fix)
+    for name in (CHECKPOINTS, EVALUATIONS, PICTURES):
+        path = folder / name
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            raise UsageError("not a folder", where=path, fix=fix)
+        parent = path.resolve().parent
+        if parent != folder.resolve() and (parent / CONFIG).exists():
+            raise UsageError(f"a link into the run {parent}", where=path, fix=fix)
+
+
+def rewind(folder: Path, step: int) -> dict[str, int]:
+    """Drop metrics, quarantine rows, and scores past `step`; the resumed run writes them again.
+
+    Returns:
+        The number of lines of each record that could not be read, and were dropped too.
+    """
+    dropped = {}
+    with disk_errors(folder):
+        for name, fields in ((METRICS, track.FIELDS), (QUARANTINE, quarantine.FIELDS)):
+            dropped[name] = keep_rows(folder / name, fields, lambda row: row["step"] <= step)
+        for scored in _scored_steps(folder):
+            if scored > step:
+                scores_path(folder, scored).unlink(missing_ok=True)
+    return dropped
 
 
 def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
@@ -49,8 +111,8 @@ def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
 
     Args:
         folder: The run folder.
-        which: "last", a step, or "best" (also None): the checkpoint of the best step, or the last
-            checkpoint if no step is scored or the best step has no checkpoint any more.
+        which: "last", a step, or "best" (also None): the checkpoint with the best score, or the
+            last checkpoint if none has a score.
         task: The task whose score decides.
 
     Raises:
@@ -60,12 +122,17 @@ def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
         checkpoint.committed(folder / CHECKPOINTS))}  # fmt: skip
     if not whole:
         raise UsageError("the run has no checkpoint yet", where=folder, fix="train it first")
-    best = best_step(folder, task)
     if which in (None, "best"):
-        step = best if best in whole else max(whole)
+        best = best_step(folder, task, whole)
+        step = max(whole) if best is None else best
+        if (scored := best_step(folder, task)) not in (None, step):
+            warnings.warn(
+                f"the best score is of step {scored}, which has no checkpoint; step {step} is used",
+                stacklevel=2,
+            )
     elif which == "last":
         step = max(whole)
-    elif which.isdigit():
+    elif which.isdecimal():
         step = int(which)
     else:
         raise UsageError(
@@ -83,16 +150,21 @@ def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
 
 
 def summarize(folder: Path, task: str) -> dict[str, Any]:
-    """Write summary.json and return it: the scores of the best step, and the cost of the run."""
-    step = best_step(folder, task)
-    scores = next((s for s in all_scores(folder) if s["step"] == step), {})
-    trained = [row for row in rows(folder / METRICS) if "position" in row]
+    """Write and return the summary: the best checkpoint, its scores, and the cost of the run."""
+    best = choose_checkpoint(folder, None, task)
+    step = checkpoint.step_of(best)
+    scores = scores_of(folder, step)
+    trained = [
+        row for row in rows(folder / METRICS)
+        if _is_number(row.get("position")) and _is_number(row.get("interval_s"))
+    ]  # fmt: skip
     summary = {name: scores.get(name) for name in HEADLINE} | {
         "step": step,
         "position": trained[-1]["position"] if trained else 0,
         "wall_s": round(sum(row["interval_s"] for row in trained), 1),
-        "checkpoint": choose_checkpoint(folder, None, task).name,
+        "checkpoint": best.name,
         "pictures": sorted(p.name for p in (folder / PICTURES).glob("*.png")),
     }
-    write_json(folder / SUMMARY, summary)
+    with disk_errors(folder / SUMMARY):
+        write_json(folder / SUMMARY, summary)
     return summary

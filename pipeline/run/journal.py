@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,24 +12,26 @@ from typing import Any
 
 import torch
 
-from pipeline.data.keyed import keyed_seed
 from pipeline.data.order import differences
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
-from pipeline.run import checkpoint, eventlog, events
+from pipeline.run import checkpoint, eventlog, events, quarantine
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.folder import (
     CHECKPOINTS,
     best_step,
+    check_files,
     rewind,
+    scores_of,
     scores_path,
     summarize,
 )
 from pipeline.run.quarantine import QUARANTINE, Quarantine
+from pipeline.run.restarts import next_attempt, run_id
 from pipeline.run.track import Tracker, WandbSettings
 from pipeline.score.headline import HEADLINE
 from pipeline.step.engine import Engine, Update
 from shards.errors import Failed, UsageError
-from shards.files import write_json
+from shards.files import disk_errors, write_json
 from shards.format.taxonomy import Taxonomy
 from shards.jsonl import Row, rows
 
@@ -81,20 +84,23 @@ class Journal:
         checkpoint: The checkpoint to resume from; None at the start of a run.
 
     Raises:
-        UsageError: Every checkpoint is damaged, or the sample order has changed since.
+        UsageError: Every checkpoint is damaged, the sample order has changed since, or a file of
+            the folder does not belong to the run.
     """
 
     def __init__(self, folder: Path, info: RunInfo, device: torch.device):
         self.folder, self.info = folder, info
         self.rank, self.world = rank_and_world()
+        from_rank_0(lambda: check_files(folder))
         starts = from_rank_0(lambda: eventlog.read_kind(folder, events.Start))
-        self.attempt = len(starts) + 1
+        self.attempt = from_rank_0(lambda: next_attempt(folder / CHECKPOINTS, starts))
+        self.run_id = from_rank_0(lambda: run_id(info.name, folder, starts))
         self._tracker = Tracker(
             folder,
             info.wandb,
             active=self.rank == 0,
             name=info.name,
-            run_id=f"{info.name}-{keyed_seed(folder) % 16**8:08x}",
+            run_id=self.run_id,
             config={**dataclasses.asdict(info.settings), "world_size": self.world},
         )
         self.checkpoint = from_rank_0(self._newest)
@@ -102,9 +108,8 @@ class Journal:
         progress = self._resumed.progress if self._resumed else Progress()
         self._record_start(progress, device)
         self._check_resumable()
-        if self.rank == 0:
-            rewind(folder, progress.step)
-        known = from_rank_0(lambda: rows(folder / QUARANTINE))
+        from_rank_0(lambda: self._rewind(progress.step))
+        known = from_rank_0(lambda: rows(folder / QUARANTINE, quarantine.FIELDS))
         self._quarantine = Quarantine(folder, info.max_damaged, known)
         self._skipped_in_a_row = 0
 
@@ -120,20 +125,35 @@ class Journal:
             engine.load_state(state, progress.updates)
         return progress
 
-    def save(self, progress: Progress, engine: Engine) -> None:
+    def save(self, progress: Progress, engine: Engine, *, required: bool) -> None:
         """Write a checkpoint, and remove those that are not kept. All ranks must call it.
 
-        If the disk is full, the run continues without this checkpoint, unless it is the first.
+        Args:
+            progress: How far the run has progressed.
+            engine: Holds the state.
+            required: Fail if the disk refuses the checkpoint. Otherwise the run continues without.
 
         Raises:
-            OSError: The first checkpoint of the run cannot be written.
+            Failed: The state has values that are not finite: nothing is written or removed. Or a
+                required checkpoint cannot be written.
         """
         folder = self.folder / CHECKPOINTS / checkpoint.name_of(progress.step, self.attempt)
         state = engine.state()
+        if name := from_rank_0(lambda: checkpoint.not_finite(state)):
+            raise Failed(
+                f"{name} has values that are not finite, so that no checkpoint is written",
+                where=f"step {progress.step}",
+                fix="train another name=NAME with a lower optimizer.lr"
+                if progress.step
+                else "give other model.weights or model.init_from",
+            )
         if self.info.zero_stage == 3:
             engine.save_shards(folder / "deepspeed")
-        if self.rank > 0:
-            return
+        from_rank_0(lambda: self._write(folder, progress, state, required))
+
+    def _write(
+        self, folder: Path, progress: Progress, state: dict[str, torch.Tensor], required: bool
+    ) -> None:
         trainer = TrainerState(
             progress,
             self.info.order,
@@ -145,15 +165,21 @@ class Journal:
         try:
             checkpoint.save(folder, state, trainer)
         except OSError as error:
-            if progress.step == 0:
-                raise
             self.event(events.CheckpointFailed(step=progress.step, error=str(error)))
-            return
+            if not required:
+                return
+            with disk_errors(folder):
+                raise
         self.event(events.Checkpoint(
             step=progress.step, position=progress.position, folder=folder.name
         ))  # fmt: skip
-        best = best_step(self.folder, self.info.task)
-        checkpoint.prune(self.folder / CHECKPOINTS, progress.step, self.info.keep, best)
+        checkpoints = self.folder / CHECKPOINTS
+        steps = [checkpoint.step_of(path) for path in checkpoint.committed(checkpoints)]
+        best = best_step(self.folder, self.info.task, steps)
+        try:
+            checkpoint.prune(checkpoints, progress.step, self.info.keep, best)
+        except OSError as error:
+            warnings.warn(f"an old checkpoint cannot be removed: {error}", stacklevel=2)
 
     def event(self, event: events.Event) -> None:
         """Record an event."""
@@ -195,21 +221,23 @@ class Journal:
 
     def is_scored(self, step: int) -> bool:
         """Return whether a step has been scored, perhaps before a restart."""
-        return from_rank_0(lambda: scores_path(self.folder, step).exists())
+        return from_rank_0(lambda: bool(scores_of(self.folder, step)))
 
     def scored(self, step: int, scores: Mapping[str, Any]) -> None:
         """Record the scores of a step; only rank 0 writes."""
         if self.rank > 0:
             return
-        write_json(scores_path(self.folder, step), {"step": step, **scores})
+        try:
+            write_json(scores_path(self.folder, step), {"step": step, **scores})
+        except OSError as error:
+            warnings.warn(f"the scores of step {step} cannot be written: {error}", stacklevel=2)
         known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}
         self._tracker.metrics(step, {f"val/{name}": value for name, value in known.items()})
         self.event(events.Evaluation(step=step, scores=known))
 
     def finish(self, progress: Progress) -> None:
         """Write the summary, and record the end of the run."""
-        if self.rank == 0:
-            summarize(self.folder, self.info.task)
+        from_rank_0(lambda: summarize(self.folder, self.info.task))
         self.event(events.Finish(step=progress.step, position=progress.position))
         self._tracker.finish()
 
@@ -222,10 +250,18 @@ class Journal:
     def _state_of_checkpoint(self) -> TrainerState | None:
         return checkpoint.load_trainer(self.checkpoint) if self.checkpoint else None
 
+    def _rewind(self, step: int) -> None:
+        dropped = rewind(self.folder, step) | {eventlog.EVENTS: eventlog.unreadable(self.folder)}
+        for name, count in dropped.items():
+            if count:
+                text = f"{name} has {count} lines that cannot be read; they are left out"
+                self.event(events.Damage(text=text))
+
     def _record_start(self, progress: Progress, device: torch.device) -> None:
         self.event(events.Start(
             attempt=self.attempt,
             launch=self.info.launch,
+            run_id=self.run_id,
             world_size=self.world,
             zero_stage=self.info.zero_stage,
             process_ids=all_gather(os.getpid()),

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.run import eventlog
 from shards.errors import DataError
-from shards.jsonl import Row, append
+from shards.jsonl import Row
 
 QUARANTINE = "quarantine.jsonl"
+FIELDS = {"step": int, "set": str, "key": str}
 
 
 class Quarantine:
@@ -37,7 +39,7 @@ class Quarantine:
         for row in sorted(found, key=lambda row: row["position"]):
             self._samples.add(_sample(row))
             if write:
-                append(self.path, {"step": step, **row})
+                eventlog.append_row(self.path, {"step": step, **row})
         if len(self) > self.limit:
             raise DataError(
                 f"{len(self)} samples are damaged, data.max_damaged={self.limit} "

@@ -10,9 +10,9 @@ from typing import Any
 
 from pipeline.run import eventlog, events
 from pipeline.settings import WandbSettings
-from shards import jsonl
 
 METRICS = "metrics.jsonl"
+FIELDS = {"step": int}
 INIT_TIMEOUT_S = 20  # for the first answer of the server
 ALERTS = (
     *(events.Warned, events.Failure, events.CheckpointFailed),
@@ -60,7 +60,7 @@ class Tracker:
         if not self.active:
             return
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        jsonl.append(self.folder / METRICS, {"step": step, "time": time.time(), **row})
+        eventlog.append_row(self.folder / METRICS, {"step": step, "time": time.time(), **row})
         self._call(lambda run: run.log({"trainer/step": step, **row}))
         self._alert()
 

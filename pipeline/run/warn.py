@@ -26,9 +26,8 @@ def recorded_warnings(folder: Path, rank: int) -> Iterator[None]:
         show(message, category, *rest, **more)
         if issubclass(category, DeprecationWarning | FutureWarning | PendingDeprecationWarning):
             return
-        with contextlib.suppress(OSError):  # a full disk must not turn a warning into a failure
-            warned = events.Warned(rank=rank, category=category.__name__, text=str(message))
-            eventlog.append(folder, warned)
+        warned = events.Warned(rank=rank, category=category.__name__, text=str(message))
+        eventlog.append(folder, warned)
 
     warnings.showwarning = record
     try:

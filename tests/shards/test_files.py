@@ -49,11 +49,11 @@ def test_errors_of_the_disk_are_translated(code, kind, text):
 
 def test_rows_are_kept_by_a_condition_and_cut_lines_are_dropped(tmp_path):
     path = tmp_path / "rows.jsonl"
-    keep_rows(path, lambda row: True)
+    assert keep_rows(path, {}, lambda row: True) == 0
     assert not path.exists()
     for n in range(4):
         append(path, {"n": n})
     with path.open("a") as file:
         file.write('{"n": 4')
-    keep_rows(path, lambda row: row["n"] != 1)
+    assert keep_rows(path, {"n": int}, lambda row: row["n"] != 1) == 1
     assert rows(path) == [{"n": 0}, {"n": 2}, {"n": 3}]

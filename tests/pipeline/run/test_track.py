@@ -101,7 +101,7 @@ def test_keep_rows_drops_the_rows_that_will_be_written_again(tmp_path):
         tracked.metrics(step, {"loss": float(step)})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 5, "los')
-    keep_rows(tmp_path / METRICS, lambda row: row["step"] <= 2)
+    keep_rows(tmp_path / METRICS, track.FIELDS, lambda row: row["step"] <= 2)
     assert [row["step"] for row in plain_rows(tmp_path / METRICS)] == [1, 2]
     tracked.metrics(3, {"loss": 0.5})
     assert [(r["step"], r["loss"]) for r in rows(tmp_path / METRICS)] == [(1, 1), (2, 2), (3, 0.5)]

@@ -1,0 +1,53 @@
+"""What a start takes from the starts before it: its number, the identity of the run, the limit."""
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.data.keyed import keyed_seed
+from pipeline.run import checkpoint
+from pipeline.run.events import Event, Failure, Start
+
+MAX_STARTS_AT_ONE_STEP = 3
+
+
+def next_attempt(checkpoints: Path, starts: Sequence[Start]) -> int:
+    """Return a number that neither an earlier start nor a checkpoint has.
+
+    Records can be lost; a second checkpoint with the number and step of another would overwrite it.
+    """
+    known = [checkpoint.last_attempt(checkpoints), len(starts), *(s.attempt for s in starts)]
+    return max(known) + 1
+
+
+def run_id(name: str, folder: Path, starts: Sequence[Start]) -> str:
+    """Return the identifier of a run in W&B, which the records keep when the folder is renamed.
+
+    Runs of older versions have none in their records; it follows from their folder.
+    """
+    if known := [start.run_id for start in starts if start.run_id]:
+        return known[0]
+    digits = f"{keyed_seed(folder) % 16**8:08x}" if starts else secrets.token_hex(4)
+    return f"{name}-{digits}"
+
+
+def is_crash_loop(history: Sequence[Event], launch: str) -> bool:
+    """Return whether the last starts of a command all failed on their own, from the same step.
+
+    A start that was killed from outside leaves no error, or only the errors of workers whose peer
+    is gone. It does not count: `failure.max_restarts` limits kills.
+
+    Args:
+        history: The events of the run.
+        launch: Identifier of the user's command.
+    """
+    steps: list[int] = []
+    is_own = True
+    for event in history:
+        if isinstance(event, Start) and event.launch == launch:
+            steps = [*steps, event.step] if is_own else [event.step]
+            is_own = False
+        elif isinstance(event, Failure) and event.launch == launch:
+            is_own |= not event.lost_peer
+    last = steps[-MAX_STARTS_AT_ONE_STEP:]
+    return is_own and len(last) == MAX_STARTS_AT_ONE_STEP and len(set(last)) == 1
