@@ -64,7 +64,10 @@ def _scores(folder: Path, step: int) -> dict[str, str]:
 
 def _data(folder: Path, config: Config) -> list[str]:
     """Return lines about each train set: its source, its size, and the licenses of its images."""
-    known = configs.load_environment(folder)["data"]["train"]
+    try:
+        known = configs.load_environment(folder)["data"]["train"]
+    except M2FError:
+        return ["- The record of the run's data is damaged, so its licenses are not listed."]
     lines = []
     for path in map(Path, config.data.train):
         try:

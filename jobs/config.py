@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,11 @@ from model.settings import SettingError, Settings, setting
 from pipeline.data.split import BatchSplit
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
-from shards.files import is_url, whole_file
+from shards.files import is_url, read_json, whole_file
 
 PRESETS = Path(__file__).parent / "presets"
 RUNS = Path("runs")
+ENVIRONMENT = "environment.json"
 
 
 @dataclass
@@ -187,11 +187,20 @@ def load_environment(folder: Path) -> dict[str, Any]:
     """Return what a run was started with besides its config.
 
     Older versions wrote the fingerprint of a single train set instead of a list of one.
+
+    Raises:
+        UsageError: The file is missing or damaged.
     """
-    environment = json.loads((folder / "environment.json").read_text())
-    train = environment["data"]["train"]
-    environment["data"]["train"] = [train] if isinstance(train, str) else train
-    return environment
+    path = folder / ENVIRONMENT
+    try:
+        environment = read_json(path)
+        train, val = (environment["data"][name] for name in ("train", "val"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        problem = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+        fix = "resume the run with ./launch.sh train, which writes it again"
+        raise UsageError(f"the record of the run's data {problem}", where=path, fix=fix) from error
+    train = [train] if isinstance(train, str) else train
+    return {**environment, "data": {"train": train, "val": val}}
 
 
 def differences(old: Config, new: Config, may_change: tuple[str, ...]) -> list[str]:

@@ -3,11 +3,9 @@
 import contextlib
 import logging
 import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,13 @@ from jobs.check import check
 from jobs.config import Config
 from jobs.follow import Follower
 from jobs.on_ray import python_path
-from pipeline.data.store import Store
+from jobs.resume import open_run
 from pipeline.run import eventlog, events
-from pipeline.run.checkpoint import committed, step_of
+from pipeline.run.checkpoint import committed
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
 from pipeline.run.restarts import is_crash_loop
 from shards.errors import DataError, Failed, M2FError, UsageError
-from shards.files import file_lock, write_json
-
-MAY_CHANGE = (
-    *("trainer.steps", "tracking.", "scaling.", "failure."),
-    *("data.loader_workers", "data.cache.", "data.max_damaged"),
-)
+from shards.files import file_lock
 
 # Ray and the libraries of its workers read these as they start. Values of the user take precedence.
 RAY_ENVIRONMENT = {
@@ -66,7 +59,7 @@ def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
     folder = (runs / config.name).absolute()
     stores = check(config, fresh=not committed(folder / CHECKPOINTS))
     with _lock(folder):
-        if not _open(folder, config, stores):
+        if not open_run(folder, config, stores):
             return folder
         with Follower(folder, config.trainer.steps):
             _fit(config, folder)
@@ -86,61 +79,6 @@ def _lock(folder: Path) -> Iterator[None]:
         if not held:
             raise UsageError("the run is being trained by another command", where=folder, fix=fix)
         yield
-
-
-def _open(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bool:
-    """Compare the config with that of an existing run, if there is one, and write it.
-
-    Returns:
-        False if the run is finished.
-
-    Raises:
-        UsageError: The run was started with other settings or shards, or the folder is not a run.
-    """
-    train, val = stores
-    fingerprints = [store.manifest.fingerprint for store in train]
-    data = {"train": fingerprints, "val": val.manifest.fingerprint}
-    path = folder / "config.yaml"
-    if path.exists():
-        _check_same(folder, config, data)
-        finished = [event.step for event in eventlog.read_kind(folder, events.Finish)]
-        if finished and max(finished) >= config.trainer.steps:
-            print(f"{folder} is finished ({max(finished)} steps); to continue, raise trainer.steps")
-            return False
-        if checkpoints := committed(folder / CHECKPOINTS):
-            step = step_of(checkpoints[0])
-            print(f"{folder}: resuming; the newest checkpoint is of step {step}")
-    elif any(file.name != ".lock" for file in folder.iterdir()):
-        raise UsageError(
-            "the folder exists and is not a run", where=folder, fix="name another run: name=NAME"
-        )
-    write_json(folder / "environment.json", {
-        "data": data,
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "packages": {d.name: d.version for d in distributions()},
-    })  # fmt: skip
-    configs.save(config, path)
-    return True
-
-
-def _check_same(folder: Path, config: Config, data: dict[str, Any]) -> None:
-    """Check that an existing run has the same shards, and the same settings except MAY_CHANGE.
-
-    At stage 3 the number of workers may not change, because DeepSpeed's sharded checkpoints fit
-    only the number of workers that wrote them.
-    """
-    fixed = ("scaling.",) if config.zero.stage == 3 else ()
-    may_change = tuple(key for key in MAY_CHANGE if key not in fixed)
-    changed = configs.differences(configs.load_run(folder), config, may_change)
-    before = configs.load_environment(folder)["data"]
-    changed += [f"the shards of data.{key}" for key in data if before[key] != data[key]]
-    if changed:
-        raise UsageError(
-            f"the run was started with other settings or shards ({'; '.join(changed)})",
-            where=folder,
-            fix="give those of the run's start, or another name=NAME",
-        )
 
 
 def _fit(config: Config, folder: Path) -> None:

@@ -286,7 +286,8 @@ def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
     kept = whole[: len(past) + keep]
     for folder in folders(checkpoints):
         if folder not in kept and step_of(folder) != best:
-            (folder / COMMITTED).unlink(missing_ok=True)
+            if folder in whole:
+                (folder / COMMITTED).unlink()
             shutil.rmtree(folder)
 
 

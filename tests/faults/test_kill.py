@@ -118,7 +118,7 @@ def test_workers_do_not_outlive_their_driver(story):
 
 def test_after_a_killed_driver_the_same_command_resumes(story):
     assert story.outcome.code == 0, story.outcome.err
-    assert f"{story.run}: resuming; the newest checkpoint is of step " in story.outcome.out
+    assert f"{story.run}: resuming from the checkpoint of step " in story.outcome.out
     _, second, third = attempts(story.run)
     assert third["attempt"] == 3
     assert third["launch"] != second["launch"]

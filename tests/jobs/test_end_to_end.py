@@ -256,7 +256,7 @@ def test_a_run_resumes_with_fewer_workers_and_more_steps(trained, run, stages, p
     changes = [f"trainer.steps={small.STEPS + 4}", "scaling.workers=1"]
     outcome = small.finish(small.start(trained[0], *small.words(photographs, *changes)))
     assert outcome.code == 0, outcome.err
-    assert f"resuming; the newest checkpoint is of step {small.STEPS}" in outcome.out
+    assert f"resuming from the checkpoint of step {small.STEPS}" in outcome.out
     start = of_kind(run, "start")[-1]
     assert (start["world_size"], start["attempt"], start["step"]) == (1, 2, small.STEPS)
     assert start["position"] == small.STEPS * small.GLOBAL_BATCH

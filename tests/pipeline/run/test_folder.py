@@ -60,7 +60,13 @@ def test_without_a_score_or_its_checkpoint_best_is_the_last(tmp_path):
     saved(tmp_path, 10, 30)
     assert checkpoint.step_of(choose_checkpoint(tmp_path, "best", "panoptic")) == 30
     scored(tmp_path, {20: 60.0})
-    assert checkpoint.step_of(choose_checkpoint(tmp_path, None, "panoptic")) == 30
+    with pytest.warns(UserWarning, match="of step 20, which has no checkpoint; step 30 is used"):
+        assert checkpoint.step_of(choose_checkpoint(tmp_path, None, "panoptic")) == 30
+    scored(tmp_path, {10: 50.0})
+    with pytest.warns(UserWarning, match="step 10 is used"):
+        summary = summarize(tmp_path, "panoptic")
+    assert (summary["PQ"], summary["step"]) == (50.0, 10)
+    assert summary["checkpoint"] == "step-000000010-a01"
 
 
 @pytest.mark.parametrize(

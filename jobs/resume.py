@@ -1,0 +1,152 @@
+"""Open the folder of a run: start the run, resume it, or say why it cannot be trained."""
+
+import platform
+import re
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from jobs import config as configs
+from jobs.config import Config
+from pipeline.data.store import Store
+from pipeline.run import checkpoint, eventlog, events
+from pipeline.run.folder import CHECKPOINTS, CONFIG, check_files
+from pipeline.step.schedule import lr_multiplier
+from shards.errors import UsageError
+from shards.files import disk_errors, write_json
+
+MAY_CHANGE = (
+    *("name", "trainer.steps", "tracking.", "scaling.", "failure."),
+    *("data.loader_workers", "data.cache.", "data.max_damaged"),
+)
+OTHER_NAME = "name another run: name=NAME"
+# What a folder may hold before its first config.yaml: a command can be killed while it starts.
+_STARTED = re.compile(r"\.lock|(config\.yaml|environment\.json)\.tmp-\d+")
+
+
+def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bool:
+    """Compare the config with that of an existing run, if there is one, and write it.
+
+    Args:
+        folder: The run folder, which this process has locked.
+        config: The config that is asked for.
+        stores: The training sets and the validation set.
+
+    Returns:
+        False if the run is finished.
+
+    Raises:
+        UsageError: The run was started with other settings or shards, its checkpoints are damaged,
+            it has taken more steps, or the folder is not a run.
+    """
+    train, val = stores
+    fingerprints = [store.manifest.fingerprint for store in train]
+    data = {"train": fingerprints, "val": val.manifest.fingerprint}
+    check_files(folder)
+    if (folder / CONFIG).exists():
+        before = configs.load_run(folder)
+        _check_same(folder, before, config, data)
+        if not _resumes(folder, before, config):
+            return False
+    else:
+        _check_new(folder)
+    with disk_errors(folder):
+        configs.save(config, folder / CONFIG)  # first: it marks the folder as a run
+        write_json(folder / configs.ENVIRONMENT, {
+            "data": data,
+            "host": platform.node(),
+            "python": platform.python_version(),
+            "packages": {d.name: d.version for d in distributions()},
+        })  # fmt: skip
+    return True
+
+
+def _check_new(folder: Path) -> None:
+    """Check that a folder without config.yaml holds only what a killed command left at its start.
+
+    Older versions wrote environment.json before config.yaml.
+    """
+    found = {path.name for path in folder.iterdir() if not _STARTED.fullmatch(path.name)}
+    if {CHECKPOINTS, eventlog.EVENTS} & found:
+        raise UsageError(
+            "the settings of the run are missing",
+            where=folder / CONFIG,
+            fix=f"restore the file, or {OTHER_NAME}",
+        )
+    if found == {configs.ENVIRONMENT}:
+        configs.load_environment(folder)
+    elif found:
+        raise UsageError("the folder exists and is not a run", where=folder, fix=OTHER_NAME)
+
+
+def _check_same(folder: Path, before: Config, config: Config, data: dict[str, Any]) -> None:
+    """Check that an existing run has the same shards, and the same settings except MAY_CHANGE.
+
+    At stage 3 the number of workers may not change, because DeepSpeed's sharded checkpoints fit
+    only the number of workers that wrote them.
+    """
+    fixed = ("scaling.",) if config.zero.stage == 3 else ()
+    may_change = tuple(key for key in MAY_CHANGE if key not in fixed)
+    changed = configs.differences(before, config, may_change)
+    try:
+        known = configs.load_environment(folder)["data"]
+    except UsageError as error:  # checkpoints tell whether the training sets are the same
+        print(f"{error.problem.where}: {error.problem.what}; it is written again")
+        known = {}
+    changed += [f"the shards of data.{key}" for key in known if known[key] != data[key]]
+    if changed:
+        raise UsageError(
+            f"the run was started with other settings or shards ({'; '.join(changed)})",
+            where=folder,
+            fix="give those of the run's start, or another name=NAME",
+        )
+
+
+def _resumes(folder: Path, before: Config, config: Config) -> bool:
+    """Say at which step an existing run is resumed; return False if it is finished.
+
+    Raises:
+        UsageError: There is no intact checkpoint although there should be one, or the run has taken
+            more steps than it is asked for.
+    """
+    damaged: list[str] = []
+    newest = checkpoint.newest(folder / CHECKPOINTS, damaged.append)
+    saved = checkpoint.step_of(newest) if newest else 0
+    finished = max((e.step for e in eventlog.read_kind(folder, events.Finish)), default=0)
+    steps = config.trainer.steps
+    if steps < max(saved, finished):
+        raise UsageError(
+            f"trainer.steps={steps} is less than the {max(saved, finished)} steps that were taken",
+            where=folder,
+            fix="give at least as many, or another name=NAME",
+        )
+    if newest is None and (damaged or finished):
+        raise UsageError(
+            f"no checkpoint is intact ({'; '.join(damaged) or 'all are missing'})",
+            where=folder / CHECKPOINTS,
+            fix="restore one, or train again under another name=NAME",
+        )
+    if finished >= steps and saved >= steps:
+        print(f"{folder} is finished ({saved} steps); to continue, raise trainer.steps")
+        return False
+    skipped = f" ({'; '.join(damaged)})" if damaged else ""
+    if saved < finished:
+        skipped += f"; the checkpoint of the finished run, step {finished}, is not intact"
+    if newest:
+        print(f"{folder}: resuming from the checkpoint of step {saved}{skipped}")
+        _say_other_rates(folder, before, config, saved)
+    else:
+        print(f"{folder}: starting from scratch, because the run has no checkpoint yet")
+    return True
+
+
+def _say_other_rates(folder: Path, before: Config, config: Config, step: int) -> None:
+    """Say if another number of steps moves the learning rate at the step that is resumed from."""
+    old, new = before.trainer.steps, config.trainer.steps
+    planned = lr_multiplier(before.schedule, old)(min(step, old - 1)) * config.optimizer.lr
+    resumed = lr_multiplier(config.schedule, new)(step) * config.optimizer.lr
+    if step < new and planned != resumed:
+        print(
+            f"{folder}: the schedule now spans {new} instead of {old} steps: the learning rate "
+            f"after step {step} is {resumed:.3g} instead of {planned:.3g}"
+        )
