@@ -1,158 +1,204 @@
-"""`predict`: panoptic overlays and JSON in COCO's formats for images."""
+"""`predict`: panoptic overlays and JSON in COCO's formats for images.
 
-from collections import Counter
+The files in the output folder, for each image by its id (see `ImageFiles`):
+
+- ID.png: the image under its segments
+- panoptic/ID.png and panoptic.json: COCO's panoptic format
+- instances.json: COCO's results format, with the names of the classes
+- summary.json: the counts, and the images that were left out, each with the reason
+
+The JSON files are written last.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from pycocotools import mask as rle
 from rich.progress import track
 
 from jobs import config as configs
+from jobs.coco_results import categories, id_colors, instance_entries, panoptic_entry
+from jobs.image_files import PANOPTIC, ImageFiles, find_images
+from jobs.outputs import OutputFolder
 from pipeline.pictures.regions import predicted_regions
 from pipeline.pictures.render import overlay
 from pipeline.pictures.sheet import write_png
+from pipeline.run.folder import CHECKPOINTS, EVALUATIONS
 from pipeline.run.restore import load_model
-from pipeline.score.inference import Result, infer
-from shards.errors import DataError, UsageError
-from shards.files import write_json
+from pipeline.score.inference import Result, infer, why_empty
+from shards.errors import DataError, M2FError
+from shards.files import disk_errors, write_json
 from shards.format.images import decode_image
 from shards.format.taxonomy import Taxonomy
+from shards.text import printable
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+INSTANCES, SUMMARY = "instances.json", "summary.json"
 
 
-def predict(run: str, paths: list[Path], out: Path, checkpoint: str | None = None) -> None:
+def predict(
+    run: str,
+    paths: list[Path],
+    out: Path,
+    checkpoint: str | None = None,
+    threshold: float | None = None,
+) -> dict[str, Any]:
     """Segment images with a run's checkpoint.
 
-    The files in `out`:
-
-    - NAME.png: the image under its segments
-    - panoptic/NAME.png and panoptic.json: COCO's panoptic format
-    - instances.json: COCO's results format
-
-    The id of an image is its name without the suffix.
+    An image that cannot be used is left out, and the rest is done.
 
     Args:
         run: A name under runs/, or a path.
         paths: Images, or folders of images.
-        out: The folder for the results.
+        out: The folder for the results, new or of an earlier `predict`.
         checkpoint: "best", "last", or a step. Defaults to the best with a known score.
+        threshold: The least score of segments and instances. Defaults to the run's threshold for
+            segments, and to all instances.
+
+    Returns:
+        What summary.json holds.
 
     Raises:
-        UsageError: A path has no image, two images have the same name, or `out` cannot be written.
-        DataError: An image does not decode.
+        UsageError: A path has no image, or `out` holds something else or one of the images.
+        DataError: Images were left out; everything else is written.
     """
-    images = _find_images(paths)
+    images = find_images(paths)
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, taxonomy, step = load_model(config.model, config.task, folder, checkpoint, device)
-    try:
-        (out / "panoptic").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(reason, where=f"--out {out}", fix="name another folder") from error
-    sizes: list[dict[str, Any]] = []
-    panoptic: list[dict[str, Any]] = []
-    instances: list[dict[str, Any]] = []
-    progress = track(images, description=f"predicting with step {step}", transient=True)
-    for path in progress:
-        image = _read(path)
-        result = infer(model, image, config.evaluation, taxonomy.things, device)
-        picture = overlay(image, *predicted_regions(result), taxonomy)
-        write_png(out / f"{path.stem}.png", picture)
-        write_png(out / "panoptic" / f"{path.stem}.png", _id_colors(result.panoptic))
-        height, width = image.shape[:2]
-        sizes.append({"id": path.stem, "file_name": path.name, "height": height, "width": width})
-        panoptic.append(_panoptic_entry(path.stem, result, taxonomy))
-        instances += _instance_entries(path.stem, result, taxonomy)
-    _write_panoptic(out / "panoptic.json", sizes, panoptic, taxonomy)
-    write_json(out / "instances.json", instances)
-    found = sum(len(entry["segments_info"]) for entry in panoptic)
-    print(f"{len(images)} images, {found} segments: {out}")
-
-
-def _find_images(paths: list[Path]) -> list[Path]:
-    """Return the images among paths and in folders, which must have different names."""
-    images = [image for path in paths for image in _images_at(path)]
-    names = Counter(image.stem for image in images)
-    repeated = [name for name, count in names.items() if count > 1]
-    if repeated:
-        raise UsageError(
-            f"several images are called {min(repeated)}", fix="predict them one at a time"
+    settings = config.evaluation
+    if threshold is not None:
+        settings = replace(settings, segment=replace(settings.segment, object_threshold=threshold))
+    read = [*images.paths.values(), folder / CHECKPOINTS, folder / EVALUATIONS]
+    output = OutputFolder(out, "predict", _names(images), read)
+    results = Results(output.path, taxonomy, threshold or 0)
+    segment = partial(infer, model, settings=settings, things=taxonomy.things, device=device)
+    with disk_errors(out):
+        left_out = _segment_all(images, segment, results, f"predicting with step {step}")
+        summary = {
+            "run": folder.name,
+            "step": step,
+            **results.counts(),
+            "left_out": [{"file": name, "reason": why} for name, why in left_out.items()],
+            "ignored": [images.name(path) for path in images.ignored],
+        }
+        results.write(summary)
+        output.finish()
+    _print(summary, out, why_empty(max(results.empty.values(), default=0), settings.segment))
+    if left_out:
+        raise DataError(
+            f"{len(left_out)} inputs were left out, and {summary['images']} images are done",
+            where=output.path / SUMMARY,
+            fix="replace or remove them, and run the same command again",
         )
-    return images
+    return summary
 
 
-def _images_at(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UsageError("does not exist", where=path, fix="give images or folders of images")
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UsageError(f"holds no image ({suffixes})", where=path, fix="give another folder")
-    return found
+class Results:
+    """The predictions of several images: the pictures at once, the JSON files at the end.
+
+    Attributes:
+        taxonomy: The classes.
+        empty: The highest score in each image without a segment, by the image's name.
+    """
+
+    def __init__(self, folder: Path, taxonomy: Taxonomy, least_score: float):
+        self._folder, self.taxonomy, self._least_score = folder, taxonomy, least_score
+        self._images: list[dict[str, Any]] = []
+        self._segments: list[dict[str, Any]] = []
+        self._instances: list[dict[str, Any]] = []
+        self.empty: dict[str, float] = {}
+
+    def add(
+        self, id: str, name: str, image: np.ndarray, result: Result, picture: np.ndarray
+    ) -> None:
+        """Write the pictures of an image, and keep its entries for the JSON files."""
+        write_png(self._folder / f"{id}.png", picture)
+        write_png(self._folder / PANOPTIC / f"{id}.png", id_colors(result.panoptic))
+        height, width = image.shape[:2]
+        self._images.append({"id": id, "file_name": name, "height": height, "width": width})
+        self._segments.append(panoptic_entry(id, result, self.taxonomy))
+        self._instances += instance_entries(id, result, self.taxonomy, self._least_score)
+        if not result.segments:
+            self.empty[name] = result.highest_score
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers of images, segments, and instances, and the images without segment."""
+        return {
+            "images": len(self._images),
+            "segments": sum(len(entry["segments_info"]) for entry in self._segments),
+            "instances": len(self._instances),
+            "without_segment": [
+                {"file": name, "highest_score": score} for name, score in self.empty.items()
+            ],
+        }
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write the JSON files."""
+        panoptic = {"images": self._images, "annotations": self._segments}
+        panoptic["categories"] = categories(self.taxonomy)
+        write_json(self._folder / f"{PANOPTIC}.json", panoptic)
+        write_json(self._folder / INSTANCES, self._instances)
+        write_json(self._folder / SUMMARY, summary)
+
+
+def _segment_all(
+    images: ImageFiles, segment: Callable[[np.ndarray], Result], results: Results, title: str
+) -> dict[str, str]:
+    """Add every image to the results; return the reason for each that is left out, by its name."""
+    left_out = {images.name(path): reason for path, reason in images.unread.items()}
+    for id, path in track(images.paths.items(), description=title, transient=True):
+        name = images.name(path)
+        try:
+            image = _read(path)
+            result = segment(image)
+            picture = overlay(image, *predicted_regions(result), results.taxonomy)
+        except (M2FError, MemoryError, torch.OutOfMemoryError) as error:
+            left_out[name] = _reason(error)
+        else:
+            results.add(id, name, image, result, picture)
+    return left_out
+
+
+def _names(images: ImageFiles) -> list[str]:
+    """Return the names of all files that are written, relative to the folder of the results."""
+    pictures = [name for id in images.paths for name in (f"{id}.png", f"{PANOPTIC}/{id}.png")]
+    return [*pictures, f"{PANOPTIC}.json", INSTANCES, SUMMARY]
 
 
 def _read(path: Path) -> np.ndarray:
+    """Return the image in a file.
+
+    Raises:
+        DataError: It cannot be read or does not decode.
+    """
+    if path.exists() and not path.is_file():
+        raise DataError("it is not a regular file", where=path)
     try:
-        return decode_image(path.read_bytes(), str(path))
-    except DataError as error:
-        raise DataError("the image does not decode", where=path, fix="leave it out") from error
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise DataError(error.strerror or str(error), where=path) from error
+    if not encoded:
+        raise DataError("the file is empty", where=path)
+    return decode_image(encoded, str(path))
 
 
-def _write_panoptic(
-    path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]], taxonomy: Taxonomy
-) -> None:
-    categories = [
-        {
-            "id": category.id,
-            "name": category.name,
-            "isthing": int(category.isthing),
-            "color": list(category.color),
-        }
-        for category in taxonomy.categories
-    ]
-    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
+def _reason(error: BaseException) -> str:
+    if isinstance(error, M2FError):
+        return error.problem.what
+    return "there is not enough memory for it"
 
 
-def _id_colors(ids: np.ndarray) -> np.ndarray:
-    """Return the RGB image of COCO's panoptic format: id = R + 256·G + 65536·B."""
-    return np.stack([ids, ids >> 8, ids >> 16], -1).astype(np.uint8)
-
-
-def _panoptic_entry(name: str, result: Result, taxonomy: Taxonomy) -> dict[str, Any]:
-    infos = []
-    for segment in result.segments:
-        mask = (result.panoptic == segment["id"]).astype(np.uint8)
-        infos.append({
-            "id": segment["id"],
-            "category_id": taxonomy.categories[segment["category"]].id,
-            "isthing": int(segment["isthing"]),
-            "score": round(segment["score"], 4),
-            "area": int(mask.sum()),
-            "bbox": list(cv2.boundingRect(mask)),
-            "iscrowd": 0,
-        })  # fmt: skip
-    return {"image_id": name, "file_name": f"{name}.png", "segments_info": infos}
-
-
-def _instance_entries(name: str, result: Result, taxonomy: Taxonomy) -> list[dict[str, Any]]:
-    entries = []
-    for score, category, mask in zip(result.scores, result.categories, result.masks, strict=True):
-        encoded = rle.encode(np.asfortranarray(mask, np.uint8))
-        counts = encoded["counts"]
-        assert isinstance(counts, bytes), "pycocotools encodes to bytes, though its types say str"
-        entries.append({
-            "image_id": name,
-            "category_id": taxonomy.categories[category].id,
-            "score": round(float(score), 4),
-            "segmentation": {"size": encoded["size"], "counts": counts.decode()},
-            "bbox": rle.toBbox(encoded).tolist(),
-        })  # fmt: skip
-    return entries
+def _print(summary: dict[str, Any], out: Path, why: str) -> None:
+    """Print the counts, the images without segment and why, and what was left out."""
+    for row in summary["left_out"]:
+        print(f"left out: {printable(row['file'])}: {printable(row['reason'])}")
+    if ignored := summary["ignored"]:
+        print(f"ignored hidden files: {', '.join(map(printable, ignored))}")
+    if empty := summary["without_segment"]:
+        print(f"{len(empty)} of {summary['images']} images have no segment: {why}")
+    print(f"{summary['images']} images, {summary['segments']} segments: {printable(out)}")

@@ -22,7 +22,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     A killed process leaves `NAME.tmp-PID` behind, which no reader takes for the file.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    # 60 characters have at most 240 bytes, and file systems take 255.
+    temporary = path.with_name(f"{path.name[:60]}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of a killed process with the same id
     try:
         with temporary.open("xb") as file:

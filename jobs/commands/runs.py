@@ -89,13 +89,28 @@ def evaluate(
 def predict(
     run: Run,
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[Path, typer.Option(help="Folder for pictures and JSON.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for pictures and JSON: new, empty, or of a predict.")
+    ],
     checkpoint: Checkpoint = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Least score of segments and instances. Default: "
+            "evaluation.segment.object_threshold for segments, and every instance.",
+        ),
+    ] = None,
 ) -> None:
-    """Segment images: panoptic overlays and JSON in COCO's formats."""
+    """Segment images: panoptic overlays and JSON in COCO's formats.
+
+    Folders are searched with those below them. An image that cannot be used is left out and
+    listed, the rest is done, and the exit code is 3.
+    """
     from jobs.predict import predict as job
 
-    job(run, images, out, checkpoint)
+    job(run, images, out, checkpoint, threshold)
 
 
 def replay(

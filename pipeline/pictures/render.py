@@ -13,6 +13,8 @@ from pipeline.pictures.regions import Region
 from shards.format.taxonomy import Taxonomy
 
 LEAST_SIDE = 256  # pixels; smaller pictures are enlarged, so that names can be read
+LONGEST_ENLARGED = 2048  # pixels of the longer side up to which a thin picture is enlarged
+_WIDEST = 4  # a picture on a sheet is enlarged up to this ratio of its width to the row's height
 _THING_OPACITY, _STUFF_OPACITY = 0.46, 0.34
 _LABELED_SHARE = 0.2  # the largest share of the picture that names cover
 _LEAST_LABELED = 0.002  # the smallest share of the picture for which a segment gets a name
@@ -82,13 +84,15 @@ def enlarge(image: np.ndarray) -> np.ndarray:
 
 
 def _factor(height: int, width: int) -> int:
-    return -(-LEAST_SIDE // min(height, width))
+    wanted = -(-LEAST_SIDE // min(height, width))
+    return max(1, min(wanted, LONGEST_ENLARGED // max(height, width)))
 
 
 def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.ndarray:
     """Arrange rows of pictures under captions on a white sheet.
 
-    Pictures are scaled to the height of the tallest in their row and centered in their column.
+    Pictures are scaled to the height of the tallest in their row, unless they are very wide, and
+    centered in their cell.
 
     Args:
         captions: The caption of each column.
@@ -101,22 +105,25 @@ def side_by_side(captions: Sequence[str], *rows: Sequence[np.ndarray]) -> np.nda
         ValueError: The number of pictures in a row is not the number of captions.
     """
     gap = 12
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
     scaled = [
-        [_to_height(picture, max(p.shape[0] for p in row)) for picture in row] for row in rows
+        [_enlarged_to(picture, height) for picture in row]
+        for row, height in zip(rows, heights, strict=True)
     ]
     widths = [max(picture.shape[1] for picture in column) for column in zip(*scaled, strict=True)]
     lefts = np.cumsum([gap, *(width + gap for width in widths)]).tolist()
     size = max(14, round(min(widths) / 18))
     head = gap + round(1.5 * size)
-    tops = np.cumsum([head, *(row[0].shape[0] + gap for row in scaled)]).tolist()
+    tops = np.cumsum([head, *(height + gap for height in heights)]).tolist()
     sheet = Image.new("RGB", (lefts[-1], tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     for left, width, caption in zip(lefts[:-1], widths, captions, strict=True):
         middle = left + width / 2, (head + gap / 2) / 2
         draw.text(middle, caption, (40, 40, 40), _font(size), anchor="mm")
-    for top, row in zip(tops[:-1], scaled, strict=True):
+    for top, height, row in zip(tops[:-1], heights, scaled, strict=True):
         for left, width, picture in zip(lefts[:-1], widths, row, strict=True):
-            sheet.paste(Image.fromarray(picture), (left + (width - picture.shape[1]) // 2, top))
+            down, right = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
+            sheet.paste(Image.fromarray(picture), (left + right, top + down))
     return np.asarray(sheet)
 
 
@@ -241,8 +248,11 @@ def _font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def _to_height(picture: np.ndarray, height: int) -> np.ndarray:
-    if picture.shape[0] == height:
+def _enlarged_to(picture: np.ndarray, row_height: int) -> np.ndarray:
+    """Enlarge a picture to the height of its row, unless it would become too wide."""
+    height, width = picture.shape[:2]
+    factor = max(1, min(row_height / height, _WIDEST * row_height / width))
+    if factor == 1:
         return picture
-    width = round(picture.shape[1] * height / picture.shape[0])
-    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+    size = round(width * factor), round(height * factor)
+    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC)

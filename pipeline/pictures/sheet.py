@@ -11,6 +11,7 @@ from pipeline.data.store import Store
 from pipeline.pictures.regions import predicted_regions, true_regions
 from pipeline.pictures.render import enlarge, grid, overlay
 from pipeline.score.inference import InferenceSettings, infer
+from shards.files import whole_file
 from shards.format.images import image_of
 
 
@@ -44,4 +45,5 @@ def write_png(path: Path, picture: np.ndarray) -> None:
     """Write a picture, RGB `uint8 [H, W, 3]`, and create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    path.write_bytes(encoded.tobytes())
+    with whole_file(path) as file:
+        file.write(encoded.tobytes())

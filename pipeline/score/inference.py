@@ -1,5 +1,6 @@
 """Run the network on one image of any size for panoptic, instance, and semantic results."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from model import segment
 from model.mask2former import Mask2Former, normalize
+from model.network_settings import SegmentSettings
 from model.segment import ImagePrediction
 from pipeline.data.augment.resize import resize, shortest_edge_size
 from pipeline.settings import InferenceSettings
@@ -26,6 +28,8 @@ class Result:
         categories: `int64 [N]`, the class of each instance.
         masks: The mask of each instance, `bool [H, W]`.
         semantic: `int64 [H, W]`, the class of each pixel.
+        highest_score: The highest score of a query that predicts a class, before any threshold; 0
+            if every query predicts that there is no object.
     """
 
     panoptic: np.ndarray
@@ -34,6 +38,7 @@ class Result:
     categories: np.ndarray
     masks: list[np.ndarray]
     semantic: np.ndarray
+    highest_score: float
 
 
 def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tensor, tuple[int, int]]:
@@ -84,4 +89,33 @@ def infer(
         categories=instances["categories"].cpu().numpy(),
         masks=[mask.cpu().numpy() for mask in instances["masks"]],
         semantic=segment.semantic(prediction).cpu().numpy(),
+        highest_score=_highest_score(prediction),
     )
+
+
+def why_empty(highest_score: float, settings: SegmentSettings) -> str:
+    """Return why an image has no segment, and which threshold would give it one."""
+    threshold = settings.object_threshold
+    if highest_score == 0:
+        return "every query predicts that there is no object; train longer"
+    if highest_score <= threshold:
+        return (
+            f"the highest score is {highest_score:.4g}, and the threshold is {threshold:g}; "
+            f"a threshold of {_just_below(highest_score):g} would let it pass"
+        )
+    return (
+        f"the queries above the threshold of {threshold:g} win too few pixels of their masks "
+        f"(evaluation.segment.overlap_threshold={settings.overlap_threshold:g})"
+    )
+
+
+def _highest_score(prediction: ImagePrediction) -> float:
+    scores, labels = prediction.class_logits.softmax(1).max(1)
+    no_object = prediction.class_logits.shape[1] - 1
+    return scores.where(labels != no_object, 0).max().item()
+
+
+def _just_below(score: float) -> float:
+    """Return the largest number of two significant digits that is less than a score above 0."""
+    unit = 10.0 ** (math.floor(math.log10(score)) - 1)
+    return (math.ceil(score / unit - 1e-6) - 1) * unit

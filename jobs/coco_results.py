@@ -1,0 +1,77 @@
+"""Predictions in COCO's formats: panoptic segments, and results of instances."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+from pipeline.score.inference import Result
+from shards.format.taxonomy import Taxonomy
+
+_DIGITS = 4  # of a score
+
+
+def id_colors(ids: np.ndarray) -> np.ndarray:
+    """Return the RGB image of COCO's panoptic format: id = R + 256·G + 65536·B."""
+    return np.stack([ids, ids >> 8, ids >> 16], -1).astype(np.uint8)
+
+
+def categories(taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """Return the classes as the `categories` of COCO's panoptic JSON."""
+    return [
+        {
+            "id": category.id,
+            "name": category.name,
+            "isthing": int(category.isthing),
+            "color": list(category.color),
+        }
+        for category in taxonomy.categories
+    ]
+
+
+def panoptic_entry(id: str, result: Result, taxonomy: Taxonomy) -> dict[str, Any]:
+    """Return the annotation of an image in COCO's panoptic format."""
+    infos = []
+    for segment in result.segments:
+        mask = (result.panoptic == segment["id"]).astype(np.uint8)
+        infos.append({
+            "id": segment["id"],
+            "category_id": taxonomy.categories[segment["category"]].id,
+            "isthing": int(segment["isthing"]),
+            "score": round(segment["score"], _DIGITS),
+            "area": int(mask.sum()),
+            "bbox": list(cv2.boundingRect(mask)),
+            "iscrowd": 0,
+        })  # fmt: skip
+    return {"image_id": id, "file_name": f"{id}.png", "segments_info": infos}
+
+
+def instance_entries(
+    id: str, result: Result, taxonomy: Taxonomy, threshold: float
+) -> list[dict[str, Any]]:
+    """Return the instances of an image in COCO's format of results, with the names of classes.
+
+    Args:
+        id: The id of the image.
+        result: The predictions.
+        taxonomy: The classes.
+        threshold: The least score. Empty masks and scores that round to 0 are always left out.
+    """
+    entries = []
+    for score, category, mask in zip(result.scores, result.categories, result.masks, strict=True):
+        rounded = round(float(score), _DIGITS)
+        if not (rounded > 0 and score >= threshold and mask.any()):
+            continue
+        encoded = rle.encode(np.asfortranarray(mask, np.uint8))
+        counts = encoded["counts"]
+        assert isinstance(counts, bytes), "pycocotools encodes to bytes, though its types say str"
+        entries.append({
+            "image_id": id,
+            "category_id": taxonomy.categories[category].id,
+            "category_name": taxonomy.names[category],
+            "score": rounded,
+            "segmentation": {"size": encoded["size"], "counts": counts.decode()},
+            "bbox": rle.toBbox(encoded).tolist(),
+        })  # fmt: skip
+    return entries

@@ -1,0 +1,193 @@
+"""Output folders and files: a command never writes over what it did not make."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UsageError
+from shards.files import sha256, write_json
+
+MARK = ".mask2former.json"
+_HEAD = 4096  # bytes at the start of a file within which its signature is
+
+
+class OutputFolder:
+    """A folder for the results of one command, which knows its own files by a mark.
+
+    The mark names the command and its files. It is written before the first result, with
+    `complete: false`, and again after the last one, with the hash of each file. The next call of
+    the command removes the files that are as they were written, so that the results of two calls
+    never mix, and refuses to write over any other.
+
+    Args:
+        path: The folder, as the user gave it.
+        command: The name of the command.
+        names: The files to write, relative to the folder.
+        inputs: Files and folders that the command reads.
+
+    Raises:
+        UsageError: The folder holds or would replace something that the command did not write,
+            lies in an input, or holds one.
+    """
+
+    def __init__(self, path: Path, command: str, names: Iterable[str], inputs: Iterable[Path]):
+        self.path, self._command, self._names = path.absolute(), command, set(names)
+        _check_apart(path, inputs)
+        earlier = claim(path, command)
+        with refusals(path):
+            stale = [self.path / name for name, hash in earlier.items() if self._is_own(name, hash)]
+            for name in sorted(self._names):
+                self._check_free(name, stale)
+            self._write_mark(earlier | dict.fromkeys(self._names, ""), complete=False)
+            for file in stale:
+                file.unlink()
+            for folder in {(self.path / name).parent for name in self._names}:
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def finish(self) -> None:
+        """Record that every result is written."""
+        files = [name for name in self._names if (self.path / name).is_file()]
+        self._write_mark({name: sha256(self.path / name) for name in files}, complete=True)
+
+    def _is_own(self, name: str, hash: str) -> bool:
+        """Return whether a file is as the command wrote it; hash is "" if it did not finish."""
+        file = self.path / name
+        if file.is_symlink() or not file.is_file() or not self._is_inside(name):
+            return False
+        return hash in ("", sha256(file))
+
+    def _is_inside(self, name: str) -> bool:
+        """Return whether no symbolic link leads from the folder to elsewhere."""
+        parent = Path(name).parent
+        return not parent.is_absolute() and (
+            (self.path / parent).resolve() == self.path.resolve() / parent
+        )
+
+    def _check_free(self, name: str, stale: list[Path]) -> None:
+        file = self.path / name
+        taken = os.path.lexists(file) and file not in stale
+        if taken or not self._is_inside(name):
+            raise UsageError(
+                f"{name} would replace what {self._command} did not write",
+                where=f"--out {self.path}",
+                fix="name a new or empty folder",
+            )
+
+    def _write_mark(self, files: dict[str, str], *, complete: bool) -> None:
+        mark = {
+            "command": self._command,
+            "complete": complete,
+            "files": dict(sorted(files.items())),
+        }
+        write_json(self.path / MARK, mark)
+
+
+def claim(folder: Path, command: str) -> dict[str, str]:
+    """Create a marked folder, or recognize the one that the same command made.
+
+    Returns:
+        The hashes of the files that the mark lists by their names, "" if unknown.
+
+    Raises:
+        UsageError: The folder holds anything else, or it cannot be written.
+    """
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        mark = _read_mark(folder)
+        if mark and mark["command"] == command:
+            return mark["files"]
+        if any(folder.iterdir()):
+            what = f"the output of {mark['command']}" if mark else f"what {command} did not write"
+            raise UsageError(
+                f"the folder holds {what}",
+                where=f"--out {folder}",
+                fix="name a new or empty folder",
+            )
+        write_json(folder / MARK, {"command": command, "complete": False, "files": {}})
+    return {}
+
+
+def made_by(folder: Path) -> str | None:
+    """Return the name of the command whose results a folder holds; None if it has no mark."""
+    mark = _read_mark(folder)
+    return mark["command"] if mark else None
+
+
+def check_file(
+    path: Path, option: str, signature: bytes, inputs: Iterable[Path], *, force: bool
+) -> None:
+    """Make sure that a command may write a file.
+
+    Args:
+        path: The file.
+        option: The option that names it.
+        signature: What the files that the command writes hold near their start.
+        inputs: Folders that the command reads.
+        force: Whether the user allows the command to replace any file.
+
+    Raises:
+        UsageError: The file would lie in an input or in a folder that does not exist, it is
+            not a regular file, or the command did not write it and `force` is false.
+    """
+    target, where = path.absolute(), f"{option} {path}"
+    if not target.parent.is_dir():
+        missing = f"the folder {target.parent} does not exist"
+        raise UsageError(missing, where=where, fix="create it first")
+    for folder in inputs:
+        if target.parent.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"it lies in {folder}, which is read", where=where, fix="name another")
+    if not os.path.lexists(target):
+        return
+    regular = target.is_file() and not target.is_symlink()
+    if not regular and not target.is_symlink():
+        raise UsageError("is not a file", where=where, fix="name another")
+    if not force and not (regular and _starts_with(target, signature)):
+        raise UsageError(
+            "exists already and may be yours", where=where, fix="name another, or add --force"
+        )
+
+
+def _starts_with(file: Path, signature: bytes) -> bool:
+    with contextlib.suppress(OSError), file.open("rb") as opened:
+        return signature in opened.read(_HEAD)
+    return False
+
+
+@contextlib.contextmanager
+def refusals(out: Path) -> Iterator[None]:
+    """Translate an OSError while an output folder is prepared."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(reason, where=f"--out {out}", fix="name another folder") from error
+
+
+def _check_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Raise UsageError if an output folder holds an input, or lies in one."""
+    target = out.resolve()
+    for path in inputs:
+        source = path.resolve()
+        if source.is_relative_to(target) or target.is_relative_to(source):
+            raise UsageError(
+                f"{path}, which is read, and the results would be in one folder",
+                where=f"--out {out}",
+                fix="name a new or empty folder",
+            )
+
+
+def _read_mark(folder: Path) -> dict[str, Any] | None:
+    """Return the mark of a folder; None if there is none, or if no command wrote it."""
+    path = folder / MARK
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        mark = json.loads(path.read_bytes())
+        command, files = mark["command"], dict(mark["files"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    texts = (command, *files, *files.values())
+    return {"command": command, "files": files} if all(isinstance(t, str) for t in texts) else None
