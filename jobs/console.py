@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from shards.errors import M2FError
+from shards.text import printable
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -64,9 +65,13 @@ def _print_json(value: Any) -> None:
 
 def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning like an error, without the source line that Python adds."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {_one_line(str(message))}", file=sys.stderr)
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"error: {_one_line(text)}", file=sys.stderr)
     return code
+
+
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))

@@ -4,10 +4,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from jobs.outputs import made_by
 from shards.errors import UsageError
+from shards.files import is_clutter
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 PANOPTIC = "panoptic"  # the folder of the results that no id may begin with
@@ -38,7 +39,8 @@ class ImageFiles:
 def find_images(paths: list[Path]) -> ImageFiles:
     """Return the given files, and the images in the given folders and the folders below them.
 
-    Hidden folders, `__MACOSX`, and folders with the results of a command are not entered.
+    Hidden folders, `__MACOSX` and its like, and folders with the results of a command are not
+    entered.
 
     Raises:
         UsageError: A path does not exist, or a folder has no image.
@@ -83,19 +85,15 @@ def _walk(folder: Path, found: ImageFiles) -> Iterator[Path]:
             continue
         entered.add(real)
         folders[:] = sorted(
-            name for name in folders if _is_visible(name) and not made_by(here / name)
+            name for name in folders if not is_clutter(PurePath(name)) and not made_by(here / name)
         )
         for name in sorted(names):
             if Path(name).suffix.lower() not in SUFFIXES:
                 continue
-            if _is_visible(name):
-                yield here / name
-            else:
+            if is_clutter(PurePath(name)):
                 found.ignored.append(here / name)
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
+            else:
+                yield here / name
 
 
 def _first(name: str) -> str:

@@ -1,14 +1,13 @@
 """Output folders and files: a command never writes over what it did not make."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
-from shards.files import sha256, write_json
+from shards.files import read_json, sha256, write_json
 
 MARK = ".mask2former.json"
 _HEAD = 4096  # bytes at the start of a file within which its signature is
@@ -185,9 +184,9 @@ def _read_mark(folder: Path) -> dict[str, Any] | None:
     if path.is_symlink() or not path.is_file():
         return None
     try:
-        mark = json.loads(path.read_bytes())
+        mark = read_json(path)
         command, files = mark["command"], dict(mark["files"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     texts = (command, *files, *files.values())
     return {"command": command, "files": files} if all(isinstance(t, str) for t in texts) else None

@@ -31,12 +31,13 @@ from pipeline.run.folder import CHECKPOINTS, EVALUATIONS
 from pipeline.run.restore import load_model
 from pipeline.score.inference import Result, infer, why_empty
 from shards.errors import DataError, M2FError
-from shards.files import disk_errors, write_json
+from shards.files import disk_errors, read_regular, write_json
 from shards.format.images import decode_image
 from shards.format.taxonomy import Taxonomy
 from shards.text import printable
 
 INSTANCES, SUMMARY = "instances.json", "summary.json"
+NAMED = 3  # inputs that the error names; all are printed and in SUMMARY
 
 
 def predict(
@@ -91,7 +92,7 @@ def predict(
     _print(summary, out, why_empty(max(results.empty.values(), default=0), settings.segment))
     if left_out:
         raise DataError(
-            f"{len(left_out)} inputs were left out, and {summary['images']} images are done",
+            f"{_some(left_out)} left out, and {summary['images']} images are done",
             where=output.path / SUMMARY,
             fix="replace or remove them, and run the same command again",
         )
@@ -176,10 +177,8 @@ def _read(path: Path) -> np.ndarray:
     Raises:
         DataError: It cannot be read or does not decode.
     """
-    if path.exists() and not path.is_file():
-        raise DataError("it is not a regular file", where=path)
     try:
-        encoded = path.read_bytes()
+        encoded = read_regular(path)
     except OSError as error:
         raise DataError(error.strerror or str(error), where=path) from error
     if not encoded:
@@ -191,6 +190,13 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, M2FError):
         return error.problem.what
     return "there is not enough memory for it"
+
+
+def _some(left_out: dict[str, str]) -> str:
+    """Return the number of inputs that were left out, with the reasons for the first of them."""
+    shown = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:NAMED])
+    more = "; …" if len(left_out) > NAMED else ""
+    return f"{len(left_out)} of the inputs ({shown}{more}) were"
 
 
 def _print(summary: dict[str, Any], out: Path, why: str) -> None:
