@@ -141,6 +141,12 @@ RULES = {
         _OUT,
         "rename the file, convert it to the format of the other images, or scale it down",
     ),
+    24: Rule(
+        "annotation of an unlisted image",
+        REJECTED,
+        "the annotation is left out",
+        "correct image_id, or list the image",
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """Plan which sample goes into which shard, and digest what the bytes of each shard depend on."""
 
+import errno
 import filecmp
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from importlib.metadata import version
@@ -87,14 +88,14 @@ def plan_splits(splits: Sequence[Split], out: Path, options: BuildOptions) -> li
     """Plan the shards of every split, below `out`.
 
     Raises:
-        DataError: A split has no images or images of several formats, or the build is strict and
-            a finding rejects an image.
+        DataError: A split has no images, or the build is strict and a finding rejects an image.
     """
     plans: list[SplitPlan] = []
     for split in splits:
         items, findings = _unique(split.items)
+        items, others = _of_one_format(items)
         items = sorted(items, key=lambda item: item.key)[: options.limit]
-        findings = [*findings, *split.findings, *_seen_before(items, plans)]
+        findings = [*findings, *others, *split.findings, *_seen_before(items, plans)]
         if options.strict:
             refuse(findings)
         plans.append(_plan(split, items, findings, out / split.name, options))
@@ -104,16 +105,10 @@ def plan_splits(splits: Sequence[Split], out: Path, options: BuildOptions) -> li
 def _plan(
     split: Split, items: list[Item], findings: list[Finding], folder: Path, options: BuildOptions
 ) -> SplitPlan:
-    exts = {image_ext(item.file_name): item.file_name for item in items}
-    if not exts:
+    if not items:
         refuse(findings)
         raise DataError(f"split {split.name} has no images", fix="give a data set that has some")
-    if len(exts) > 1:
-        raise DataError(
-            f"the images have several formats ({', '.join(exts.values())})",
-            where=f"split {split.name}",
-            fix="convert them to one",
-        )
+    ext = image_ext(items[0].file_name)
     stats = [[_stat(path) for path in item.files] for item in items]
     count = options.shards or _shard_count(sum(size for files in stats for size, _ in files))
     groups: list[list[int]] = [[] for _ in range(count)]
@@ -144,7 +139,7 @@ def _plan(
         )
     of_findings = [astuple(finding) for finding in findings]
     inputs = digest([[shard.inputs for shard in shards], split.tasks, split.licenses, of_findings])
-    return SplitPlan(split, folder, next(iter(exts)), shards, inputs, findings)
+    return SplitPlan(split, folder, ext, shards, inputs, findings)
 
 
 def versions() -> dict[str, str]:
@@ -166,6 +161,18 @@ def _unique(items: Sequence[Item]) -> tuple[list[Item], list[Finding]]:
                 Finding(item.file_name, 17, f"{names} have the key {key}") for item in twins
             ]
     return [twins[0] for twins in by_key.values() if len(twins) == 1], findings
+
+
+def _of_one_format(items: list[Item]) -> tuple[list[Item], list[Finding]]:
+    """Return the items of the most frequent image format, and a finding for each of the others."""
+    counts = Counter(image_ext(item.file_name) for item in items)
+    ext, count = max(counts.items(), key=lambda pair: (pair[1], pair[0]), default=("", 0))
+    findings = [
+        Finding(item.file_name, 23, f"the extension of {count} other images is {ext}")
+        for item in items
+        if image_ext(item.file_name) != ext
+    ]
+    return [item for item in items if image_ext(item.file_name) == ext], findings
 
 
 def _seen_before(items: list[Item], earlier: list[SplitPlan]) -> list[Finding]:
@@ -190,7 +197,9 @@ def _stat(path: Path) -> tuple[int, int]:
     """Return the size and the ctime (ns) of a file."""
     try:
         stat = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
         return _MISSING
     return stat.st_size, stat.st_ctime_ns
 

@@ -76,12 +76,19 @@ def iterate_entries(path: Path, lists: Collection[str]) -> Iterator[Entry]:
 
 
 def read_ranges(path: Path, ranges: Sequence[int]) -> list[Any]:
-    """Parse the values at some byte ranges (start, end, start, end, ...) of a JSON file."""
+    """Parse the values at some byte ranges (start, end, start, end, ...) of a JSON file.
+
+    Raises:
+        DataError: A range holds no JSON.
+    """
     values = []
     with path.open("rb") as file:
         for start, end in zip(ranges[::2], ranges[1::2], strict=True):
             file.seek(start)
-            values.append(json.loads(file.read(end - start)))
+            try:
+                values.append(json.loads(file.read(end - start)))
+            except ValueError as error:  # the file was changed after it was indexed
+                raise damaged(path, start, str(error)) from None
     return values
 
 
@@ -182,6 +189,8 @@ class _Reader:
                 near = len(self.text) - error.pos < _NEAR or error.msg.startswith("Unterminated")
                 if self.last or not near:
                     raise damaged(self.path, self.start + error.pos, error.msg) from None
+            except ValueError as error:  # an integer of thousands of digits
+                raise damaged(self.path, self.start + self.at, str(error)) from None
             except RecursionError:
                 raise damaged(self.path, self.start + self.at, "too deeply nested") from None
             self._move_window(_WINDOW if self.at else 2 * len(self.text))

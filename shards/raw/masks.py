@@ -7,12 +7,12 @@ from typing import Any, TypedDict
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from shards.doctor import Doctor, Reject
-from shards.format.schema import map_type
+from shards.errors import DataError
+from shards.format.schema import MAX_PIXELS, map_type
 
-_MAX_COORDINATE = 100_000  # in pixels; pycocotools needs memory in proportion to a polygon's length
+_MAX_ROWS = 1 << 20  # OpenCV reads no picture with more
 _MAX_DIGITS = 7  # characters of a compressed run length, 5 bits each: 35 bits
 
 
@@ -35,7 +35,7 @@ def check_area(name: str, declared: float, pixels: int, doctor: Doctor) -> None:
         doctor.note(12, f"{name} declares {declared} pixels and has {pixels}")
 
 
-def number_segments(ids: np.ndarray, segment_ids: list[int]) -> tuple[np.ndarray, list[int]]:
+def number_segments(ids: np.ndarray, segment_ids: Sequence[Any]) -> tuple[np.ndarray, list[int]]:
     """Replace the publisher's ids in a panoptic map by the positions of their segments.
 
     Args:
@@ -47,18 +47,18 @@ def number_segments(ids: np.ndarray, segment_ids: list[int]) -> tuple[np.ndarray
         segment counted from 1 and 0 is void, and the number of pixels of every segment.
 
     Raises:
-        Reject: The nonzero ids of the map are not exactly `segment_ids`.
+        Reject: The nonzero ids of the map are not exactly `segment_ids`, or are too many.
     """
     if repeated := [i for i, count in Counter(segment_ids).items() if count > 1]:
         raise Reject(11, f"id {repeated[0]} occurs more than once in the JSON")
-    if invalid := [i for i in segment_ids if not 0 < i < 1 << 24]:
+    if invalid := [i for i in segment_ids if not (isinstance(i, int) and 0 < i < 1 << 24)]:
         raise Reject(11, f"id {invalid[0]} is in the JSON, but a PNG holds ids from 1 to 16777215")
     # Neighboring pixels mostly share an id, so the work is done once per run of equal ids instead
     # of once per pixel: look up the runs in a table, then repeat the results.
     flat = ids.ravel()
     starts = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
     lengths = np.diff(starts, append=flat.size)
-    table = _empty_table(map_type(len(segment_ids)))
+    table = _empty_table(_type_of_map(len(segment_ids)))
     table[segment_ids] = range(1, len(segment_ids) + 1)
     numbers = table[flat[starts]]
     table[segment_ids] = 0
@@ -72,6 +72,18 @@ def number_segments(ids: np.ndarray, segment_ids: list[int]) -> tuple[np.ndarray
     return np.repeat(numbers, lengths).reshape(ids.shape), areas
 
 
+def _type_of_map(count: int) -> type[np.uint8] | type[np.uint16]:
+    """Return the type of a map of `count` masks as `map_type` does.
+
+    Raises:
+        Reject: No map can hold so many.
+    """
+    try:
+        return map_type(count)
+    except DataError as error:
+        raise Reject(23, error.problem.what) from error
+
+
 @functools.cache
 def _empty_table(dtype: type[np.unsignedinteger]) -> np.ndarray:
     """Return a table with one entry for every 24-bit id; callers reset what they set to 0.
@@ -81,55 +93,7 @@ def _empty_table(dtype: type[np.unsignedinteger]) -> np.ndarray:
     return np.zeros(1 << 24, dtype)
 
 
-def to_rle(name: str, segmentation: Any, width: int, height: int, doctor: Doctor) -> Rle:
-    """Convert a COCO segmentation to one compressed RLE.
-
-    Polygons that cannot be drawn are noted and left out.
-
-    Args:
-        name: The object's name in messages.
-        segmentation: Polygons, plain run lengths, or compressed run lengths.
-        width: The image's width in pixels.
-        height: The image's height in pixels.
-        doctor: Receives the findings.
-
-    Raises:
-        Reject: The run lengths are broken or belong to another size.
-    """
-    size = [height, width]
-    if isinstance(segmentation, list):
-        polygons = [p for p in segmentation if _can_draw(name, p, width, height, doctor)]
-        if not polygons:
-            return _compress([width * height], height, width)
-        return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    declared, counts = list(segmentation["size"]), segmentation["counts"]
-    if declared != size:
-        raise Reject(20, f"{name} has run lengths of size {declared}, not {size}")
-    runs = _checked_runs(counts.encode()) if isinstance(counts, str) else np.array(counts, np.int64)
-    if runs.sum() != width * height or runs.min() < 0:
-        raise Reject(20, f"{name} has run lengths of {runs.sum()} pixels, not {width * height}")
-    if isinstance(counts, str):
-        return {"size": size, "counts": counts.encode()}
-    return _compress(counts, height, width)
-
-
-def _compress(counts: list[int], height: int, width: int) -> Rle:
-    plain: Any = {"size": [height, width], "counts": counts}  # the type stubs lack this form
-    return coco_mask.frPyObjects(plain, height, width)
-
-
-def _can_draw(name: str, points: list[float], width: int, height: int, doctor: Doctor) -> bool:
-    """Return whether a polygon (x, y, x, y, ...) can be drawn; note it if it is not whole."""
-    if len(points) < 6 or len(points) % 2:
-        doctor.note(19, f"{name} has a polygon of {len(points) / 2:g} points")
-        return False
-    low, right, bottom = min(points), max(points[0::2]), max(points[1::2])
-    if low < -1 or right > width + 1 or bottom > height + 1:  # allow for rounding
-        doctor.note(19, f"{name} has a polygon outside the image")
-    return low > -_MAX_COORDINATE and max(right, bottom) < _MAX_COORDINATE
-
-
-def _checked_runs(counts: bytes) -> np.ndarray:
+def decode_runs(counts: bytes) -> np.ndarray:
     """Decode compressed run lengths that may be malformed; return [-1] if they are.
 
     pycocotools decodes them without any check and can read past the end of the string.
@@ -187,13 +151,17 @@ def pack(
     Returns:
         The layers `uint8 [n, H, W]` with n >= 1 (`uint16` if a layer has over 255 masks), and the
         (layer, value) of every mask: the mask is `layers[layer] == value`.
+
+    Raises:
+        Reject: The layers have too many pixels or masks to be read again.
     """
     # Run lengths go down the columns, so the layers are [W, H] until the end. A mask is then a
     # block of whole columns (`_columns`), and only these columns of a layer are touched. The bits
     # of the block are all ones inside the mask: `&` with a layer finds an overlap, and `&` with a
     # number turns the block into values. For 678 instances of COCO this takes a sixth of the time
     # of decoding every mask to the size of its image with pycocotools.
-    dtype = map_type(len(rles))
+    dtype = _type_of_map(len(rles))
+    most = min(MAX_PIXELS // (height * width), _MAX_ROWS // height)
     layers = [np.zeros((width, height), dtype)]
     counts = [0]
     positions = [(0, 0)] * len(rles)
@@ -206,6 +174,8 @@ def pack(
         free = (n for n, layer in enumerate(layers) if not (layer[box] & mask).max(initial=0))
         n = next(free, len(layers))
         if n == len(layers):
+            if n == most:
+                raise Reject(23, f"its instances overlap in more than {most} layers of its size")
             layers.append(np.zeros((width, height), dtype))
             counts.append(0)
         counts[n] += 1

@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shards.doctor import Finding, refuse
 from shards.errors import DataError, UsageError
 from shards.format.manifest import digest
 from shards.format.schema import INSTANCES, SEGMENTS, TASKS, key_of
 from shards.format.taxonomy import Taxonomy
+from shards.sources.coco_categories import require_same_names
 from shards.sources.coco_index import CocoIndex, Photo
 from shards.sources.coco_item import CocoFiles, CocoItem
 from shards.sources.split import Split
@@ -80,9 +82,11 @@ def read(
         for kind, path in (("panoptic", files.panoptic), ("instances", files.instances))
         if path
     ]
-    photos = _common_photos(indices, split, report)
-    taxonomy = indices[0].taxonomy()
+    findings = [finding for index in indices for finding in index.findings()]
+    photos = _common_photos(indices, findings)
+    taxonomy = _common_taxonomy(indices, split, report)
     items = _items(files, indices, photos, taxonomy)
+    _report_left_out(indices, split, report)
     if void := sum(item.panoptic is not None and not item.panoptic for item in items):
         report(f"{split}: {void} images have no panoptic annotation, so their maps are void")
     served = {task for index in indices for task in _KINDS[index.kind][0]}
@@ -92,9 +96,9 @@ def read(
         taxonomy=taxonomy,
         tasks=tuple(task for task in TASKS if task in served & set(tasks or TASKS)),
         truths=tuple(_KINDS[index.kind][1] for index in indices),
-        licenses=tuple(indices[0].licenses),
+        licenses=tuple(indices[0].licenses.values()),
         items=items,
-        findings=tuple(dict.fromkeys(finding for index in indices for finding in index.findings())),
+        findings=tuple(dict.fromkeys(findings)),
     )
 
 
@@ -110,8 +114,7 @@ def _items(
             file_name=photo.file_name,
             annotation=digest([main.rights(photo), [index.digests[id] for index in indices]]),
             image_id=str(id),
-            width=photo.width,
-            height=photo.height,
+            size=photo.size,
             rights=main.rights(photo),
             map_name=main.maps.get(id),
             panoptic=_ranges(by_kind.get("panoptic"), id),
@@ -183,46 +186,76 @@ def _in_use(files: CocoFiles, tasks: Collection[str] | None) -> CocoFiles:
     return replace(files, **unused)
 
 
-def _common_photos(
-    indices: Sequence[CocoIndex], split: str, report: Callable[[str], None]
-) -> dict[Any, Photo]:
+def _common_photos(indices: Sequence[CocoIndex], findings: list[Finding]) -> dict[Any, Photo]:
     """Return the photos that every annotation file lists, by id.
 
+    Args:
+        indices: The annotation files.
+        findings: Receives a finding for every image about which the files contradict each other.
+
     Raises:
-        DataError: The files contradict each other, or have no image in common.
+        DataError: The files have no image in common.
     """
-    first = indices[0]
-    common = first.photos
-    for index in indices[1:]:
-        for image_id in common.keys() & index.photos.keys():
-            _require_same_photo(first, index, image_id)
-        common = {id: photo for id, photo in common.items() if id in index.photos}
+    first, common = indices[0], {}
+    for id, photo in first.photos.items():
+        listed = [index.photos.get(id) for index in indices]
+        if None in listed:
+            continue
+        sizes = list(dict.fromkeys(other.size for other in listed if other and other.size))
+        if len(sizes) > 1 or any(other and other.file_name != photo.file_name for other in listed):
+            what = " and ".join(f"{other[0]!r} of size {other[1]}" for other in listed if other)
+            findings.append(
+                Finding(photo.file_name, 22, f"the annotation files list image {id} as {what}")
+            )
+            continue
+        common[id] = photo._replace(size=sizes[0] if sizes else None)
     if not common:
+        refuse(finding for finding in findings if finding.code != 24)
         raise DataError(
             "the annotation files have no image in common",
             where=" and ".join(index.path.name for index in indices),
             fix="get the files of the same images",
         )
+    return common
+
+
+def _common_taxonomy(
+    indices: Sequence[CocoIndex], split: str, report: Callable[[str], None]
+) -> Taxonomy:
+    """Return the classes of the first annotation file.
+
+    Raises:
+        DataError: The categories are malformed, or the files contradict each other.
+    """
+    found = [index.taxonomy() for index in indices]
+    for index, (taxonomy, odd) in zip(indices, found, strict=True):
+        require_same_names(found[0][0], taxonomy, (indices[0].path, index.path))
+        if odd:
+            report(
+                f"{split}: the colors of {len(odd)} categories of {index.path.name} are unreadable "
+                f"and replaced (the first is that of {odd[0]})"
+            )
+    return found[0][0]
+
+
+def _report_left_out(
+    indices: Sequence[CocoIndex], split: str, report: Callable[[str], None]
+) -> None:
+    """Report the images that another file does not list, and the objects that training ignores."""
     for index in indices:
-        if others := len(index.photos) - len(common):
+        if others := sum(any(id not in one.photos for one in indices) for id in index.photos):
             report(
                 f"{split}: {others} images of {index.path.name} are left out because the other "
                 f"file does not list them (--tasks {_KINDS[index.kind][0][0]} keeps them)"
             )
-        if unlisted := index.unlisted():
-            report(f"{split}: {index.path.name} annotates {unlisted} images that it does not list")
-    return common
-
-
-def _require_same_photo(first: CocoIndex, second: CocoIndex, image_id: Any) -> None:
-    """Raise DataError unless both files give the image the same file name, width, and height."""
-    ours, theirs = first.photos[image_id][:3], second.photos[image_id][:3]
-    if ours != theirs:
-        raise DataError(
-            f"image {image_id} is {theirs} here and {ours} in {first.path.name}",
-            where=second.path,
-            fix="get both files from one release",
-        )
+        if not index.objects:
+            report(f"{split}: {index.path.name} annotates no object")
+        if index.crowds:
+            count = f"all {index.objects}" if index.crowds == index.objects else index.crowds
+            report(
+                f"{split}: {count} objects of {index.path.name} are crowds (iscrowd is 1), which "
+                "training leaves out"
+            )
 
 
 def _images(root: Path, split: str) -> Path | None:

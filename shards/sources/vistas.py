@@ -13,7 +13,6 @@ ignored (void).
 
 import json
 from array import array
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ import xxhash
 from shards.doctor import Doctor
 from shards.errors import DataError
 from shards.format.label_maps import classes_of, read_labels, segments_of
-from shards.format.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance, Segment
+from shards.format.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance
 from shards.format.taxonomy import Category, Taxonomy, rgb
 from shards.raw.images import read_ids
-from shards.raw.json_entries import damaged, iterate_entries, read_ranges
-from shards.raw.masks import check_area, number_segments
-from shards.sources.coco_entry import entry_fields, reject_malformed
+from shards.raw.json_entries import damaged, iterate_entries
+from shards.sources.coco_entry import read_segments
 from shards.sources.layout import Layout
 from shards.sources.map_item import Description, MapItem, read_split
 
@@ -160,19 +158,7 @@ def _read_truth(
         ]
     if "panoptic" in maps:
         ids = read_ids(maps["panoptic"], size)
-        segments = _read_segments(panoptic_json, item.ranges or (), taxonomy)
-        numbered, areas = number_segments(ids, [segment.id for segment in segments])
-        for segment, area in zip(segments, areas, strict=True):
-            check_area(f"segment {segment.id}", segment.area, area, doctor)
-        fields["segments"], fields["segments_map"] = segments, numbered
+        fields["segments"], fields["segments_map"] = read_segments(
+            panoptic_json, item.ranges or (), ids, taxonomy, doctor
+        )
     return fields
-
-
-def _read_segments(path: Path, ranges: Sequence[int], taxonomy: Taxonomy) -> list[Segment]:
-    """Read the panoptic segments of an image from the byte ranges of its annotations."""
-    segments: list[Segment] = []
-    for annotation, byte in zip(read_ranges(path, ranges), ranges[::2], strict=True):
-        with reject_malformed(path, byte):
-            entries = annotation["segments_info"]
-            segments += [Segment(**entry_fields(entry, taxonomy)) for entry in entries]
-    return segments

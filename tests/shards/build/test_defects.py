@@ -63,9 +63,9 @@ def plant(raw):
         found[index[15]]["segmentation"] = []
         found[index[19]] |= {"segmentation": [[1, 1, 8, 1, 8, 5, 1, 5], [1, 1, 3, 3]], "area": 28}
         found[index[20]]["segmentation"]["counts"] = [5, 5]
-        del found[index[22]]["bbox"]
+        found[index[22]]["bbox"] = [0, 0, 1]
         found.append(found[index[16]])
-        images.append(images[index[17]])
+        images.append(images[index[17]] | {"width": 9})
 
     edit(raw / "annotations/panoptic_val2017.json", in_panoptic)
     edit(raw / "annotations/instances_val2017.json", in_instances)

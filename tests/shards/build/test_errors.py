@@ -35,10 +35,10 @@ def segment(**fields):
     return lambda raw: edit(raw / json_of("panoptic"), apply)
 
 
-def repeat(kind, where):
-    """Repeat the first entry of a list in an annotation file."""
+def repeat(kind, where, **fields):
+    """Repeat the first entry of a list in an annotation file, with some fields changed."""
     return lambda raw: edit(
-        raw / json_of(kind), lambda document: document[where].append(document[where][0])
+        raw / json_of(kind), lambda document: document[where].append(document[where][0] | fields)
     )
 
 
@@ -94,17 +94,14 @@ DAMAGED = {
     "id only in the map": (segment(id=5), r"id 70000 is in the PNG but not in the JSON"),
     "id out of range": (segment(id=0), r"id 0 .*JSON.*finding 11"),
     "unknown category": (segment(category_id=55), r"a\.png: category id 55.*finding 13"),
-    "no segment area": (
-        lambda raw: edit(
-            raw / json_of("panoptic"),
-            lambda d: d["annotations"][0]["segments_info"][0].pop("area"),
-        ),
-        r"a\.png: panoptic_val2017\.json at byte \d+: .*area.*finding 22",
+    "segment area of text": (
+        segment(area="wide"),
+        r"a\.png: panoptic_val2017\.json at byte \d+: segments_info\[0\]: area 'wide'.*finding 22",
     ),
     "two maps of one image": (repeat("panoptic", "annotations"), r"2 panoptic annotations"),
     "files disagree on size": (
         change("instances", "images", width=31),
-        r"instances.*31, 24.*one release",
+        r"list image 1 as 'a\.png' of size \(32, 24\) and 'a\.png' of size \(31, 24\)",
     ),
     "files disagree on name": (change("instances", "images", file_name="z.png"), r"'z\.png'"),
     "files share no image": (
@@ -112,10 +109,13 @@ DAMAGED = {
         r"no image in common",
     ),
     "repeated image id": (
-        repeat("instances", "images"),
+        repeat("instances", "images", file_name="c.png"),
         r"a\.png: instances_val2017.*2 images the id 1",
     ),
-    "repeated category id": (repeat("panoptic", "categories"), r"category id 90 occurs twice"),
+    "repeated category id": (
+        repeat("panoptic", "categories", name="sea"),
+        r"category id 90 occurs twice",
+    ),
     "no categories": (
         lambda raw: edit(raw / json_of("panoptic"), lambda d: d.pop("categories")),
         r"panoptic_val2017\.json.*categories",
@@ -137,10 +137,13 @@ DAMAGED = {
         r"100 has run lengths of.*finding 20",
     ),
     "repeated key": (repeat_key, r"b\.png\.png, b_png\.png have the key b_png .finding 17"),
-    "two image formats": (two_formats, r"formats.*b\.JPEG"),
+    "two image formats": (two_formats, r"b\.JPEG: the extension of 1 other.* is png .finding 23"),
     "parent in the name": (lambda raw: both_names(raw, "../a.png"), r"'\.\./a\.png'"),
     "absolute name": (lambda raw: both_names(raw, "/etc/a.png"), r"'/etc/a\.png'"),
-    "backslash in the name": (lambda raw: both_names(raw, "..\\a.png"), r"plain relative path"),
+    "backslash in the name": (
+        lambda raw: both_names(raw, "..\\a.png"),
+        r"relative to the image folder",
+    ),
     "line end in the name": (lambda raw: both_names(raw, "a\n.png"), r"control characters"),
     "number for a name": (lambda raw: both_names(raw, 7), r"file_name 7"),
     "no image name": (lambda raw: both_names(raw, "a.txt"), r"'a\.txt' has none of the extensions"),

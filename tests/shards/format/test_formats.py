@@ -22,7 +22,8 @@ from shards.format.schema import Instance, Sample, Segment, key_of
 from shards.format.tar import members
 from shards.format.taxonomy import Category, Taxonomy
 from shards.raw.images import CHECK_FLAGS
-from shards.raw.masks import number_segments, pack, to_rle
+from shards.raw.masks import number_segments, pack
+from shards.raw.segmentation import to_rle
 from tests.shards.raw import SAMPLE as SAMPLE_IMAGES
 
 

@@ -80,7 +80,7 @@ def test_what_map_and_json_do_not_share_is_found(tmp_path):
         segments[0].pop()
         segments[1].append(segments[1][0] | {"id": 99})
         segments[2][0]["category_id"] = 5  # the label "unlabeled", which is not a class
-        del segments[3][0]["area"]
+        segments[3][0]["area"] = "wide"
         segments[4][0]["area"] *= 2
         del document["annotations"][5]["segments_info"]
 
