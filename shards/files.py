@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -177,6 +177,32 @@ def is_clutter(path: PurePath) -> bool:
     Examples are `.DS_Store`, `._a.jpg`, `.ipynb_checkpoints/a.jpg`, and `Thumbs.db`.
     """
     return any(part.startswith(".") or part.lower() in _CLUTTER for part in path.parts)
+
+
+def files_below(
+    folder: Path, report: Callable[[str], None], above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
+    """Yield the files below a folder, through links to folders too, except for clutter.
+
+    Args:
+        folder: The folder; it yields nothing if it does not exist.
+        report: Receives a line for a link that leads back to a folder above it.
+        above: The device and inode of the folders above.
+    """
+    if not folder.is_dir():
+        return
+    status = folder.stat()
+    this = status.st_dev, status.st_ino
+    if this in above:
+        report(f"{folder} is a link to a folder above it and is not followed")
+        return
+    for path in sorted(folder.iterdir()):
+        if is_clutter(PurePath(path.name)):
+            continue
+        if path.is_dir():
+            yield from files_below(path, report, above | {this})
+        else:
+            yield path
 
 
 def is_url(location: str | Path) -> bool:

@@ -86,14 +86,15 @@ def _write(plan: ShardPlan) -> list[Finding]:
             doctor = Doctor(item.file_name)
             try:
                 sample = item.load(doctor)
+                members = {} if plan.drop_empty and sample.empty else encode(sample)
             except Reject as reject:
                 findings += [*doctor.findings, reject.of(item.file_name)]
                 if plan.strict:
                     refuse(findings)
                 continue
             findings += doctor.findings
-            if not (plan.drop_empty and sample.empty):
-                writer.write({"__key__": item.key, **encode(sample)})
+            if members:
+                writer.write({"__key__": item.key, **members})
     return findings
 
 

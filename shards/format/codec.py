@@ -13,6 +13,7 @@ from shards.format.schema import (
     IMAGES,
     INSTANCES,
     MAX_PIXELS,
+    MAX_ROWS,
     RIGHTS,
     SCHEMA,
     SEGMENTS,
@@ -20,6 +21,8 @@ from shards.format.schema import (
     Instance,
     Sample,
     Segment,
+    check_fits,
+    fits,
     png_size,
 )
 
@@ -40,6 +43,9 @@ def encode(sample: Sample) -> dict[str, bytes]:
     """Return the members of a sample.
 
     Equal samples give equal bytes for equal versions of the libraries.
+
+    Raises:
+        Reject: A map with all its layers is too large.
     """
     members = {sample.ext: bytes(sample.image)}
     if sample.segments_map is not None:
@@ -162,6 +168,7 @@ def _plain(entry: Segment) -> dict[str, Any]:
 
 def _encode_map(values: np.ndarray) -> bytes:
     assert values.dtype in (np.uint8, np.uint16), values.dtype
+    check_fits(values.shape[1], len(values))  # otherwise OpenCV would return no bytes
     return cv2.imencode(".png", values, _PNG)[1].tobytes()
 
 
@@ -197,8 +204,12 @@ def decode_map(png: bytes | memoryview, name: str) -> np.ndarray:
         DataError: The PNG declares more than MAX_PIXELS pixels or does not decode.
     """
     declared = png_size(png)
-    if declared is None or declared[0] * declared[1] > MAX_PIXELS:
-        raise DataError(f"not a PNG of at most {MAX_PIXELS} pixels", where=name, fix=_REBUILD)
+    if declared is None or not fits(*declared):
+        raise DataError(
+            f"not a PNG of at most {MAX_PIXELS} pixels and {MAX_ROWS} rows",
+            where=name,
+            fix=_REBUILD,
+        )
     values = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise DataError("the map does not decode", where=name, fix=_REBUILD)

@@ -1,18 +1,23 @@
 """Read truth from PNGs of integers: turn labels into classes, and ids into segments."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from shards.doctor import Reject
-from shards.format.schema import Segment, map_type
+from shards.format.schema import Segment, map_type, png_size
 from shards.format.taxonomy import Taxonomy
 
 _STUFF = 1 << 16  # the id of a stuff segment is this number plus its label
+_GRAY, _RGB, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 4, 6  # color types in the header of a PNG
+_KINDS = {b"\xff\xd8": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"} | dict.fromkeys(
+    (b"II*\0", b"MM\0*"), "TIFF"
+)
 
 
 class LabelMap(NamedTuple):
@@ -22,42 +27,53 @@ class LabelMap(NamedTuple):
     values: np.ndarray  # `uint8` or `uint16 [H, W]`
 
 
-@contextmanager
-def _opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """Open a picture with PIL, which leaves palette indices as they are.
+def map_size(path: Path) -> tuple[int, int]:
+    """Return the width and height in the header of a map.
 
     Raises:
-        Reject: The file is missing or unreadable.
+        Reject: The file is missing, unreadable, or not a PNG.
     """
-    try:
-        with Image.open(file) as picture:
-            yield picture
-    except FileNotFoundError:
-        raise Reject(8, f"{name} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, Reject):
-            raise
-        raise Reject(8, f"{name} is unreadable ({type(error).__name__})") from error
-
-
-def map_size(path: Path) -> tuple[int, int]:
-    """Return the width and height in the header of a map."""
-    with _opened(path, path.name) as picture:
-        return picture.size
+    return size_in(_read(path, 24), path.name)
 
 
 def read_labels(path: Path, size: tuple[int, int], channels: int = 1) -> np.ndarray:
     """Read a map file; see `labels_in`."""
-    return labels_in(path, path.name, size, channels)
+    return labels_in(_read(path), path.name, size, channels)
 
 
-def labels_in(
-    file: Path | BinaryIO, name: str, size: tuple[int, int], channels: int = 1
-) -> np.ndarray:
-    """Read the integers of a map; the integers of a palette picture are its indices.
+def _read(path: Path, most: int = -1) -> bytes:
+    """Return the first `most` bytes of a map."""
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Reject(8, f"{path.name} is missing") from None
+    except OSError as error:
+        raise Reject(8, f"{path.name} is unreadable ({error.strerror})") from error
+
+
+def size_in(png: bytes, name: str) -> tuple[int, int]:
+    """Return the width and height in the header of a map, given at least its first 24 bytes.
+
+    Raises:
+        Reject: It is not a PNG. A JPEG or a lossy WebP has other values than those that were drawn.
+    """
+    if size := png_size(png):
+        return size
+    kinds = (kind for start, kind in _KINDS.items() if png.startswith(start))
+    if kind := next(kinds, None):
+        raise Reject(8, f"{name} is a {kind}, not a PNG; draw the map again and save it as PNG")
+    raise Reject(8, f"{name} is unreadable, because it is not a PNG")
+
+
+def labels_in(png: bytes, name: str, size: tuple[int, int], channels: int = 1) -> np.ndarray:
+    """Return the integers of a map: the samples of the PNG, whatever their number of bits.
+
+    The integers of a palette picture are its indices. An opaque alpha channel is ignored, and three
+    equal channels are read as one.
 
     Args:
-        file: The PNG.
+        png: The bytes of the file.
         name: The name of the file in findings.
         size: The width and height of the image that the map belongs to.
         channels: 1 or 3.
@@ -66,19 +82,51 @@ def labels_in(
         `uint8` or `uint16 [H, W]` for one channel, `uint8 [H, W, 3]` for three.
 
     Raises:
-        Reject: The map is missing, is unreadable, has another size than the image, or does not hold
-            integers. The size is checked before anything is decoded.
+        Reject: The map is unreadable, has another size than the image, or does not hold integers.
+            The size is checked before anything is decoded.
     """
     width, height = size
-    with _opened(file, name) as picture:
-        if picture.size != size:
-            found = "{}x{}".format(*picture.size)
-            raise Reject(9, f"{name} is {found}, the image {width}x{height}")
-        values, mode = np.asarray(picture), picture.mode
+    found = size_in(png, name)
+    if found != size:
+        raise Reject(9, f"{name} is {found[0]}x{found[1]}, the image {width}x{height}")
+    try:
+        values, has_alpha = _samples_of(png)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Reject(8, f"{name} is unreadable ({type(error).__name__})") from error
+    if has_alpha:
+        if (values[..., -1] != np.iinfo(values.dtype).max).any():
+            raise Reject(8, f"{name} has transparent pixels; save it without an alpha channel")
+        values = values[..., :-1]
+    if channels == 1 and (values.shape[-1] == 1 or (values == values[..., :1]).all()):
+        values = values[..., 0]
     shape = (height, width) if channels == 1 else (height, width, channels)
-    if values.dtype not in (np.uint8, np.uint16) or values.shape != shape:
-        raise Reject(8, f"{name} has the mode {mode}, not integers in {channels} channel(s)")
+    if values.shape != shape or (channels == 3 and values.dtype != np.uint8):
+        wanted = "class or object ids" if channels == 1 else "RGB of 8 bits"
+        raise Reject(8, f"{name} has {_describe(values)}, not {wanted}")
     return values
+
+
+def _samples_of(png: bytes) -> tuple[np.ndarray, bool]:
+    """Return the samples of a PNG as they are stored, and whether the last channel is alpha.
+
+    Returns:
+        `uint8` or `uint16 [H, W, C]`.
+    """
+    bits, color = png[24], png[25]
+    with Image.open(io.BytesIO(png)) as picture:
+        values = np.asarray(picture)  # an OSError if the file is truncated
+    if color == _GRAY and bits < 8:  # PIL scales 2 and 4 bits to the range of 8
+        values = values.astype(np.uint8) // (255 // (2**bits - 1) if bits > 1 else 1)
+    if color in (_RGB, _GRAY_ALPHA, _RGB_ALPHA) and bits == 16:  # PIL keeps 8 of the 16 bits
+        decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+        if decoded is None:
+            raise ValueError
+        values = np.concatenate([decoded[..., 2::-1], decoded[..., 3:]], axis=-1)
+    return values.reshape(*values.shape[:2], -1), color in (_GRAY_ALPHA, _RGB_ALPHA)
+
+
+def _describe(values: np.ndarray) -> str:
+    return f"{values.shape[-1] if values.ndim > 2 else 1} channels of {values.dtype}"
 
 
 def classes_of(values: np.ndarray, labels: Mapping[int, int], name: str) -> np.ndarray:

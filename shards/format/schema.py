@@ -30,6 +30,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
+from shards.doctor import Reject
 from shards.errors import DataError
 from shards.files import leaves_folder
 
@@ -43,6 +44,7 @@ RIGHTS = ("licence", "attribution")
 MAX_VALUE = 65535  # the largest value of a 16-bit map
 MAX_PIXELS = 1 << 28  # the limit for an image, and for a map with all its layers
 PART_BYTES = 255  # the limit of file systems for the name of a file or a folder
+MAX_ROWS = 1_000_000  # libpng's limit for the height of a map with all its layers
 NAME_BYTES = 1024  # the limit for the path of an image below its folder
 JPEG = ("jpg", "jpeg", "jpe", "jfif")  # the extensions of JPEG files
 
@@ -227,6 +229,25 @@ def image_ext(file_name: str) -> str:
     return ext
 
 
+def fits(width: int, rows: int) -> bool:
+    """Return whether a map of this size, with all its layers, can be written and decoded."""
+    return rows <= MAX_ROWS and width * rows <= MAX_PIXELS
+
+
+def check_fits(width: int, rows: int) -> None:
+    """Check the size of a map that is to be written.
+
+    Raises:
+        Reject: The map could not be decoded.
+    """
+    if not fits(width, rows):
+        raise Reject(
+            23,
+            f"a map with all its layers of overlapping instances has {width}x{rows} pixels, and at "
+            f"most {MAX_PIXELS} pixels and {MAX_ROWS} rows can be decoded",
+        )
+
+
 def rights_of(licence: Mapping[str, str]) -> dict[str, str]:
     """Return the rights of a sample from a license: its `url` or `name`, and `attribution`."""
     values = licence.get("url") or licence.get("name"), licence.get("attribution")
@@ -237,12 +258,10 @@ def map_type(largest: int) -> type[np.uint8] | type[np.uint16]:
     """Return the type of a map whose values reach `largest`.
 
     Raises:
-        DataError: The values do not fit 16 bits.
+        Reject: The values do not fit 16 bits.
     """
     if largest > MAX_VALUE:
-        raise DataError(
-            f"one map holds {largest} segments, and at most {MAX_VALUE} fit", fix="split the image"
-        )
+        raise Reject(23, f"one map holds {largest} segments, and at most {MAX_VALUE} fit")
     return np.uint8 if largest <= 255 else np.uint16
 
 

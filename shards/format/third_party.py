@@ -61,7 +61,7 @@ def sample_of(
     """
     taxonomy = manifest.taxonomy
     labels_map, *instances_map = [
-        (f"{key}.{ext}", labels_in(io.BytesIO(found[ext]), f"{key}.{ext}", size))
+        (f"{key}.{ext}", labels_in(found[ext], f"{key}.{ext}", size))
         for ext in (foreign.labels, foreign.instances)
         if ext
     ]

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from shards.doctor import Doctor, Reject
-from shards.format.schema import image_ext, png_size
+from shards.format.label_maps import size_in
+from shards.format.schema import image_ext
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _SHORT = 3  # its type, a 16-bit integer
@@ -166,8 +167,8 @@ def read_map(path: Path, size: tuple[int, int], flags: int = cv2.IMREAD_UNCHANGE
         Reject: The map is missing, damaged, or of another size.
     """
     with contextlib.suppress(OSError), path.open("rb") as file:
-        declared = png_size(file.read(24))
-        if declared and declared != size:  # reject a huge map before it is decoded
+        declared = size_in(file.read(24), path.name)
+        if declared != size:  # reject a huge map before it is decoded
             raise Reject(9, f"{path.name} is {_by(declared)}, the image {_by(size)}")
     picture = cv2.imread(str(path), flags)
     if picture is None:

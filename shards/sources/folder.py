@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.doctor import Doctor
-from shards.errors import UsageError
+from shards.errors import UsageError, some_of
+from shards.files import files_below, is_clutter
 from shards.format.label_maps import labels_of, read_labels, truth_of_maps
 from shards.format.schema import IMAGES, JPEG
 from shards.sources.classes import CLASSES, load_classes
@@ -27,12 +28,24 @@ from shards.sources.split import Split
 
 
 def splits(root: Path, report: Callable[[str], None]) -> list[str]:
-    """Return the names of the folders in images/.
+    """Return the names of the folders in images/ that hold a file.
 
     Raises:
-        UsageError: There is no folder in images/.
+        UsageError: There are none.
     """
-    return _layout(root).find_splits(root, report)
+    found = []
+    for split in _layout(root).splits:
+        if any(True for _ in files_below(root / "images" / split, report)):
+            found.append(split)
+        else:
+            report(f"{split}: {root / 'images' / split} is empty, so this split is not built")
+    loose = [path.name for path in (root / "images").iterdir() if path.is_file()]
+    loose = sorted(name for name in loose if not is_clutter(Path(name)))
+    if loose:
+        report(f"{root / 'images'} has files outside the folders of the splits: {some_of(loose)}")
+    if not found:
+        raise _no_split(root)
+    return found
 
 
 def read(
@@ -43,13 +56,10 @@ def read(
 
 
 def _layout(root: Path) -> Layout:
-    folders = sorted(path.name for path in (root / "images").glob("*/"))
+    paths = (path for path in (root / "images").glob("*/") if path.is_dir())
+    folders = sorted(path.name for path in paths if not is_clutter(Path(path.name)))
     if not folders:
-        raise UsageError(
-            "the folder has no subfolder with the images of a split",
-            where=root / "images",
-            fix="see docs/folder.md",
-        )
+        raise _no_split(root)
     return Layout(
         source="folder",
         splits={name: name for name in folders},
@@ -60,6 +70,14 @@ def _layout(root: Path) -> Layout:
             "instance": ("labels", "instances"),
             "semantic": ("labels",),
         },
+    )
+
+
+def _no_split(root: Path) -> UsageError:
+    return UsageError(
+        "the folder has no subfolder with the images of a split",
+        where=root / "images",
+        fix="see docs/folder.md",
     )
 
 

@@ -1,12 +1,14 @@
 """Where the files of a data set with label maps are, and which images have no maps."""
 
 import json
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shards.errors import DataError, UsageError, some_of
+from shards.files import files_below
 from shards.format.schema import SEGMENTS, SEMANTIC, TASKS
 
 
@@ -113,12 +115,12 @@ class Layout:
                 where=folder,
                 fix=f"add them, or leave {split} out of --splits",
             )
-        images, others = _list_files(folder, self.images[1])
+        images, others = _list_files(folder, self.images[1], report)
         if others:
             report(f"{split}: {folder} has files that are not images: {some_of(others)}")
         folders = {kind: self._folder(root, split, path) for kind, (path, _) in self.maps.items()}
         maps = {
-            kind: dict(_list_files(folders[kind], (ending,))[0])
+            kind: _pair(images, _list_files(folders[kind], (ending,), report)[0], folder, report)
             for kind, (_, ending) in self.maps.items()
         }
         if tasks is None:
@@ -132,7 +134,10 @@ class Layout:
                 name=name,
                 file_name=path.relative_to(folder).as_posix(),
                 image=path,
-                maps={kind: folders[kind] / f"{name}{self.maps[kind][1]}" for kind in kinds},
+                maps={
+                    kind: maps[kind].get(name, folders[kind] / f"{name}{self.maps[kind][1]}")
+                    for kind in kinds
+                },
             )
             for name, path in images
         ]
@@ -214,14 +219,52 @@ def _missing_images(
     return [(name, folder / f"{name}{ending}") for name in sorted(missing)]
 
 
-def _list_files(folder: Path, endings: tuple[str, ...]) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return (NAME, path) of the files under `folder` with one of the endings, and other files."""
+def _list_files(
+    folder: Path, endings: tuple[str, ...], report: Callable[[str], None]
+) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Return (NAME, path) of the files below `folder` with one of the endings, and other files."""
     listed, others = [], []
-    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+    for path in sorted(files_below(folder, report)):
         name = path.relative_to(folder).as_posix()
         ending = next((ending for ending in endings if name.lower().endswith(ending.lower())), None)
-        if ending is None:
+        if ending is None or not (path.is_file() or path.is_symlink()):
             others.append(name)
         else:
             listed.append((name[: -len(ending)], path))
     return listed, others
+
+
+def _pair(
+    images: Sequence[tuple[str, Path]],
+    maps: Sequence[tuple[str, Path]],
+    folder: Path,
+    report: Callable[[str], None],
+) -> dict[str, Path]:
+    """Return the path of every map by the NAME of its image.
+
+    An image without a map of its own NAME has the map that is named after its whole file
+    (`a.jpg.png`), or whose name differs only in case or in the form of its accents.
+
+    Args:
+        images: (NAME, path) of the images.
+        maps: (NAME, path) of the maps.
+        folder: The folder of the images.
+        report: Receives a line for maps of the same name.
+    """
+    names = {name for name, _ in images}
+    other_names = {_folded(name): name for name in names}
+    other_names |= {_folded(path.relative_to(folder).as_posix()): name for name, path in images}
+    exact = [(name, path) for name, path in maps if name in names]
+    paired: dict[str, Path] = {}
+    unused = []
+    for name, path in exact + [row for row in maps if row[0] not in names]:
+        image = name if name in names else other_names.get(_folded(name), name)
+        if paired.setdefault(image, path) != path:
+            unused.append(str(path))
+    if unused:
+        report(f"another map of the same image is used instead of {some_of(unused)}")
+    return paired
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

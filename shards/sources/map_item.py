@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.doctor import Doctor
+from shards.doctor import Doctor, Finding
+from shards.errors import DataError
 from shards.format.label_maps import map_size
 from shards.format.manifest import digest
 from shards.format.schema import (
@@ -141,6 +142,7 @@ def read_split(
     about = describe(root, split, served)
     members = {layout.members[task] for task in served}
     rights = rights_of(about.license)
+    findings = [Finding(file.file_name, 23, why) for file in files if (why := _unfit(file))]
     return Split(
         name=split,
         source=layout.source,
@@ -159,5 +161,16 @@ def read_split(
                 rights=rights,
             )
             for file in files
+            if not _unfit(file)
         ],
+        findings=tuple(findings),
     )
+
+
+def _unfit(file: Files) -> str:
+    """Return why the name of an image cannot be a key, or "" if it can."""
+    try:
+        key_of(file.file_name)
+    except DataError as error:
+        return error.problem.what
+    return ""
