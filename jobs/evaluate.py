@@ -12,7 +12,7 @@ from rich.table import Table
 from jobs import config as configs
 from pipeline.data.store import Store
 from pipeline.pictures.sheet import sheet, write_png
-from pipeline.run.folder import EVALUATIONS, PICTURES, scores_path, summarize
+from pipeline.run.folder import EVALUATIONS, PICTURES, check_files, scores_path, summarize
 from pipeline.run.restore import load_model
 from pipeline.score.evaluate import evaluate as score
 from pipeline.score.headline import HEADLINE
@@ -45,6 +45,7 @@ def evaluate(
     """
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
+    check_files(folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, taxonomy, step = load_model(config.model, config.task, folder, checkpoint, device)
     store = Store(data or config.data.val, cache=config.data.cache)

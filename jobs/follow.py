@@ -64,9 +64,8 @@ class Follower:
         self._update()
 
     def _update(self) -> None:
-        with contextlib.suppress(OSError):  # a later poll may be able to read it
-            for event in self._tail.read():
-                self._show(event)
+        for event in self._tail.read():
+            self._show(event)
         row = _last_row(self._metrics)
         if row is None or row["step"] == self._last_step:
             return
@@ -88,7 +87,10 @@ class Follower:
 
     def _print(self, text: str) -> None:
         self._last_printed = time.monotonic()
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        encoding = self._console.encoding
+        text = text.encode(encoding, "replace").decode(encoding)
+        with contextlib.suppress(OSError):  # stdout is closed
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _last_row(path: Path) -> jsonl.Row | None:

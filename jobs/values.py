@@ -22,6 +22,7 @@ from model.settings import (
     without_none,
 )
 from shards.errors import UsageError
+from shards.files import read_regular
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9]\d{0,17})")
 _NUMBER = re.compile(r"[-+]?(?=\.?\d)(0|[1-9]\d*)?(\.\d*)?([eE][-+]?\d+)?")
@@ -47,7 +48,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: The file is not readable, is not valid YAML, or does not hold a mapping.
     """
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        node = yaml.compose(read_regular(path).decode(), Loader=yaml.SafeLoader)
         settings = {} if node is None else _from_node(node)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(" ".join(str(error).split()), where=path) from error

@@ -37,9 +37,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write an indented JSON file, whole or not at all, and create its folder if necessary."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with whole_file(path) as file:
         file.write(json.dumps(value, indent=1).encode() + b"\n")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those above it, and sync their names to the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pipeline.data.settings import CacheSettings
-from shards.errors import DataError
+from shards.errors import DataError, UsageError
 from shards.files import file_lock, sync
 from shards.format.manifest import Shard
 
@@ -28,25 +28,37 @@ class ShardCache:
     suffix `.part`, is allocated in full so that it counts against the budget, and belongs to the
     process that holds its lock. If that process is killed, the next process that stores a shard
     removes the `.part` file.
+
+    Raises:
+        UsageError: The folder cannot be created.
     """
 
     def __init__(self, settings: CacheSettings):
         self.folder = Path(settings.folder).expanduser()
         self.budget = int(settings.gib * 2**30)
-        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        try:
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the folder cannot be used ({error.strerror})",
+                where=f"data.cache.folder={self.folder}",
+                fix="give a folder of your own",
+            ) from error
 
     def open(self, shard: Shard) -> BinaryIO | None:
         """Open a shard and mark it as just used. Return None if it is not in the cache."""
         try:
             file = self._path(shard).open("rb")
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):
             return None
-        os.utime(file.fileno())
+        with contextlib.suppress(OSError):  # the file may belong to another user
+            os.utime(file.fileno())
         return file
 
     def drop(self, shard: Shard) -> None:
-        """Remove a shard."""
-        self._path(shard).unlink(missing_ok=True)
+        """Remove a shard, unless it belongs to another user."""
+        with contextlib.suppress(OSError):
+            self._path(shard).unlink()
 
     def fill(
         self, shard: Shard, pieces: Iterable[bytes], keep: Collection[str], wait: bool = False

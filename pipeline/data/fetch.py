@@ -36,8 +36,9 @@ def _download_index(remote: RemoteFolder, settings: CacheSettings) -> Path:
         manifest = remote.read(MANIFEST)
         folder = Path(settings.folder).expanduser() / "sets" / sha256(manifest).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / MANIFEST) as file:
-            file.write(manifest)
+        if not _has(folder / MANIFEST, manifest):  # the folder may belong to another user
+            with whole_file(folder / MANIFEST) as file:
+                file.write(manifest)
         index = Manifest.load(folder).index
         if not (folder / SAMPLES).exists() or File.of(folder / SAMPLES) != index:
             with whole_file(folder / SAMPLES) as file:
@@ -54,6 +55,10 @@ def _download_index(remote: RemoteFolder, settings: CacheSettings) -> Path:
     except DataError as error:
         raise error.at(f"{remote.url}/{MANIFEST}") from error
     return folder
+
+
+def _has(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 class FetchedShards:
@@ -146,6 +151,10 @@ class FetchedShards:
         try:
             pieces = self.remote.pieces(entry.name, entry.bytes)
             return self.cache.fill(entry, pieces, keep, wait)
+        except PermissionError as error:
+            text = f"data.cache.folder is not yours to write ({error}): shards are not cached"
+            warnings.warn(text, stacklevel=2)
+            return False
         except (OSError, Failed):
             return False
         except DataError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.settings import SettingError, field_types, fit
 from shards.errors import UsageError
-from shards.files import leaves_folder, read_json, sync
+from shards.files import leaves_folder, make_folder, read_json, sync
 from shards.format.taxonomy import Taxonomy
 
 STATE = "state.safetensors"
@@ -144,7 +144,7 @@ def save(folder: Path, state: dict[str, Tensor], trainer: TrainerState) -> None:
     Raises:
         OSError: The disk is full, or does not accept the files; the partial folder is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         _save_state(state, folder / STATE)
         (folder / TRAINER_STATE).write_text(json.dumps(trainer.to_json(), indent=1))
@@ -166,7 +166,7 @@ def _save_state(state: dict[str, Tensor], path: Path) -> None:
 def commit(folder: Path) -> None:
     """Record the size and hash of every file, then mark the folder as complete.
 
-    The folders above are synced last: after a loss of power the new checkpoint has its name before
+    The folder above is synced last: after a loss of power the new checkpoint has its name before
     `prune` removes an older one.
     """
     inside = sorted(folder.rglob("*"))
@@ -176,7 +176,7 @@ def commit(folder: Path) -> None:
     for path in (*inside, folder / MANIFEST, folder):
         sync(path)
     (folder / COMMITTED).touch()
-    for path in (folder, folder.parent, folder.parent.parent):
+    for path in (folder, folder.parent):
         sync(path)
 
 

@@ -71,19 +71,18 @@ class Tail:
         self._offset = self._path.stat().st_size if self._path.exists() else 0
 
     def read(self) -> list[Event]:
-        """Return the events that were completed since the last call; none if the file is missing.
+        """Return the events that were completed since the last call.
 
-        Raises:
-            OSError: The file cannot be read.
+        There are none while the file is missing or cannot be read.
         """
         try:
-            file = open_regular(self._path)
-        except FileNotFoundError:
+            with open_regular(self._path) as file:
+                # Someone may have cut the file.
+                self._offset = min(self._offset, file.seek(0, os.SEEK_END))
+                file.seek(self._offset)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except OSError:
             return []
-        with file:
-            self._offset = min(self._offset, file.seek(0, os.SEEK_END))  # someone may cut the file
-            file.seek(self._offset)
-            whole, newline, _ = file.read().rpartition(b"\n")
         self._offset += len(whole + newline)
         rows = (jsonl.parse(line, FIELDS) for line in whole.split(b"\n"))
         return [event for row in rows if row and (event := _event(row))]

@@ -1,13 +1,16 @@
 """What `train` prints while the workers train, and the error that it ends with."""
 
+import os
 import time
 
 import pytest
 
-from jobs import train
+from jobs import follow, train
 from jobs.follow import SILENT, Follower
 from pipeline.run import eventlog, events
+from pipeline.run.track import METRICS
 from shards.errors import DataError, Failed
+from shards.jsonl import append
 from tests.pipeline.run.test_events import LINES
 
 
@@ -34,6 +37,54 @@ def test_a_line_that_cannot_be_read_does_not_stop_the_follower(tmp_path, capsys)
     with Follower(tmp_path, steps=16):
         (tmp_path / eventlog.EVENTS).write_text('{"event": "fin\n{"event": "eclipse"}\n')
         time.sleep(1)
+        eventlog.append(tmp_path, events.Damage(text="after"))
+    assert capsys.readouterr().out.splitlines() == ["after"]
+
+
+TORN = (
+    *(b"", b"\n\n", b"\0" * 9, b"\xff\xfe", b"{}", b"[]", b"7", b'{"event": "fin', b"[" * 200_000),
+    *(
+        b'{"event": "evaluation", "time": 1, "step": 4, "PQ": []}',
+        b'{"event": "damage", "text": 7}',
+    ),
+    *(b'{"event": "quarantined", "step": 1, "samples": [7]}', b'{"step": 3, "loss": null}'),
+    *(
+        b'{"step": "x", "loss": 1.0, "images_per_s": 1.0}',
+        b'{"event": "damage", "text": "\\ud800"}',
+    ),
+)
+
+
+@pytest.mark.parametrize("line", TORN, ids=lambda line: line[:50].decode(errors="replace"))
+@pytest.mark.parametrize("name", [eventlog.EVENTS, METRICS])
+def test_no_line_of_a_record_stops_the_follower(tmp_path, capsys, monkeypatch, name, line):
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
+    monkeypatch.setattr(follow, "PLAIN_LINE_EVERY_S", -1)
+    row = {"step": 3, "loss": 2.0, "images_per_s": 4.0}
+    with Follower(tmp_path, steps=16) as follower:
+        append(tmp_path / METRICS, row)
+        with (tmp_path / name).open("ab") as file:
+            file.write(line)
+        time.sleep(0.1)
+        eventlog.append(tmp_path, events.Damage(text="after"))
+        append(tmp_path / METRICS, row | {"step": 4})
+        time.sleep(0.1)
+        assert follower._thread.is_alive()
+    printed = capsys.readouterr().out.splitlines()
+    assert "after" in printed
+    assert printed[-1] == "step 4/16  loss 2.0  4.0 images/s"
+
+
+@pytest.mark.parametrize("name", [eventlog.EVENTS, METRICS])
+def test_no_file_stops_the_follower(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
+    with Follower(tmp_path, steps=16) as follower:
+        for make in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")):
+            make(tmp_path / name)
+            time.sleep(0.05)
+            remove = os.rmdir if (tmp_path / name).is_dir() else os.unlink
+            remove(tmp_path / name)
+        assert follower._thread.is_alive()
         eventlog.append(tmp_path, events.Damage(text="after"))
     assert capsys.readouterr().out.splitlines() == ["after"]
 

@@ -4,10 +4,12 @@ A crash, a full disk, a loss of power, and a user's own files can leave these st
 outcome, nothing changes that the run did not write.
 """
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +22,17 @@ from jobs.resume import open_run
 from pipeline.data.store import Store
 from pipeline.run import checkpoint, eventlog, events
 from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE, Progress
-from pipeline.run.folder import CHECKPOINTS, choose_checkpoint, scores_path
+from pipeline.run.folder import (
+    CHECKPOINTS,
+    check_files,
+    choose_checkpoint,
+    scores_path,
+    summarize,
+)
 from pipeline.run.journal import Journal, RunInfo
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
-from pipeline.settings import WandbSettings
+from pipeline.settings import ScheduleSettings, WandbSettings
 from shards.errors import UsageError
 from shards.files import file_lock, write_json
 from shards.jsonl import append
@@ -370,6 +378,16 @@ STATES = {
         f"config.yaml is {text[:20]!r}": State(write("config.yaml", text), r"config\.yaml")
         for text in (b"\xff\xfe", b"[]", b"{", b"7", b"\0" * 50)
     },
+    **{
+        f"config.yaml is {name}": State(
+            replace("config.yaml", make), r"config\.yaml: .*not a regular file"
+        )
+        for name, make in {
+            "a FIFO": os.mkfifo,
+            "a folder": Path.mkdir,
+            "/dev/zero": lambda path: path.symlink_to("/dev/zero"),
+        }.items()
+    },
     "config.yaml is missing": State(
         remove("config.yaml"), r"config\.yaml: the settings .* missing"
     ),
@@ -433,6 +451,30 @@ def rewrite(folder: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATES)
+def test_a_run_in_any_state_is_read_or_refused(run, elsewhere, name):
+    """The commands that read a run either choose an intact checkpoint or say what is wrong."""
+    STATES[name].change(run)
+    before, other = contents(run), contents(elsewhere)
+    refused = ""
+    try:
+        folder = configs.run_folder(str(run))
+        config = configs.load_run(folder)
+        check_files(folder)
+        chosen = choose_checkpoint(folder, None, config.task)
+        if problem := checkpoint.damage(chosen):
+            raise checkpoint.damaged(chosen, problem)
+        state, trainer = checkpoint.load(chosen)
+        assert state["model.weight"][0] == trainer.progress.step
+        assert summarize(folder, config.task)["step"] == trainer.progress.step
+    except UsageError as error:
+        refused = str(error)
+    assert "\n" not in refused
+    after = contents(run)
+    assert after | {"summary.json": 0} == before | {"summary.json": 0}
+    assert contents(elsewhere) == other
+
+
+@pytest.mark.parametrize("name", STATES)
 def test_every_state_has_a_defined_outcome(run, elsewhere, opened, name):
     state = STATES[name]
     state.change(run)
@@ -450,3 +492,77 @@ def test_every_state_has_a_defined_outcome(run, elsewhere, opened, name):
     assert contents(elsewhere) == other
     for path in state.theirs:
         assert contents(run)[path] == before[path]
+
+
+def test_a_command_that_was_killed_before_its_first_config_starts_again(tmp_path, opened):
+    """Older versions wrote environment.json first."""
+    config, (train, val) = opened
+    fingerprints = {"train": [train[0].manifest.fingerprint], "val": val.manifest.fingerprint}
+    for names in ((), (".lock",), ("config.yaml.tmp-77", "environment.json.tmp-77", ".lock")):
+        for has_environment in (False, True):
+            folder = tmp_path / f"{len(names)}-{has_environment}"
+            folder.mkdir()
+            for name in names:
+                (folder / name).write_text("{")
+            if has_environment:
+                write_json(folder / "environment.json", {"data": fingerprints})
+            assert open_run(folder, *opened)
+            assert configs.load_run(folder) == config
+            assert configs.load_environment(folder)["data"] == fingerprints
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.yaml.tmp-mine", "environment.json", "a/b"])
+def test_a_folder_of_the_user_is_not_a_run(tmp_path, opened, name):
+    write(name, "{}")(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(UsageError):
+        open_run(tmp_path, *opened)
+    assert contents(tmp_path) == before
+
+
+def test_one_true_sentence_says_where_a_run_resumes(run, opened, capsys):
+    config, stores = opened
+    assert open_run(run, config, stores)
+    assert capsys.readouterr().out == f"{run}: resuming from the checkpoint of step 4\n"
+    cut(f"{LAST}/{STATE}")(run)
+    assert open_run(run, config, stores)
+    reason = f"checkpoint {Path(LAST).name} is skipped: {STATE} differs from {MANIFEST}"
+    assert capsys.readouterr().out == f"{run}: resuming from the checkpoint of step 2 ({reason})\n"
+
+
+def test_a_finished_run_names_its_damaged_checkpoint(run, opened, capsys):
+    finished(run)
+    cut(f"{CHECKPOINTS}/step-000000006-a01/{STATE}")(run)
+    assert open_run(run, *opened)
+    printed = capsys.readouterr().out
+    assert "resuming from the checkpoint of step 4" in printed
+    assert "checkpoint step-000000006-a01 is skipped" in printed
+    assert "the finished run, step 6, is not intact" in printed
+
+
+SHAPES = [
+    (ScheduleSettings(name="poly"), True),
+    (ScheduleSettings(milestones=[0.5]), True),
+    (ScheduleSettings(milestones=[]), False),
+    (ScheduleSettings(milestones=[], warmup_steps=9), False),
+]
+
+
+@pytest.mark.parametrize(("schedule", "is_said"), SHAPES)
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_other_learning_rates_of_an_extended_run_are_said(
+    run, opened, capsys, schedule, is_said, is_finished
+):
+    config = dataclasses.replace(opened[0], schedule=schedule)
+    configs.save(config, run / "config.yaml")
+    if is_finished:
+        finished(run)
+    with_steps = partial(dataclasses.replace, config.trainer)
+    longer = dataclasses.replace(config, trainer=with_steps(steps=20))
+    assert open_run(run, longer, opened[1])
+    said = "the schedule now spans 20 instead of 6 steps: the learning rate after step "
+    assert (said in capsys.readouterr().out) == is_said
+    assert configs.load_run(run).trainer.steps == 20
+    with pytest.raises(UsageError, match="less than the"):
+        open_run(run, dataclasses.replace(longer, trainer=with_steps(steps=3)), opened[1])
+    assert configs.load_run(run).trainer.steps == 20

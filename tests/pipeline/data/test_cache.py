@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.cache import CacheSettings, ShardCache
-from shards.errors import DataError
+from shards.errors import DataError, UsageError
 from shards.format.manifest import Shard
 
 SIZE = 1000
@@ -66,6 +66,30 @@ def test_a_cached_shard_is_not_fetched_again(tmp_path):
     cache = cache_of(tmp_path, 3)
     assert fill(cache, 1)
     assert cache.fill(shard(1), iter(lambda: pytest.fail("fetched twice"), None), ())
+
+
+def test_the_cache_of_another_user_is_read(tmp_path, monkeypatch):
+    """Its files cannot be touched or removed, and no lock can be taken."""
+    assert fill(cache_of(tmp_path, 3), 1)
+    cache = cache_of(tmp_path, 3)
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with cache.open(shard(1)) as file:
+        assert file.read() == content(1)
+    cache.drop(shard(1))
+    assert cached(cache) == {1}
+    monkeypatch.setattr(Path, "open", refused)
+    assert cache.open(shard(1)) is None
+
+
+def test_a_folder_that_cannot_be_the_cache_is_a_usage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"data\.cache\.folder=.*file: .*; give a folder of your"):
+        cache_of(tmp_path / "file", 3)
 
 
 def test_the_least_recently_used_are_evicted(tmp_path):
