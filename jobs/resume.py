@@ -141,12 +141,13 @@ def _resumes(folder: Path, before: Config, config: Config) -> bool:
 
 
 def _say_other_rates(folder: Path, before: Config, config: Config, step: int) -> None:
-    """Say if another number of steps moves the learning rate at the step that is resumed from."""
+    """Say if another number of steps changes the learning rate where the run is resumed."""
     old, new = before.trainer.steps, config.trainer.steps
-    planned = lr_multiplier(before.schedule, old)(min(step, old - 1)) * config.optimizer.lr
-    resumed = lr_multiplier(config.schedule, new)(step) * config.optimizer.lr
-    if step < new and planned != resumed:
+    step = min(step, old - 1)  # the schedule of a finished run ends there
+    was = config.optimizer.lr * lr_multiplier(before.schedule, old)(step)
+    now = config.optimizer.lr * lr_multiplier(config.schedule, new)(step)
+    if was != now:
         print(
             f"{folder}: the schedule now spans {new} instead of {old} steps: the learning rate "
-            f"after step {step} is {resumed:.3g} instead of {planned:.3g}"
+            f"after step {step} is {now:.3g} instead of {was:.3g}"
         )
