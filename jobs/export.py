@@ -14,12 +14,15 @@ from transformers.utils import logging
 from jobs import card
 from jobs import config as configs
 from jobs.config import Config
+from jobs.outputs import check_apart, refusals
 from model.mask2former import PIXEL_MEAN, PIXEL_STD, Mask2Former
 from model.weights.export import save_transformers, to_detectron2
+from pipeline.run.folder import CHECKPOINTS, EVALUATIONS, PICTURES
 from pipeline.run.restore import load_model
 from shards.errors import UsageError
 from shards.files import sync, whole_file, write_json
 from shards.format.taxonomy import Taxonomy
+from shards.text import printable
 
 EXPORTS = "exports"
 OFFICIAL = "model.pkl"
@@ -42,8 +45,8 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
         The new folder.
 
     Raises:
-        UsageError: The format is unknown, the folder exists or cannot be written, or the other
-            library cannot compute this network.
+        UsageError: The format is unknown, the folder exists, lies among the run's own files, or
+            cannot be written, or the other library cannot compute this network.
     """
     if to not in WRITERS:
         raise UsageError(f"unknown format {to!r}", where="--to", fix=f"use {' or '.join(WRITERS)}")
@@ -53,27 +56,25 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
         config.model, config.task, folder, checkpoint, torch.device("cpu")
     )
     out = (out or folder / EXPORTS / f"{to}-step-{step:09d}").absolute()
-    if out.exists():
+    check_apart(out, [folder / name for name in (CHECKPOINTS, EVALUATIONS, PICTURES)])
+    if os.path.lexists(out):
         raise UsageError(
             "exists already", where=out, fix="name another folder with --out, or remove it"
         )
     partial = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        with Console(stderr=True).status(f"exporting step {step}"):
+    with refusals(out), Console(stderr=True).status(f"exporting step {step}"):
+        try:
+            partial.mkdir(parents=True)
             WRITERS[to](partial, model, config, taxonomy)
             card.write(partial, to, folder, config, taxonomy, step)
             _sync(partial)
-        partial.rename(out)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(reason, where=f"--out {out}", fix="name another folder") from error
-    except ValueError as error:  # from model/: the other library has no such network
-        raise UsageError(str(error)) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            partial.rename(out)
+        except ValueError as error:  # from model/: the other library has no such network
+            raise UsageError(str(error)) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     sync(out.parent)
-    print(f"step {step} for {to}: {out}")
+    print(printable(f"step {step} for {to}: {out}"))
     return out
 
 

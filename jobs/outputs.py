@@ -34,7 +34,7 @@ class OutputFolder:
 
     def __init__(self, path: Path, command: str, names: Iterable[str], inputs: Iterable[Path]):
         self.path, self._command, self._names = path.absolute(), command, set(names)
-        _check_apart(path, inputs)
+        check_apart(path, inputs)
         earlier = claim(path, command)
         with refusals(path):
             stale = [self.path / name for name, hash in earlier.items() if self._is_own(name, hash)]
@@ -165,7 +165,7 @@ def refusals(out: Path) -> Iterator[None]:
         raise UsageError(reason, where=f"--out {out}", fix="name another folder") from error
 
 
-def _check_apart(out: Path, inputs: Iterable[Path]) -> None:
+def check_apart(out: Path, inputs: Iterable[Path]) -> None:
     """Raise UsageError if an output folder holds an input, or lies in one."""
     target = out.resolve()
     for path in inputs:

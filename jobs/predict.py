@@ -27,7 +27,7 @@ from jobs.outputs import OutputFolder
 from pipeline.pictures.regions import predicted_regions
 from pipeline.pictures.render import overlay
 from pipeline.pictures.sheet import write_png
-from pipeline.run.folder import CHECKPOINTS, EVALUATIONS
+from pipeline.run.folder import CHECKPOINTS, EVALUATIONS, PICTURES
 from pipeline.run.restore import load_model
 from pipeline.score.inference import Result, infer, why_empty
 from shards.errors import DataError, M2FError
@@ -74,8 +74,8 @@ def predict(
     settings = config.evaluation
     if threshold is not None:
         settings = replace(settings, segment=replace(settings.segment, object_threshold=threshold))
-    read = [*images.paths.values(), folder / CHECKPOINTS, folder / EVALUATIONS]
-    output = OutputFolder(out, "predict", _names(images), read)
+    own = [folder / name for name in (CHECKPOINTS, EVALUATIONS, PICTURES)]
+    output = OutputFolder(out, "predict", _names(images), [*images.paths.values(), *own])
     results = Results(output.path, taxonomy, threshold or 0)
     segment = partial(infer, model, settings=settings, things=taxonomy.things, device=device)
     with disk_errors(out):

@@ -40,13 +40,16 @@ def inspect(
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with charts and pictures of samples.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that inspect did not write.")
+    ] = False,
     jobs: Processes = None,
     as_json: Json = False,
 ) -> None:
     """Print the classes, sizes, areas, and objects of shard sets, or draw one sample."""
     from jobs.inspect.inspect import inspect as job
 
-    report(lambda: job(sets, key, html, out, jobs), as_json)
+    report(lambda: job(sets, key, html, out, jobs, force), as_json)
 
 
 def index(

@@ -8,6 +8,7 @@ from typing import Any
 from jobs.build import build
 from jobs.demo.shapes import generate
 from jobs.evaluate import evaluate
+from jobs.outputs import claim
 from jobs.train import train
 from pipeline.run.folder import PICTURES, all_scores
 from pipeline.score.headline import HEADLINE
@@ -27,9 +28,10 @@ def demo(out: Path) -> dict[str, Any]:
         The scores of the trained network on the held-out images.
 
     Raises:
-        UsageError: The folder cannot be written.
+        UsageError: The folder cannot be written, or holds what the demo did not write.
     """
     out = out.absolute()
+    claim(out, "demo")
     raw, shards = out / "raw", out / "shards"
     start = time.perf_counter()
     _print_title("1/4 paint a data set in COCO's raw layout (panoptic and instances)")

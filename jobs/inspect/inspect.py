@@ -5,18 +5,21 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from jobs.inspect.page import page
+from jobs.inspect.page import SIGNATURE, page
+from jobs.outputs import check_file
 from pipeline.pictures.regions import true_regions
 from pipeline.pictures.render import enlarge, overlay, shrink, side_by_side
 from shards.errors import UsageError
-from shards.files import whole_file
+from shards.files import disk_errors, whole_file
 from shards.inspect import Overview, ShardSet, find, load, overview, pick
 from shards.parallel import processes
+from shards.text import printable
 from shards.verify import shard_sets
 
 TABLE_CLASSES = 25  # rows in a terminal; the page lists all classes
@@ -24,7 +27,12 @@ GALLERY_SAMPLES, GALLERY_SIDE = 12, 480  # samples per set on the page, and thei
 
 
 def inspect(
-    out: Path, key: str | None, html: Path | None, picture: Path | None, jobs: int | None
+    out: Path,
+    key: str | None,
+    html: Path | None,
+    picture: Path | None,
+    jobs: int | None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Print what shard sets hold and optionally write a page, or draw one sample.
 
@@ -34,30 +42,32 @@ def inspect(
         html: The page to write. It is not allowed with `key`.
         picture: The PNG to write with `key`. Defaults to KEY.png in the current folder.
         jobs: Number of processes; None for one per CPU.
+        force: Replace a file that `inspect` did not write.
 
     Returns:
         One summary per set, empty if a sample is drawn.
 
     Raises:
-        UsageError: The arguments contradict each other, or a file cannot be written.
+        UsageError: The arguments contradict each other, a file cannot be written, or it exists and
+            `inspect` did not write it.
         DataError: A set is damaged.
     """
     if key is None and picture:
         raise UsageError("is only for drawing one sample", where="--out", fix="add its KEY")
     if key is not None and html:
         raise UsageError("is only for whole sets", where="--html", fix="leave out the KEY")
-    for file in (html, picture):
-        if file and not file.absolute().parent.is_dir():
-            missing = f"the folder {file.absolute().parent} does not exist"
-            raise UsageError(missing, where=file, fix="create it first")
     sets = shard_sets(out)
     if key is not None:
-        _write_picture(sets, key, picture or Path(f"{Path(key).name}.png"))
+        picture = picture or Path(f"{Path(key).name}.png")
+        check_file(picture, "--out", SIGNATURE.encode(), sets, force=force)
+        _write_picture(sets, key, picture)
         return []
+    if html:
+        check_file(html, "--html", SIGNATURE.encode(), sets, force=force)
     overviews = [overview(folder, processes(jobs)) for folder in sets]
     console = Console()
     for described in overviews:
-        print(headline(described))
+        print(printable(headline(described)))
         console.print(*tables(described), sep="\n")
     if html:
         _write_page(overviews, html)
@@ -127,9 +137,11 @@ def summary(described: Overview) -> dict[str, Any]:
 
 def _write_picture(sets: list[Path], key: str, path: Path) -> None:
     opened, position = find(sets, key)
-    with whole_file(path) as file:
-        Image.fromarray(draw_sample(opened, position)).save(file, "PNG")
-    print(f"{path}: sample {key} of {opened.folder} with its truth")
+    signature = PngInfo()
+    signature.add_text("Software", SIGNATURE)
+    with disk_errors(path), whole_file(path) as file:
+        Image.fromarray(draw_sample(opened, position)).save(file, "PNG", pnginfo=signature)
+    print(printable(f"{path}: sample {key} of {opened.folder} with its truth"))
 
 
 def _write_page(overviews: list[Overview], path: Path) -> None:
@@ -140,9 +152,9 @@ def _write_page(overviews: list[Overview], path: Path) -> None:
         ]
         for described in overviews
     ]
-    with whole_file(path) as file:
+    with disk_errors(path), whole_file(path) as file:
         file.write(page(list(zip(overviews, galleries, strict=True))).encode())
-    print(f"{path}: open this page in a browser")
+    print(printable(f"{path}: open this page in a browser"))
 
 
 def _facts(described: Overview) -> Table:
@@ -170,7 +182,7 @@ def _classes(described: Overview) -> Table:
         category = described.manifest.taxonomy.categories[k]
         counts = tally.images[k], tally.segments[k], tally.instances[k]
         table.add_row(
-            Text(category.name),
+            Text(printable(category.name)),
             "thing" if category.isthing else "stuff",
             *(f"{count:,}" for count in counts),
             f"{described.shares[k]:.2%}",

@@ -16,6 +16,7 @@ from shards.inspect import Overview
 Gallery = Sequence[tuple[str, np.ndarray]]
 """Keys of samples and their pictures, uint8 RGB `[H, W, 3]`."""
 
+SIGNATURE = "mask2former inspect"  # in every file that the command writes
 BAR_WIDTH = 180  # px, of the bar in the table of classes
 JPEG_QUALITY = 82
 TEMPLATES = jinja2.Environment(
@@ -49,7 +50,8 @@ class Section(NamedTuple):
 def page(sets: Sequence[tuple[Overview, Gallery]]) -> str:
     """Return the HTML page about shard sets, each with pictures of some of its samples."""
     sections = [_section(overview, gallery) for overview, gallery in sets]
-    return TEMPLATES.get_template("page.html").render(sections=sections, bar_width=BAR_WIDTH)
+    template = TEMPLATES.get_template("page.html")
+    return template.render(sections=sections, bar_width=BAR_WIDTH, signature=SIGNATURE)
 
 
 def _section(overview: Overview, gallery: Gallery) -> Section:

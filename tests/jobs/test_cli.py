@@ -253,3 +253,11 @@ def test_build_and_verify_print_json(tmp_path):
     damaged = small.call(tmp_path, "verify", "out/val", "--json")
     assert damaged.code == 3
     assert set(json.loads(damaged.out)["error"]) == {"what", "where", "fix"}
+
+
+def test_the_demo_leaves_a_folder_of_the_user(tmp_path):
+    photo = tmp_path / "demo/raw/photo.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_text("mine")
+    fails(tmp_path, ["demo"], 2, r"--out .*demo: the folder holds what demo did not write; name a")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [photo]

@@ -113,6 +113,8 @@ def test_transformers_finds_every_tensor_and_the_pickle_is_detectron2s(work):
 
 
 def test_mistakes_are_exit_2(work, photographs, tmp_path):
+    (work / "dangling").symlink_to("nowhere")
+    (work / "file").write_text("mine")
     again = ["export", small.NAME, "--to", "transformers", "--out", "out/transformers"]
     for command, pattern in (
         (again, "out/transformers: exists already; name another folder with --out"),
@@ -121,6 +123,10 @@ def test_mistakes_are_exit_2(work, photographs, tmp_path):
             "--to: unknown format 'onnx'; use transformers or detectron2",
         ),
         (["export", "nobody", "--to", "transformers"], "no run 'nobody'"),
+        ([*again[:-1], "dangling"], "dangling: exists already"),
+        ([*again[:-1], "file/out"], "--out"),
+        ([*again[:-1], f"runs/{small.NAME}/checkpoints/step-000000001-a01"], "which is read"),
+        ([*again[:-1], f"runs/{small.NAME}"], "which is read"),
     ):
         outcome = small.call(work, *command)
         assert outcome.code == 2

@@ -112,6 +112,68 @@ def test_user_errors_are_one_line(photographs, tmp_path, words, code, text):
     assert re.search(text, small.complaint(outcome))
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["000000000285"], "000000000285.png"),
+        (["000000000285", "--out", "sample.png"], "sample.png"),
+        (["--html", "page.html"], "page.html"),
+    ],
+)
+def test_a_file_of_the_user_is_kept_unless_forced(photographs, tmp_path, words, name):
+    command = ["inspect", str(photographs / "val"), *words, "--jobs", "1"]
+    for _ in range(2):  # the command replaces its own file
+        outcome = small.call(tmp_path, *command)
+        assert outcome.code == 0, outcome.err
+    written = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_text("mine")
+    outcome = small.call(tmp_path, *command)
+    assert outcome.code == 2
+    assert re.search(rf"--(out|html) {name}: exists already .*--force", small.complaint(outcome))
+    assert (tmp_path / name).read_text() == "mine"
+    assert small.call(tmp_path, *command, "--force").code == 0
+    assert (tmp_path / name).read_bytes() == written
+
+
+def test_a_shard_set_is_never_written_to(photographs, tmp_path):
+    manifest = photographs / "val/manifest.json"
+    before = manifest.read_bytes()
+    for option in ("000000000285", "--out"), ("--html",):
+        words = ["inspect", str(photographs), *option, str(manifest), "--force"]
+        outcome = small.call(tmp_path, *words)
+        assert outcome.code == 2
+        assert "which is read" in small.complaint(outcome)
+    assert manifest.read_bytes() == before
+
+
+def test_thin_pictures_are_drawn(tmp_path):
+    sizes = {"wide": (5000, 1), "tall": (1, 5000), "usual": (32, 24)}
+    images = [
+        RawImage(f"{name}.jpg", size, np.full(size[::-1], 300), {300: 3})
+        for name, size in sizes.items()
+    ]
+    build("coco", write(tmp_path / "raw", images), tmp_path / "out", jobs=1, report=lambda _: None)
+    outcome = small.call(tmp_path, "inspect", "out", "--html", "page.html", "--jobs", "1")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "page.html").read_text().count("data:image/jpeg;base64,/9j/") == len(sizes)
+    for name in sizes:
+        assert small.call(tmp_path, "inspect", "out", name).code == 0
+        assert Image.open(tmp_path / f"{name}.png").height > sizes[name][1]
+
+
+def test_names_of_a_set_are_escaped_in_the_terminal(tmp_path):
+    escape = "\x1b]0;taken\x07"
+    raw = write(tmp_path / "raw", [RawImage("a.jpg", (32, 24), np.full((24, 32), 300), {300: 3})])
+    for path in (raw / "annotations").glob("*.json"):
+        edit(path, lambda d: [c.update(name=f"{c['name']}{escape}") for c in d["categories"]])
+    build("coco", raw, tmp_path / f"out{escape}", jobs=1, report=lambda _: None)
+    for key in ([], ["a"], ["b"]):
+        outcome = small.call(tmp_path, "inspect", f"out{escape}", *key, "--jobs", "1")
+        assert outcome.code == (2 if key == ["b"] else 0)
+        assert "\x1b" not in outcome.out + outcome.err
+        assert r"\x1b]0;taken\x07" in outcome.out + outcome.err
+
+
 def test_damage_is_named(photographs, tmp_path):
     damaged = shutil.copytree(photographs / "val", tmp_path / "val")
     tar = damaged / "000000.tar"
