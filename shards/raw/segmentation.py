@@ -117,9 +117,9 @@ def _can_draw(name: str, points: np.ndarray, width: int, height: int, doctor: Do
         doctor.note(19, f"{name} has a polygon of {points.size / 2:g} points")
         return False
     x, y = points[0::2], points[1::2]
-    if points.min() < -1 or x.max() > width + 1 or y.max() > height + 1:  # allow for rounding
-        doctor.note(19, f"{name} has a polygon outside the image")
     steps = np.maximum(abs(x - np.roll(x, 1)), abs(y - np.roll(y, 1)))
     if abs(points).max() > _MAX_COORDINATE or steps.sum() > _MAX_OUTLINE:
         raise ValueError(f"a polygon reaches too far outside the image of {width}x{height} pixels")
+    if points.min() < -1 or x.max() > width + 1 or y.max() > height + 1:  # allow for rounding
+        doctor.note(19, f"{name} has a polygon outside the image")
     return True

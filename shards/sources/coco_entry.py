@@ -3,7 +3,7 @@
 import contextlib
 import reprlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -57,7 +57,7 @@ def relative_name(name: Any, kind: str) -> str:
         ValueError: The name has another form.
         DataError: A shard cannot hold the name.
     """
-    if not isinstance(name, str) or leaves_folder(name):
+    if not isinstance(name, str) or not PurePosixPath(name).name or leaves_folder(name):
         raise ValueError(
             f"file_name {reprlib.repr(name)} is not a path relative to the {kind} folder, "
             "with / between the parts and without .."

@@ -166,7 +166,7 @@ class CocoIndex:
         """Note that an entry of the file is malformed, or that a shard cannot hold its name."""
         value = entry.value if isinstance(entry.value, dict) else {}
         name, file = value.get("file_name"), self.path.name
-        if entry.name == "images" and isinstance(name, str) and is_printable(name):
+        if entry.name == "images" and isinstance(name, str) and name and is_printable(name):
             file = name
         code, what = 22, str(error)
         if isinstance(error, DataError):
@@ -198,7 +198,7 @@ class CocoIndex:
 
     def findings(self) -> list[Finding]:
         """Return the findings about the file as a whole."""
-        found = [
+        found = self.damaged + [
             Finding(photo.file_name, 17, f"{self.path.name} gives {len(photos)} images the id {id}")
             for id, photos in self.repeated_photos.items()
             for photo in photos
@@ -217,7 +217,7 @@ class CocoIndex:
             )
             for image_id in self._unlisted()
         ]
-        return found + self.damaged
+        return found
 
     def taxonomy(self) -> tuple[Taxonomy, list[str]]:
         """Return the classes of the file, and the names of those whose color is unreadable.
