@@ -3,6 +3,7 @@
 from typing import Any
 
 from shards.parallel import processes
+from shards.text import say
 from shards.verify import verify as verify_shards
 
 
@@ -18,7 +19,7 @@ def verify(out: str, sample: int | None, repair: bool, jobs: int | None) -> dict
     lines: list[str] = []
 
     def report(line: str) -> None:
-        print(line)
+        say(line)
         lines.append(line)
 
     verify_shards(out, sample=sample, repair=repair, runner=processes(jobs), report=report)

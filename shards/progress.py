@@ -13,6 +13,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from shards.text import printable
+
 
 @contextlib.contextmanager
 def progress(name: str, total: int, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
@@ -28,7 +30,13 @@ def progress(name: str, total: int, in_bytes: bool = False) -> Iterator[Callable
     """
     console = Console(stderr=True)
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    columns = TextColumn(name), BarColumn(), amount, TimeRemainingColumn()
+    # `name` may hold the syntax of formats and of rich's markup
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        amount,
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(name, total=total)
+        bar = bars.add_task(printable(name), total=total)
         yield lambda more: bars.advance(bar, more)

@@ -8,3 +8,8 @@ def printable(text: object) -> str:
     change the direction of writing, and bytes that are not UTF-8.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def say(line: str) -> None:
+    """Print a line of a report."""
+    print(printable(line))

@@ -13,6 +13,7 @@ from shards.format.index import SAMPLES, SampleIndex, save_offsets, save_rows, s
 from shards.format.manifest import MANIFEST, File, Manifest
 from shards.parallel import Runner, processes, run
 from shards.remote import RemoteFolder
+from shards.text import say
 from shards.verify_shard import Defect, ShardCheck, check_shard
 
 
@@ -59,7 +60,7 @@ def verify(
     sample: int | None = None,
     repair: bool = False,
     runner: Runner | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
 ) -> None:
     """Verify a shard set, or each of the sets in a folder.
 

@@ -26,6 +26,7 @@ from shards.format.manifest import MANIFEST, File, Manifest
 from shards.parallel import Runner, cpus, processes, run
 from shards.remote import RemoteFolder
 from shards.sources.coco_item import CocoFiles
+from shards.text import say
 
 Report = Callable[[str], None]
 
@@ -36,7 +37,7 @@ def build(
     out: Path | str,
     *,
     runner: Runner | None = None,
-    report: Report = print,
+    report: Report = say,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Call `build_sets` with the fields of BuildOptions as keywords."""
@@ -44,7 +45,7 @@ def build(
 
 
 def build_sets(
-    options: BuildOptions, runner: Runner | None = None, report: Report = print
+    options: BuildOptions, runner: Runner | None = None, report: Report = say
 ) -> dict[str, dict[str, Any]]:
     """Build a shard set in `out/<split>/` for every chosen split of a raw data set.
 

@@ -1,13 +1,13 @@
 """Whether a build may write to its folder or URL, and whether there is room."""
 
 import contextlib
-import json
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from shards.build.plan import STATE
 from shards.errors import DataError, Failed, UsageError
+from shards.files import is_clutter, parse_json
 from shards.format.manifest import MANIFEST, Manifest
 from shards.remote import RemoteFolder
 
@@ -26,6 +26,8 @@ def claim_folder(out: Path, source: str) -> None:
             f"{out} is not writable", where="--out", fix="give another folder or change its rights"
         )
     for entry in out.iterdir():
+        if is_clutter(PurePath(entry.name)):
+            continue
         ours = (entry / MANIFEST).is_file() or (entry / STATE).is_dir()
         found = source
         with contextlib.suppress(DataError, UsageError):  # the build repairs damaged manifests
@@ -43,11 +45,13 @@ def claim_url(url: str, source: str) -> None:
     remote = RemoteFolder(url)
     files = remote.files()
     for entry in {name.partition("/")[0] for name in files}:
+        if is_clutter(PurePath(entry)):
+            continue
         ours = any(name.startswith((f"{entry}/{MANIFEST}", f"{entry}/{STATE}/")) for name in files)
         found = source
         if f"{entry}/{MANIFEST}" in files:
             with contextlib.suppress(ValueError, AttributeError):  # a damaged manifest
-                found = json.loads(remote.read(f"{entry}/{MANIFEST}")).get("source", source)
+                found = parse_json(remote.read(f"{entry}/{MANIFEST}")).get("source", source)
         _check_entry(url, entry, ours, source, found)
 
 

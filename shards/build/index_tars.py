@@ -18,6 +18,7 @@ from shards.format.schema import TASKS
 from shards.format.third_party import SOURCE
 from shards.parallel import Runner, processes, run
 from shards.sources.classes import load_classes
+from shards.text import say
 
 
 def index_tars(
@@ -29,7 +30,7 @@ def index_tars(
     labels: str | None = None,
     instances: str | None = None,
     runner: Runner | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
 ) -> Manifest:
     """Make the `*.tar` in `folder` a shard set: write its index, its findings, and a manifest.
 
@@ -147,10 +148,7 @@ def _index(
     examined = run(examine, pieces, runner, f"{folder.name}/*.tar", [1] * len(pieces))
     for tar in examined:
         if tar.skipped:
-            count = len(tar.skipped)
-            report(
-                f"{tar.shard.name}: {count} files belong to no sample: {some_of(tar.skipped, 5)}"
-            )
+            report(f"{tar.shard.name}: no sample holds {some_of(tar.skipped, 5)}")
     examined = [tar for tar in examined if tar.rows or tar.findings]
     _distinguish_keys(examined, report)
     rows, repeated = _without_repeated_keys(examined)

@@ -39,6 +39,13 @@ def test_results_come_in_the_order_of_the_pieces(tmp_path):
     assert run_all(pieces) == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.parametrize("name", ["a{b}", "[/red]", "{0}", "\x1b[2J"])
+def test_the_name_of_a_bar_is_plain_text(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the output for a terminal
+    assert run(work, [Piece(tmp_path / "0")], processes(1), name, [1]) == ["0"]
+    assert (ascii(name)[1:-1] if "\x1b" in name else name) in capsys.readouterr().err
+
+
 def test_a_killed_piece_is_tried_again_and_no_other_is(tmp_path):
     pieces = [Piece(tmp_path / str(n), deaths=(ATTEMPTS - 1) * (n == 1)) for n in range(4)]
     assert run_all(pieces) == ["0", "1", "2", "3"]

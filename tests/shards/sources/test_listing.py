@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data.store import Store
+from shards.build.build import build_sets
+from shards.build.options import BuildOptions
 from shards.doctor import Reject
 from shards.errors import UsageError
 from shards.format.codec import encode
@@ -94,6 +96,21 @@ def test_clutter_is_not_data(tmp_path):
     assert keys(tmp_path) == ["a"]
     assert findings(tmp_path / "out/train") == []
     assert not any("not images" in line for line in report)
+
+
+def test_names_are_printed_without_what_a_terminal_obeys(tmp_path, capsys):
+    sample(tmp_path, "a")
+    for name in (b"\xff.db", b"\x1b[2J.db"):
+        (tmp_path / "images/train" / os.fsdecode(name)).write_bytes(b"")
+    build_sets(BuildOptions("folder", tmp_path, tmp_path / "out", jobs=1))
+    assert r"not images: \x1b[2J.db, \udcff.db" in capsys.readouterr().out
+
+
+def test_clutter_in_the_output_is_no_reason_to_refuse_it(tmp_path):
+    sample(tmp_path, "a")
+    build(tmp_path)
+    (tmp_path / "out/.DS_Store").write_bytes(b"")
+    assert any("nothing to do" in line for line in build(tmp_path))
 
 
 def test_empty_splits_and_loose_files_are_named(tmp_path):
