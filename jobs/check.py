@@ -12,8 +12,10 @@ from model.weights.load import fit
 from pipeline.data.stages import load_stage
 from pipeline.data.store import Store
 from pipeline.data.stream import order_of, train_sets
+from pipeline.run.class_match import match_classes
 from pipeline.run.restore import initial_weights
 from shards.errors import UsageError
+from shards.format.taxonomy import Taxonomy
 
 
 def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
@@ -33,7 +35,7 @@ def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
         load_stage(name)
     train, val = _check_data(config)
     try:
-        _check_model(config, len(val.manifest.taxonomy), fresh)
+        _check_model(config, val.manifest.taxonomy, fresh)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
     return train, val
@@ -66,7 +68,7 @@ def _check_data(config: Config) -> tuple[list[Store], Store]:
         raise UsageError(
             f"data.train={train[0].location} and data.val={val.location} have different classes: "
             f"{difference}",
-            fix="give two splits of one data set",
+            fix="give two splits of one data set, built by the same version",
         )
     order_of(train, config.data, config.seed)
     return train, val
@@ -81,7 +83,7 @@ def _opened(key: str, sets: Callable[[], Any]) -> Any:
         raise error.at(f"{key}={where}" if where else key) from error
 
 
-def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
+def _check_model(config: Config, taxonomy: Taxonomy, fresh: bool) -> None:
     init_from = config.model.init_from
     weights = config.model.weights if init_from == "none" else "none"
     if weights != "none" and not Path(weights).is_dir():
@@ -92,6 +94,7 @@ def _check_model(config: Config, num_classes: int, fresh: bool) -> None:
             "from scratch",
         )
     with torch.device("meta" if weights == "none" else "cpu"):  # only weights need memory
-        model = Mask2Former(config.model, num_classes)
+        model = Mask2Former(config.model, len(taxonomy))
     if init_from != "none" and fresh:
-        fit(model, initial_weights(init_from, config.task))
+        weights_of_run = initial_weights(init_from, config.task)
+        fit(model, weights_of_run, match_classes(taxonomy, weights_of_run))

@@ -10,8 +10,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from jobs import config as configs
+from model.mask2former import Mask2Former
+from model.weights.classes import permute_classes
 from pipeline.data.store import Store
 from pipeline.pictures.sheet import sheet, write_png
+from pipeline.run.class_match import order_of_classes
 from pipeline.run.folder import EVALUATIONS, PICTURES, check_files, scores_path, summarize
 from pipeline.run.restore import load_model
 from pipeline.score.evaluate import evaluate as score
@@ -49,7 +52,7 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, taxonomy, step = load_model(config.model, config.task, folder, checkpoint, device)
     store = Store(data or config.data.val, cache=config.data.cache)
-    _check_classes(store, taxonomy)
+    _order_classes(model, taxonomy, store)
     settings = replace(config.evaluation, images=images)
     count = min(len(store), images or len(store))
     with Progress(transient=True) as progress:
@@ -82,13 +85,21 @@ def print_scores(scores: dict[str, Any], title: str) -> None:
     Console().print(table)
 
 
-def _check_classes(store: Store, trained: Taxonomy) -> None:
-    """Raise UsageError if a shard set has other classes than the network."""
+def _order_classes(model: Mask2Former, trained: Taxonomy, store: Store) -> None:
+    """Put the network's classes in the order of a shard set.
+
+    Raises:
+        UsageError: The shard set has other classes than the network.
+    """
     found = store.manifest.taxonomy
-    if found != trained:
+    rows = order_of_classes(trained, found)
+    if rows is None:
         raise UsageError(
             f"has the label space {found.name} ({len(found)} classes), the run has "
-            f"{trained.name} ({len(trained)})",
+            f"{trained.name} ({len(trained)}): {found.difference(trained)}",
             where=store.location,
             fix="evaluate on data with the run's classes",
         )
+    if rows != list(range(len(rows))):
+        print(f"{store.location} has the run's classes in another order; they are matched by name")
+        permute_classes(model, rows)

@@ -16,6 +16,7 @@ from jobs import config as configs
 from jobs.config import Config
 from jobs.outputs import check_apart, refusals
 from model.mask2former import PIXEL_MEAN, PIXEL_STD, Mask2Former
+from model.weights.classes import CLASS_NAMES, encode_names, permute_classes
 from model.weights.export import save_transformers, to_detectron2
 from pipeline.run.folder import CHECKPOINTS, EVALUATIONS, PICTURES
 from pipeline.run.restore import load_model
@@ -55,6 +56,9 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
     model, taxonomy, step = load_model(
         config.model, config.task, folder, checkpoint, torch.device("cpu")
     )
+    # A run of an earlier version has its things first; other programs assume the publisher's order.
+    ordered = Taxonomy.of(taxonomy.name, taxonomy.categories)
+    permute_classes(model, [taxonomy.index(category.id) for category in ordered.categories])
     out = (out or folder / EXPORTS / f"{to}-step-{step:09d}").absolute()
     check_apart(out, [folder / name for name in (CHECKPOINTS, EVALUATIONS, PICTURES)])
     if os.path.lexists(out):
@@ -65,8 +69,8 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
     with refusals(out), Console(stderr=True).status(f"exporting step {step}"):
         try:
             partial.mkdir(parents=True)
-            WRITERS[to](partial, model, config, taxonomy)
-            card.write(partial, to, folder, config, taxonomy, step)
+            WRITERS[to](partial, model, config, ordered)
+            card.write(partial, to, folder, config, ordered, step)
             _sync(partial)
             partial.rename(out)
         except ValueError as error:  # from model/: the other library has no such network
@@ -101,6 +105,7 @@ def _transformers(folder: Path, model: Mask2Former, config: Config, taxonomy: Ta
 
 def _detectron2(folder: Path, model: Mask2Former, config: Config, taxonomy: Taxonomy) -> None:
     tensors = to_detectron2(model, config.model, config.criterion)
+    tensors[CLASS_NAMES] = encode_names(taxonomy.names)
     with whole_file(folder / OFFICIAL) as file:
         # detectron2 takes the names as they are only if the file has an "__author__".
         pickle.dump({"model": tensors, "__author__": "Mask2Former at scale"}, file, protocol=4)

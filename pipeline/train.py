@@ -106,7 +106,8 @@ class Worker:
         torch.manual_seed(settings.seed)
         model = Mask2Former(settings.model, len(self.data.taxonomy))
         if self.journal.checkpoint is None and settings.model.init_from != "none":
-            self.journal.event(initialize(model, settings.model.init_from, settings.task))
+            init_from, taxonomy = settings.model.init_from, self.data.taxonomy
+            self.journal.event(initialize(model, init_from, settings.task, taxonomy))
         return Engine(
             model.to(self.device),
             parameter_groups(model, settings.optimizer),

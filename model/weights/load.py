@@ -8,6 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from model.mask2former import Mask2Former
+from model.weights.classes import (
+    CLASS_HEAD,
+    ClassRows,
+    Match,
+    fits_class_head,
+    same_number,
+    take_names,
+    take_rows,
+)
 from model.weights.files import read
 from model.weights.names import (
     DETECTRON2,
@@ -18,7 +27,6 @@ from model.weights.names import (
     torchvision_to_detectron2,
 )
 
-CLASS_HEAD = ("masked_decoder.class_head.weight", "masked_decoder.class_head.bias")
 SHOWN = 6  # the largest number of names that the summary shows per list
 
 # Tensors of files that the network does not use: constants that can be computed, norms whose output
@@ -43,16 +51,20 @@ class Loaded:
         state: The tensors under the names of this project.
         fresh: Tensors of the network that keep their initial values, as "name [shape]".
         unused: Tensors of the file that the network does not use, as "name [shape]".
+        classes: What was compared or assumed about the classes; "" if the file has none.
     """
 
     kind: str
     state: dict[str, Tensor]
     fresh: list[str]
     unused: list[str]
+    classes: str
 
     def __str__(self) -> str:
         """Return a summary in one line, with the first names of each list."""
         parts = [f"{self.kind}: {len(self.state)} tensors loaded"]
+        if self.classes:
+            parts.append(self.classes)
         for what, names in (("keep their initial values", self.fresh), ("not used", self.unused)):
             if names:
                 more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -60,66 +72,95 @@ class Loaded:
         return "; ".join(parts)
 
 
-def load(model: Mask2Former, path: str | Path) -> Loaded:
+def load(model: Mask2Former, path: str | Path, match: Match | None = None) -> Loaded:
     """Load the weights in `path` into `model`; see `fit` for the formats and errors."""
-    loaded = fit(model, path)
+    loaded = fit(model, path, match)
     model.load_state_dict(loaded.state, strict=False)
     return loaded
 
 
-def fit(model: Mask2Former, path: str | Path) -> Loaded:
+def fit(model: Mask2Former, path: str | Path, match: Match | None = None) -> Loaded:
     """Return the tensors of `path` that fit `model`, without changing `model`.
 
-    The class head is not loaded from a file with another number of classes. A classification
-    checkpoint fills only the backbone, except the norms and the pyramid that it does not contain.
+    A row of the class head for which the file has no class keeps its initial values. A
+    classification checkpoint fills only the backbone, except the norms and the pyramid that it does
+    not contain.
 
     Args:
         model: The network, which may be on the device "meta".
         path: A checkpoint of this project, a file of the paper's code (`.pkl` or `.pth`, with the
             names of any of its versions), a file or folder of transformers, or an ImageNet
             backbone of the paper's code, of transformers, or of torchvision.
+        match: Chooses the row of each class. By default, the rows of a file with the same number of
+            classes are taken in their order.
 
     Raises:
         ValueError: The file cannot be read or does not fit. The text lists every tensor that is
-            missing, unknown, or of another shape.
+            missing, unknown, or of another shape, or says what is wrong with the classes.
     """
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     try:
-        kind, found = rename(read(Path(path)), expected)
+        tensors = read(Path(path))
+        names = take_names(Path(path), tensors)
+        kind, found = rename(tensors, expected)
+        shapes = {name: list(tensor.shape) for name, tensor in found.items()}
+        fresh, unused = _compare(kind, shapes, expected)
+        if not fits_class_head(shapes, expected):
+            head, classes = {}, ClassRows([], "")
+        else:
+            match = match or same_number(model.masked_decoder.class_head.out_features - 1)
+            classes = match(names, shapes[CLASS_HEAD[0]][0] - 1)
+            head = take_rows(model, found, classes.rows)
     except ValueError as error:
         raise ValueError(f"model.init_from={path}: {error}") from error
-    shapes = {name: list(tensor.shape) for name, tensor in found.items()}
-    backbone_only = all(name.startswith("backbone.") for name in found.keys() & expected.keys())
+    if None in classes.rows:
+        why = f"{classes.rows.count(None)} classes are not in the file" if head else ""
+        fresh += [
+            f"{n} {expected[n]} ({why or f'the file has other classes: {shapes[n]}'})"
+            for n in CLASS_HEAD
+        ]
+    state = {n: t for n, t in found.items() if n in expected and n not in CLASS_HEAD} | head
+    return Loaded(kind, state, fresh, unused, classes.text)
 
-    absent = [n for n in expected if n not in found and not n.endswith(".num_batches_tracked")]
+
+def _compare(
+    kind: str, shapes: dict[str, list[int]], expected: dict[str, list[int]]
+) -> tuple[list[str], list[str]]:
+    """Compare the tensors of a file with those of a network.
+
+    Args:
+        kind: The format of the file, for the error.
+        shapes: The shapes in the file, under the names of this project.
+        expected: The shapes in the network.
+
+    Returns:
+        The tensors that keep their initial values, and those of the file that are not used.
+
+    Raises:
+        ValueError: Some do not fit. The text lists them.
+    """
+    backbone_only = all(name.startswith("backbone.") for name in shapes.keys() & expected.keys())
+    absent = [n for n in expected if n not in shapes and not n.endswith(".num_batches_tracked")]
     fresh = [name for name in absent if backbone_only and _keeps_initial_values(name)]
-    missing = [name for name in absent if name not in fresh]
-    beyond = [name for name in found if name not in expected]
+    beyond = [name for name in shapes if name not in expected]
     unused = [name for name in beyond if _is_unused(name, backbone_only)]
-    unknown = [name for name in beyond if name not in unused]
-    unlike = [name for name in found if name in expected and shapes[name] != expected[name]]
-    class_head = [name for name in unlike if name in CLASS_HEAD]
-    if not all(shapes[name][1:] == expected[name][1:] for name in class_head):
-        class_head = []
+    any_classes = CLASS_HEAD if fits_class_head(shapes, expected) else ()
     problems = {
-        "missing": _with_shapes(missing, expected),
-        "unknown": _with_shapes(unknown, shapes),
+        "missing": _with_shapes([name for name in absent if name not in fresh], expected),
+        "unknown": _with_shapes([name for name in beyond if name not in unused], shapes),
         "of another shape": [
-            f"{n} {shapes[n]} instead of {expected[n]}" for n in unlike if n not in class_head
+            f"{name} {shape} instead of {expected[name]}" for name, shape in shapes.items()
+            if name in expected and shape != expected[name] and name not in any_classes
         ],
-    }
+    }  # fmt: skip
     if any(problems.values()):
         text = "; ".join(
             f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items() if names
         )
         raise ValueError(
-            f"model.init_from={path}: {kind} does not fit model.backbone and the other settings of "
-            f"the network: {text}"
+            f"{kind} does not fit model.backbone and the other settings of the network: {text}"
         )
-    fresh = _with_shapes(fresh, expected)
-    fresh += [f"{n} {expected[n]} (the file has other classes: {shapes[n]})" for n in class_head]
-    state = {n: t for n, t in found.items() if n in expected and n not in class_head}
-    return Loaded(kind, state, fresh, _with_shapes(unused, shapes))
+    return _with_shapes(fresh, expected), _with_shapes(unused, shapes)
 
 
 def rename(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, dict[str, Tensor]]:

@@ -30,9 +30,9 @@ def train_sets(settings: DataSettings) -> list[Store]:
     """
     stores = [Store(location, settings.limit, settings.cache) for location in settings.train]
     for store in stores[1:]:
-        if store.manifest.taxonomy != stores[0].manifest.taxonomy:
+        if difference := stores[0].manifest.taxonomy.difference(store.manifest.taxonomy):
             raise UsageError(
-                f"its classes differ from those of {stores[0].location}",
+                f"its classes differ from those of {stores[0].location}: {difference}",
                 where=store.location,
                 fix="only shard sets with the same classes can be mixed",
             )

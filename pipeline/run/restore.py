@@ -8,6 +8,7 @@ import torch
 from model.mask2former import Mask2Former, ModelSettings
 from model.weights.load import load
 from pipeline.run import checkpoint, events
+from pipeline.run.class_match import match_classes
 from pipeline.run.folder import CHECKPOINTS, choose_checkpoint
 from shards.errors import UsageError
 from shards.format.taxonomy import Taxonomy
@@ -61,18 +62,21 @@ def initial_weights(init_from: str, task: str) -> Path:
     return path
 
 
-def initialize(model: Mask2Former, init_from: str, task: str) -> events.InitFrom:
-    """Load the weights that `model.init_from` names into a new network.
+def initialize(
+    model: Mask2Former, init_from: str, task: str, taxonomy: Taxonomy
+) -> events.InitFrom:
+    """Load the weights that `model.init_from` names into a new network for the classes of the data.
 
     Returns:
-        The event that lists the parameters that were not found and the tensors that do not fit.
+        The event that lists the parameters that were not found and the tensors that do not fit, and
+        says how the classes were matched.
 
     Raises:
         UsageError: There are no such weights.
         ValueError: They do not fit the network.
     """
     path = initial_weights(init_from, task)
-    loaded = load(model, path)
+    loaded = load(model, path, match_classes(taxonomy, path))
     return events.InitFrom(
         path=str(path), text=str(loaded), fresh=loaded.fresh, unused=loaded.unused
     )

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from shards.errors import DataError
+from shards.errors import DataError, some_of
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,26 @@ class Taxonomy:
             ) from None
 
     def difference(self, other: "Taxonomy") -> str:
-        """Return the first difference from another label space in words, or "" if it is equal."""
-        if self == other:
-            return ""
-        if len(self) != len(other):
-            return f"{len(self)} and {len(other)} of them"
-        pairs = zip(map(asdict, self.categories), map(asdict, other.categories), strict=True)
-        for index, (first, second) in enumerate(pairs):
-            for name, value in first.items():
-                if second[name] != value:
-                    return f"the {name} of class {index} is {value!r} and {second[name]!r}"
-        return f"the label spaces are called {self.name} and {other.name}"
+        """Return how the classes differ from those of another label space, or "" if they are equal.
+
+        Equal classes have equal names and flags in the same order. The ids, the colors, and the
+        names of the label spaces may differ, because nothing that is trained depends on them.
+        """
+        if sorted(self.names) != sorted(other.names):
+            first, second = (
+                [name for name in a.names if name not in b.names]
+                for a, b in ((self, other), (other, self))
+            )
+            parts = [f"{len(self)} and {len(other)} of them"] if len(self) != len(other) else []
+            parts += [f"only the first has {some_of(first, 6)}"] if first else []
+            parts += [f"only the second has {some_of(second, 6)}"] if second else []
+            return ", ".join(parts)
+        for index, (a, b) in enumerate(zip(self.categories, other.categories, strict=True)):
+            if a.name != b.name:
+                return f"they are in another order, class {index} is {a.name!r} and {b.name!r}"
+            if a.isthing != b.isthing:
+                return f"{a.name!r} is a thing only in the {'first' if a.isthing else 'second'}"
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the taxonomy as JSON values."""

@@ -19,8 +19,9 @@ import numpy as np
 
 from shards.doctor import Doctor
 from shards.format.label_maps import classes_of, labels_of, read_labels, segments_of
+from shards.format.published import table
 from shards.format.taxonomy import Category, Taxonomy, rgb
-from shards.sources.layout import Layout, table
+from shards.sources.layout import Layout
 from shards.sources.map_item import Description, MapItem, read_split
 
 _LICENSE = {

@@ -1,20 +1,13 @@
 """Where the files of a data set with label maps are, and which images have no maps."""
 
-import json
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from shards.errors import DataError, UsageError, some_of
 from shards.files import files_below
 from shards.format.schema import SEGMENTS, SEMANTIC, TASKS
-
-
-def table(name: str) -> list[dict[str, Any]]:
-    """Load the published list of classes of a data set that does not contain one."""
-    return json.loads((Path(__file__).parent / "tables" / f"{name}.json").read_bytes())
 
 
 @dataclass(frozen=True, slots=True)
