@@ -10,23 +10,27 @@ from typing import Any
 
 import typer
 
+from jobs.interrupts import Ended, Interrupted, handled, requests
 from shards.errors import M2FError
 from shards.text import printable
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def run(app: typer.Typer) -> int:
     """Run the command that `sys.argv` names and return its exit code."""
     warnings.showwarning = _print_warning
+    requests.reset()
     try:
-        app(standalone_mode=False, prog_name="./launch.sh")
+        with handled(requests.end):
+            app(standalone_mode=False, prog_name="./launch.sh")
     except M2FError as error:
         return _complain(str(error), error.exit_code)
     except typer.Exit as stop:
         return stop.exit_code
+    except Ended:
+        error = requests.error()
+        return _complain(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _complain("interrupted", INTERRUPTED)
+        return _complain("interrupted", Interrupted.exit_code)
     except typer.TyperException as error:
         # Its subclasses have `show`, which prints the usage line, but typer does not export them.
         error.show()  # pyright: ignore[reportAttributeAccessIssue] typer exports the base only

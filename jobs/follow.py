@@ -1,6 +1,7 @@
 """What `train` prints while the workers train: the run's own files, as they grow."""
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -47,6 +48,7 @@ class Follower:
         self._task = self._progress.add_task("", total=steps, text="starting workers")
         self._last_printed, self._last_step = time.monotonic(), -1
         self._warnings: set[str] = set()
+        self._start = math.inf  # time of the last start of the workers
 
     def __enter__(self) -> "Follower":
         self._progress.start()
@@ -58,6 +60,10 @@ class Follower:
         self._thread.join()
         self._progress.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        self._print(text)
+
     def _run(self) -> None:
         while not self._stop.wait(POLL_S):
             self._update()
@@ -68,6 +74,8 @@ class Follower:
             self._show(event)
         row = _last_row(self._metrics)
         if row is None or row["step"] == self._last_step:
+            return
+        if row["time"] < self._start:  # of an earlier command; the workers have not removed it yet
             return
         self._last_step = row["step"]
         text = f"loss {row['loss']:.1f}  {row['images_per_s']:.1f} images/s"
@@ -82,6 +90,9 @@ class Follower:
             if event.text in self._warnings:
                 return
             self._warnings.add(event.text)
+        if isinstance(event, events.Start):
+            self._start = event.time
+            self._progress.reset(self._task, completed=event.step, text="")
         if not isinstance(event, SILENT):
             self._print(event.describe())
 

@@ -16,8 +16,11 @@ from shards.errors import UsageError
 from shards.files import disk_errors, write_json
 
 MAY_CHANGE = (
-    *("name", "trainer.steps", "tracking.", "scaling.", "failure."),
-    *("data.loader_workers", "data.cache.", "data.max_damaged"),
+    *("name", "trainer.steps", "trainer.log_every", "tracking.", "scaling.", "failure."),
+    *("checkpoint.", "evaluation.", "batch.micro"),
+    *("model.checkpoint_activations", "model.compile"),
+    *("data.loader_workers", "data.cache.", "data.max_damaged", "data.stall_timeout_s"),
+    *("data.train", "data.val"),  # the fingerprints of the sets are compared instead
 )
 OTHER_NAME = "name another run: name=NAME"
 # What a folder may hold before its first config.yaml: a command can be killed while it starts.
@@ -83,9 +86,13 @@ def _check_same(folder: Path, before: Config, config: Config, data: dict[str, An
     """Check that an existing run has the same shards, and the same settings except MAY_CHANGE.
 
     At stage 3 the number of workers may not change, because DeepSpeed's sharded checkpoints fit
-    only the number of workers that wrote them.
+    only the number of workers that wrote them. The size of a micro-batch may not change if the
+    losses or the norms depend on it.
     """
-    fixed = ("scaling.",) if config.zero.stage == 3 else ()
+    fixed = {"scaling."} if config.zero.stage == 3 else set()
+    has_batch_norm = config.model.norm in ("batch", "sync_batch")
+    if has_batch_norm or config.criterion.class_normalizer == "local":
+        fixed.add("batch.micro")
     may_change = tuple(key for key in MAY_CHANGE if key not in fixed)
     changed = configs.differences(before, config, may_change)
     try:

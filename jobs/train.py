@@ -1,11 +1,13 @@
 """The `train` command: run the workers under Ray Train, and restart them if they fail."""
 
 import contextlib
-import logging
 import os
+import shlex
+import sys
 import time
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +17,29 @@ from jobs import config as configs
 from jobs.check import check
 from jobs.config import Config
 from jobs.follow import Follower
-from jobs.on_ray import python_path
+from jobs.interrupts import handled, requests
+from jobs.ray_session import STARTS, Message, session
 from jobs.resume import open_run
-from pipeline.run import eventlog, events
-from pipeline.run.checkpoint import committed
+from jobs.worker import Job, cpus_per_worker, run_workers
+from pipeline.run import eventlog, events, stop
+from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
-from pipeline.run.restarts import is_crash_loop
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.files import file_lock
 
-# Ray and the libraries of its workers read these as they start. Values of the user take precedence.
-RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # not needed: only this machine can connect
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hides the GPUs from a worker that reserves none
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # normal priority; Ray's default lowers it
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "3",
-    "HF_HUB_OFFLINE": "1",  # weights are in folders; training downloads nothing
-}
+LOGS = Path("ray", "logs")
 
 
-def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
+def train(
+    preset: str, overrides: list[str], runs: Path = configs.RUNS, command: str | None = None
+) -> Path:
     """Train a preset in runs/<name>/, or resume the run of that name.
 
     Args:
         preset: Name of a preset, or path of a YAML file.
         overrides: Settings as `key=value`.
         runs: The folder of all runs.
+        command: The command line that resumes the run, if it is not that of `train`.
 
     Returns:
         The run folder.
@@ -53,16 +47,20 @@ def train(preset: str, overrides: list[str], runs: Path = configs.RUNS) -> Path:
     Raises:
         UsageError: The configuration cannot be trained.
         DataError: A shard set is damaged.
-        Failed: The workers failed too often.
+        Failed: The workers failed too often, or Ray did not start.
+        Interrupted, Preempted: A signal ended the run. A checkpoint was written first, unless
+            Ctrl-C was pressed twice.
     """
+    if cluster := os.environ.get("RAY_ADDRESS"):
+        warnings.warn(f"RAY_ADDRESS={cluster} is ignored: train runs on this machine", stacklevel=2)
     config = configs.load(preset, overrides)
     folder = (runs / config.name).absolute()
     stores = check(config, fresh=not committed(folder / CHECKPOINTS))
     with _lock(folder):
         if not open_run(folder, config, stores):
             return folder
-        with Follower(folder, config.trainer.steps):
-            _fit(config, folder)
+        command = command or shlex.join(["./launch.sh", "train", preset, *overrides])
+        _fit(config, folder, command)
     print(f"done: {folder / SUMMARY}")
     return folder
 
@@ -81,103 +79,88 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _fit(config: Config, folder: Path) -> None:
-    """Train in the workers of a Ray instance that lives as long as this command."""
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-    from ray.train import TrainingFailedError
+def _fit(config: Config, folder: Path, command: str) -> None:
+    """Train in workers below a Ray that lives as long as this command.
 
+    Args:
+        config: The config.
+        folder: The run folder.
+        command: The command line that resumes the run.
+    """
     workers = config.scaling.workers
     assert workers is not None, "resolved by `configs.load`"
     use_gpu = torch.cuda.is_available() if config.scaling.gpu is None else config.scaling.gpu
-    cpus = workers * _cpus_per_worker(config)
+    cpus = workers * cpus_per_worker(config)
     threads = max(1, (os.cpu_count() or 1) // workers)
     print(
         f"{workers} workers with {threads} threads each on {os.cpu_count()} cores; "
         f"{cpus} CPUs reserved in Ray; {'GPU' if use_gpu else 'no GPU'}"
     )
-    job = Job(configs.to_dict(config), folder, threads, launch=f"{time.time():.3f}")
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=200 * 2**20,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
-    )
-    try:
-        outcome = _trainer(config, job, workers, use_gpu).fit().return_value
-    except TrainingFailedError:
-        outcome = "failed"
-    finally:
-        ray.shutdown()
+    job = Job(configs.to_dict(config), folder, threads, f"{time.time():.3f}", use_gpu)
+    stop.withdraw(folder)
+    with handled(requests.receive):
+        outcome = _run(config, job, cpus)
+    stop.withdraw(folder)
+    if requests.first and outcome != "done":
+        raise _interruption(folder, command)
     if outcome != "done":
         raise _failure(job)
 
 
-def _trainer(config: Config, job: "Job", workers: int, use_gpu: bool) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def _run(config: Config, job: Job, cpus: int) -> str:
+    """Run the workers, and start Ray again if it did not start.
 
-    return TorchTrainer(
-        _work,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": _cpus_per_worker(config)},
-        ),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=str(job.folder),
-            failure_config=FailureConfig(max_failures=config.failure.max_restarts),
-        ),
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=600),
+    Returns:
+        The outcome of `run_workers`, or "failed" if Ray died.
+
+    Raises:
+        Failed: Ray did not start.
+    """
+    body = partial(run_workers, config, job)
+    message = Message("not started")
+    for start in range(STARTS):
+        follower = Follower(job.folder, config.trainer.steps)
+        with session(body, cpus) as ray, follower:
+            while ray.wait() and not _ends_now(ray.message, job, follower):
+                pass
+            message = ray.message
+            is_good = message.text in ("done", "stopped") or requests.first
+            if not is_good:
+                ray.keep_logs(job.folder / LOGS)
+        if message.state != "not started" or requests.first:
+            return message.text or "failed"
+        if start < STARTS - 1:
+            print(f"Ray did not start ({message.text}); it is started again", file=sys.stderr)
+    raise Failed(
+        f"Ray did not start in {STARTS} attempts: {message.text}",
+        where=job.folder.name,
+        fix="run the command again when the machine is less busy",
     )
 
 
-def _cpus_per_worker(config: Config) -> int:
-    return 1 + config.data.loader_workers
+def _ends_now(message: Message, job: Job, follower: Follower) -> bool:
+    """Return whether nothing is to be waited for, and pass a request to stop to the workers."""
+    if message.state == "ended" or requests.at_once:
+        return True
+    if requests.first and not stop.is_requested(job.folder):
+        starts = eventlog.read_kind(job.folder, events.Start)
+        if not any(start.launch == job.launch for start in starts):
+            return True  # no step has been taken
+        stop.request(job.folder)
+        follower.say(
+            f"{requests.first.name}: a checkpoint is written after this step; "
+            "Ctrl-C stops without it"
+        )
+    return False
 
 
-@dataclass(frozen=True)
-class Job:
-    """The input of a worker.
-
-    Attributes:
-        config: The run's config as plain data.
-        folder: The run folder.
-        threads: Number of torch threads in each worker.
-        launch: Identifier of this command, which the restarts of its workers share.
-    """
-
-    config: dict[str, Any]
-    folder: Path
-    threads: int
-    launch: str
-
-
-def _work(arguments: dict[str, Job]) -> str:
-    """Train in one worker. An error that ends it is recorded, so that the driver can read it.
-
-    Ray restarts all workers after any failure. If the last starts of this command failed at the
-    same step, this function returns without training, which ends the run.
-    """
-    from pipeline.train import train as train_worker
-
-    job = arguments["job"]
-    torch.set_num_threads(job.threads)
-    if is_crash_loop(eventlog.read(job.folder), job.launch):
-        return "crash loop"
-    try:
-        train_worker(configs.merge(job.config, []), job.folder, job.launch)
-    except Exception as error:
-        rank = int(os.environ["RANK"])
-        eventlog.append(job.folder, events.Failure.of(error, launch=job.launch, rank=rank))
-        raise
-    return "done"
+def _interruption(folder: Path, command: str) -> M2FError:
+    """Return the error for a run that a signal has ended."""
+    checkpoints = committed(folder / CHECKPOINTS)
+    step = f"of step {step_of(checkpoints[0])}" if checkpoints else "not written yet"
+    return requests.error(
+        f"the newest checkpoint is {step}", where=folder, fix=f"to resume: {command}"
+    )
 
 
 def _failure(job: Job) -> M2FError:
@@ -192,5 +175,5 @@ def _failure(job: Job) -> M2FError:
             if failure.exit_code == kind.exit_code:
                 return kind(failure.what, where=failure.where, fix=failure.fix)
     cause = f"{failures[-1].kind}: {failures[-1].text}" if failures else "the workers died"
-    log = job.folder / eventlog.EVENTS
+    log = job.folder / (eventlog.EVENTS if failures else LOGS)
     return Failed(f"the run failed: {cause}", where=job.folder.name, fix=f"see {log}")

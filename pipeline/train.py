@@ -1,14 +1,18 @@
 """The training loop of one worker. It knows torch.distributed, and not who started it."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from model.mask2former import Mask2Former
+from pipeline.data.batch import Batch
 from pipeline.data.split import BatchSplit
 from pipeline.data.training import TrainingData
 from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
-from pipeline.run.journal import Journal, Progress, RunInfo
+from pipeline.run import stop
+from pipeline.run.journal import Journal, RunInfo
 from pipeline.run.restore import initialize
 from pipeline.run.warn import recorded_warnings
 from pipeline.score.evaluate import evaluate
@@ -19,28 +23,37 @@ from pipeline.step.schedule import lr_multiplier
 from pipeline.step.step import TrainingStep, global_losses
 
 
-def train(settings: RunSettings, folder: Path, launch: str = "") -> None:
+def train(settings: RunSettings, folder: Path, launch: str = "") -> bool:
     """Train until `trainer.steps`, from the newest intact checkpoint or from scratch.
 
-    Call it on every rank of an initialized process group.
+    Call it on every rank of an initialized process group. If the run is asked to stop, all ranks
+    write a checkpoint of the steps that they have taken, and return.
 
     Args:
         settings: The settings of the run.
         folder: The run folder.
         launch: Identifier of the user's command, which its restarts share.
+
+    Returns:
+        Whether the run has taken all its steps.
     """
     rank, _ = rank_and_world()
     with recorded_warnings(folder, rank):
-        Worker(settings, folder, launch).run()
+        try:
+            worker = Worker(settings, folder, launch)
+        except stop.Stopped:
+            return False
+        return worker.run()
 
 
 class Worker:
     """One rank: its part of the data, its engine, and the records of the run."""
 
     def __init__(self, settings: RunSettings, folder: Path, launch: str):
-        self.settings = settings
+        self.settings, self.folder = settings, folder
         rank, world = rank_and_world()
         self.device = rank_device()
+        stop.check_together(folder, self.device)
         self.split = BatchSplit(settings.batch.size, settings.batch.micro, world, rank)
         self.data = call_on_all_ranks(
             lambda: TrainingData(settings.data, settings.task, settings.seed)
@@ -57,33 +70,63 @@ class Worker:
         )
         self.lr_multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
 
-    def run(self) -> None:
-        """Resume, then step, log, save, and evaluate until the last step."""
+    def run(self) -> bool:
+        """Resume, then step, log, save, and evaluate until the last step or a request to stop.
+
+        Returns:
+            Whether the run has taken all its steps.
+        """
+        self.progress = self.journal.resume(self.engine)
+        self.saved_step = self.progress.step
+        try:
+            if self.progress.step == 0:
+                self._save(required=True)  # reveals a full disk before any work is done
+            self._evaluate_if_due()
+            self._steps()
+        except stop.Stopped:
+            if self.saved_step < self.progress.step:
+                self._save()
+            self.journal.stopped(self.progress)
+            return False
+        self.journal.finish(self.progress)
+        return True
+
+    def _steps(self) -> None:
         settings, journal = self.settings, self.journal
-        progress = journal.resume(self.engine)
-        if progress.step == 0:
-            # This reveals a full disk before any work is done.
-            journal.save(progress, self.engine, required=True)
-        self._evaluate_if_due(progress.step)
-        batches = self.data.batches(
-            progress.position, self.split, pin_memory=self.device.type == "cuda"
-        )
-        while progress.step < settings.trainer.steps:
+        batches = self._batches()
+        while self.progress.step < settings.trainer.steps:
             batch = self.train_step.receive(batches)
-            journal.damaged(progress.step + 1, batch.damaged)
+            journal.damaged(self.progress.step + 1, batch.damaged)
             losses = self.train_step.forward_backward(batch)
-            lr_multiplier = self.lr_multiplier(progress.step)
+            lr_multiplier = self.lr_multiplier(self.progress.step)
             update = self.engine.step(lr_multiplier)
-            progress = progress.after_step(settings.batch.size, update.applied)
-            journal.updated(progress.step, update)
-            is_last = progress.step == settings.trainer.steps
-            if progress.step % settings.trainer.log_every == 0 or is_last:
-                self._log(progress, losses, lr_multiplier, update.grad_norm)
-            is_due = progress.step % settings.checkpoint.every_steps == 0
-            if is_due or is_last or self._is_evaluated(progress.step):  # no score without weights
-                journal.save(progress, self.engine, required=is_last)
-            self._evaluate_if_due(progress.step)
-        journal.finish(progress)
+            self.progress = self.progress.after_step(settings.batch.size, update.applied)
+            step = self.progress.step
+            journal.updated(step, update)
+            is_last = step == settings.trainer.steps
+            if step % settings.trainer.log_every == 0 or is_last:
+                self._log(losses, lr_multiplier, update.grad_norm)
+            is_due = step % settings.checkpoint.every_steps == 0
+            if is_due or is_last or self._is_evaluated(step):  # no score without weights
+                self._save(required=is_last)
+            self._evaluate_if_due()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Yield batches. A request to stop reaches `receive` like an error of the loader.
+
+        `receive` tells every rank of it in the all-reduce that it does anyway, so that no rank
+        takes a step that the others do not take.
+        """
+        batches = self.data.batches(
+            self.progress.position, self.split, pin_memory=self.device.type == "cuda"
+        )
+        while True:
+            stop.check(self.folder)
+            yield next(batches)
+
+    def _save(self, required: bool = False) -> None:
+        self.journal.save(self.progress, self.engine, required=required)
+        self.saved_step = self.progress.step
 
     def _run_info(self, launch: str) -> RunInfo:
         settings = self.settings
@@ -118,16 +161,10 @@ class Worker:
             device=self.device,
         )
 
-    def _log(
-        self,
-        progress: Progress,
-        losses: dict[str, torch.Tensor],
-        lr_multiplier: float,
-        grad_norm: float,
-    ) -> None:
+    def _log(self, losses: dict[str, torch.Tensor], lr_multiplier: float, grad_norm: float) -> None:
         rates = {"lr": self.settings.optimizer.lr * lr_multiplier, "grad_norm": grad_norm}
         speed = self.train_step.meter.read()
-        self.journal.metrics(progress, {**global_losses(losses), **rates, **speed})
+        self.journal.metrics(self.progress, {**global_losses(losses), **rates, **speed})
 
     def _is_evaluated(self, step: int) -> bool:
         """Return whether the settings ask for the scores of a step."""
@@ -135,14 +172,15 @@ class Worker:
         due = settings.at_start if step == 0 else step % settings.every_steps == 0
         return due or step == self.settings.trainer.steps
 
-    def _evaluate_if_due(self, step: int) -> None:
-        """Score the network at a step, unless that was done before a restart."""
-        settings = self.settings.evaluation
+    def _evaluate_if_due(self) -> None:
+        """Score the network at this step, unless that was done before a restart."""
+        settings, step = self.settings.evaluation, self.progress.step
         if not self._is_evaluated(step) or self.journal.is_scored(step):
             return
         with torch.compiler.set_stance("force_eager"):  # the images have many sizes
             model = self.engine.module
             assert isinstance(model, Mask2Former)
-            scores = evaluate(model, self.data.val, settings, self.device)
+            check = partial(stop.check_together, self.folder, self.device)
+            scores = evaluate(model, self.data.val, settings, self.device, advance=check)
         self.journal.scored(step, scores)
         self.train_step.meter.restart()

@@ -1,5 +1,6 @@
 """`demo`: painted data, shards, training, scores, and pictures, all in small."""
 
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -47,6 +48,7 @@ def demo(out: Path) -> dict[str, Any]:
             "evaluation.at_start=true",
         ],
         runs=out / "runs",
+        command=shlex.join(["./launch.sh", "demo", "--out", str(out)]),
     )
     _print_title("4/4 score the held-out images: ./launch.sh evaluate")
     scores = evaluate(str(folder))

@@ -285,8 +285,21 @@ class Finish(Event):
         return f"step {self.step}: finished"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Event):
+    """The run was asked to stop, and has taken this number of steps."""
+
+    name: ClassVar = "stopped"
+    step: int
+    position: int
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"step {self.step}: stopped on request"
+
+
 KINDS: tuple[type[Event], ...] = (
     *(Start, InitFrom, Evaluation, Checkpoint, CheckpointFailed, Damage),
-    *(Quarantined, Skipped, Warned, Failure, Finish),
+    *(Quarantined, Skipped, Warned, Failure, Finish, Stopped),
 )
 KIND_OF_NAME = {kind.name: kind for kind in KINDS}

@@ -241,6 +241,11 @@ class Journal:
         self.event(events.Finish(step=progress.step, position=progress.position))
         self._tracker.finish()
 
+    def stopped(self, progress: Progress) -> None:
+        """Record that the run was asked to stop."""
+        self.event(events.Stopped(step=progress.step, position=progress.position))
+        self._tracker.finish()
+
     def _newest(self) -> Path | None:
         def report(text: str) -> None:
             self.event(events.Damage(text=text))

@@ -29,6 +29,7 @@ LINES = [
     {"event": "failure", "time": 1.0, "launch": "17.000", "rank": 1, "kind": "DataError",
      "text": "a.tar: damaged"},
     {"event": "finish", "time": 1.0, "step": 4, "position": 32},
+    {"event": "stopped", "time": 1.0, "step": 4, "position": 32},
 ]  # fmt: skip
 
 

@@ -1,0 +1,181 @@
+"""Ray on this machine, as long as one command runs, reachable by this user alone.
+
+Ray lives in a process of its own below the command, in its own session. The command stays in
+charge of the terminal and the signals: Ctrl-C does not reach Ray's processes, a crash of Ray is
+one line, and at the end, however it comes, no process and no temporary file is left.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import secrets
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any, NamedTuple
+
+from jobs.on_ray import python_path
+from jobs.processes import adopt_orphans, descendants, end_descendants
+from shards.scratch import private_folder
+
+STARTS = 3  # Ray gives its processes 30 s, which a loaded machine may exceed
+POLL_S = 0.2
+DRIVER_LOG = "driver.log"
+OBJECT_STORE_BYTES = 200 * 2**20
+
+# Ray and the libraries of its workers read these as they start. Values of the user take precedence.
+ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "600",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # hides the GPUs from a worker that reserves none
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # normal priority; Ray's default lowers it
+    "HF_HUB_OFFLINE": "1",  # weights are in folders; training downloads nothing
+}
+
+# Nothing listens beyond this machine, and Ray answers only who knows the token. The user's values
+# for a cluster do not apply here.
+PRIVATE = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for: bind to the loopback address
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+
+
+class Message(NamedTuple):
+    """What the process of Ray tells the command.
+
+    Attributes:
+        state: "started", "not started", or "ended".
+        text: Why Ray did not start, or the outcome.
+    """
+
+    state: str
+    text: str = ""
+
+
+class Session:
+    """A command's Ray.
+
+    Args:
+        folder: The private temporary folder.
+        process: The process of Ray.
+        messages: The receiving end of its pipe.
+
+    Attributes:
+        message: The last message of the process; None before the first.
+    """
+
+    def __init__(self, folder: Path, process: Any, messages: Any):
+        self.folder, self.message = folder, Message("not started", "its process died")
+        self._process, self._messages = process, messages
+
+    def wait(self) -> bool:
+        """Wait for POLL_S seconds, or the next message. Return whether the session goes on."""
+        try:
+            if self._messages.poll(POLL_S):
+                self.message = self._messages.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            return False
+        return True
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy the logs of Ray and its workers to `folder`."""
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(self.folder / "session_latest" / "logs", folder, dirs_exist_ok=True)
+            shutil.copy(self.folder / DRIVER_LOG, folder)
+
+
+@contextlib.contextmanager
+def session(body: Callable[[Path], str], cpus: int) -> Iterator[Session]:
+    """Start Ray and call `body` in a new process, which ends with the context.
+
+    Args:
+        body: Uses Ray. Its argument is the private folder, its result the text of the last message.
+        cpus: Number of CPUs that Ray may assign.
+    """
+    adopt_orphans()
+    spared = descendants()
+    with private_folder() as folder:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(
+            target=_main, args=(sender, folder, body, cpus)
+        )
+        process.start()
+        sender.close()  # so that the end of the process ends the pipe
+        try:
+            yield Session(folder, process, receiver)
+        finally:
+            receiver.close()
+            process.kill()
+            process.join()
+            end_descendants(spared)
+
+
+def _main(messages: Any, folder: Path, body: Callable[[Path], str], cpus: int) -> None:
+    """Run Ray and `body` in this process, which ends with its parent."""
+    os.setsid()
+    adopt_orphans()
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    _redirect_output(folder / DRIVER_LOG)
+    _set_environment(folder)
+    try:
+        _start(folder, cpus)
+    except BaseException as error:  # Ray also calls sys.exit
+        messages.send(Message("not started", str(error).strip().partition("\n")[0]))
+        return
+    messages.send(Message("started"))
+    import ray
+
+    outcome = body(folder)
+    ray.shutdown()
+    end_descendants()
+    messages.send(Message("ended", outcome))
+
+
+def _end_with_parent(folder: Path) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    end_descendants()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+def _redirect_output(log: Path) -> None:
+    file = log.open("w", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(file.fileno(), descriptor)
+    sys.stdout = sys.stderr = file
+
+
+def _set_environment(folder: Path) -> None:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ |= PRIVATE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{gettempdir()}/torchinductor_{os.getuid()}")
+    os.environ["TMPDIR"] = str(folder)
+
+
+def _start(folder: Path, cpus: int) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
+        _temp_dir=str(folder),
+    )

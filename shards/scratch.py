@@ -1,0 +1,84 @@
+"""Short-lived folders for sockets, whose paths the kernel limits to 107 bytes."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.errors import UsageError
+
+MAX_BYTES = 40  # of such a folder; Ray adds up to 64 bytes to it, and multiprocessing 32
+CANDIDATES = ("/tmp", "/var/tmp", "/dev/shm")
+PREFIX = "m2f-"
+ABANDONED_AFTER_S = 60  # a new folder is unlocked for an instant
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a folder with a short path that only this user can open; remove it at the end.
+
+    It is made in the folder for temporary files, or in one of CANDIDATES if that path is too long.
+    The folders that killed processes left beside it, whose locks the kernel released, are removed.
+
+    Raises:
+        UsageError: None of them can be written.
+    """
+    folder = _make()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        _remove_abandoned(folder.parent)
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make() -> Path:
+    tried = {}
+    for parent in dict.fromkeys((*_usual(), *CANDIDATES)):
+        if len(os.fsencode(parent)) + len(f"/{PREFIX}12345678") > MAX_BYTES:
+            tried[parent] = "too long for the paths of sockets"
+            continue
+        try:
+            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        except OSError as error:
+            tried[parent] = error.strerror or str(error)
+    reasons = ", ".join(f"{parent} ({reason})" for parent, reason in tried.items())
+    raise UsageError(
+        f"no temporary folder can be made: {reasons}",
+        where="TMPDIR",
+        fix="set it to a folder with a short path that you can write",
+    )
+
+
+def _usual() -> list[str]:
+    """Return Python's folder for temporary files, unless that would be the current folder."""
+    with contextlib.suppress(OSError):
+        folder = tempfile.gettempdir()
+        return [folder] if folder != str(Path.cwd()) else []
+    return []
+
+
+def _lock(descriptor: int) -> bool:
+    with contextlib.suppress(OSError):  # another process holds it, or there are no locks here
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{PREFIX}????????"):
+        with contextlib.suppress(OSError):  # of another user, or removed since
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                age = time.time() - os.fstat(descriptor).st_mtime
+                is_mine = os.fstat(descriptor).st_uid == os.getuid()
+                if is_mine and age > ABANDONED_AFTER_S and _lock(descriptor):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
