@@ -78,7 +78,7 @@ class Session:
         self._process, self._messages = process, messages
 
     def wait(self) -> bool:
-        """Wait for POLL_S seconds, or the next message. Return whether the session goes on."""
+        """Wait for POLL_S seconds, or the next message. Return whether the process runs."""
         try:
             if self._messages.poll(POLL_S):
                 self.message = self._messages.recv()

@@ -162,9 +162,7 @@ class CheckpointFailed(Event):
 
     def describe(self) -> str:
         """Return one line about this event for people."""
-        return (
-            f"step {self.step}: no checkpoint could be written ({self.error}); training continues"
-        )
+        return f"step {self.step}: no checkpoint was written ({self.error}); training continues"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,8 +296,5 @@ class Stopped(Event):
         return f"step {self.step}: stopped on request"
 
 
-KINDS: tuple[type[Event], ...] = (
-    *(Start, InitFrom, Evaluation, Checkpoint, CheckpointFailed, Damage),
-    *(Quarantined, Skipped, Warned, Failure, Finish, Stopped),
-)
+KINDS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 KIND_OF_NAME = {kind.name: kind for kind in KINDS}

@@ -7,6 +7,7 @@ import pytest
 
 from jobs import follow, train
 from jobs.follow import SILENT, Follower
+from jobs.worker import Job
 from pipeline.run import eventlog, events
 from pipeline.run.track import METRICS
 from shards.errors import DataError, Failed
@@ -91,7 +92,7 @@ def test_no_file_stops_the_follower(tmp_path, capsys, monkeypatch, name):
 
 @pytest.fixture
 def job(tmp_path):
-    return train.Job({}, tmp_path / "mine", 1, launch="17.000")
+    return Job({}, tmp_path / "mine", 1, launch="17.000")
 
 
 def test_the_error_of_a_worker_is_rebuilt_in_the_driver(job):
