@@ -19,7 +19,7 @@ from shards.files import open_regular
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 15  # if the output is not a terminal, and there is no progress bar
 TAIL_BYTES = 8192  # more than the last row of metrics
-SHOWN = {"step": int, "loss": float, "images_per_s": float}  # of a row of metrics
+SHOWN = {"step": int, "time": float, "loss": float, "images_per_s": float}  # of a row of metrics
 SILENT = (events.Checkpoint, events.Finish)
 
 
