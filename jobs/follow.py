@@ -1,7 +1,6 @@
 """What `train` prints while the workers train: the run's own files, as they grow."""
 
 import contextlib
-import math
 import os
 import threading
 import time
@@ -48,7 +47,7 @@ class Follower:
         self._task = self._progress.add_task("", total=steps, text="starting workers")
         self._last_printed, self._last_step = time.monotonic(), -1
         self._warnings: set[str] = set()
-        self._start = math.inf  # time of the last start of the workers
+        self._start = time.time()  # of this command, then of its workers
 
     def __enter__(self) -> "Follower":
         self._progress.start()

@@ -61,7 +61,7 @@ TORN = (
 def test_no_line_of_a_record_stops_the_follower(tmp_path, capsys, monkeypatch, name, line):
     monkeypatch.setattr(follow, "POLL_S", 0.01)
     monkeypatch.setattr(follow, "PLAIN_LINE_EVERY_S", -1)
-    row = {"step": 3, "loss": 2.0, "images_per_s": 4.0}
+    row = {"step": 3, "time": time.time() + 9, "loss": 2.0, "images_per_s": 4.0}
     with Follower(tmp_path, steps=16) as follower:
         append(tmp_path / METRICS, row)
         with (tmp_path / name).open("ab") as file:
@@ -88,6 +88,25 @@ def test_no_file_stops_the_follower(tmp_path, capsys, monkeypatch, name):
         assert follower._thread.is_alive()
         eventlog.append(tmp_path, events.Damage(text="after"))
     assert capsys.readouterr().out.splitlines() == ["after"]
+
+
+def test_metrics_of_an_earlier_command_are_not_progress(tmp_path, capsys, monkeypatch):
+    """They are on disk until the resumed workers remove the steps past their checkpoint."""
+    monkeypatch.setattr(follow, "POLL_S", 0.01)
+    monkeypatch.setattr(follow, "PLAIN_LINE_EVERY_S", -1)
+    row = {"step": 285, "time": time.time() - 60, "loss": 2.0, "images_per_s": 4.0}
+    append(tmp_path / METRICS, row)
+    with Follower(tmp_path, steps=300) as follower:
+        time.sleep(0.1)
+        eventlog.append(tmp_path, events.Start(world_size=1, step=200))
+        time.sleep(0.1)
+        assert follower._progress.tasks[0].completed == 200
+        append(tmp_path / METRICS, row | {"step": 201, "time": time.time()})
+        time.sleep(0.1)
+        assert follower._progress.tasks[0].completed == 201
+    printed = capsys.readouterr().out
+    assert "step 285/300" not in printed
+    assert "step 201/300" in printed
 
 
 @pytest.fixture
