@@ -21,6 +21,7 @@ from model.settings import (
     type_name,
     without_none,
 )
+from shards.checked import PlainLoader
 from shards.errors import UsageError
 from shards.files import read_regular
 
@@ -48,7 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: The file is not readable, is not valid YAML, or does not hold a mapping.
     """
     try:
-        node = yaml.compose(read_regular(path).decode(), Loader=yaml.SafeLoader)
+        node = yaml.compose(read_regular(path).decode(), Loader=PlainLoader)
         settings = {} if node is None else _from_node(node)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(" ".join(str(error).split()), where=path) from error
@@ -192,7 +193,7 @@ def _flow(text: str, key: str) -> Any:
     """Return the list, the mapping, or the quoted text of a value on the command line."""
     fix = "write a list as [a, b] and a mapping as {a: 1}; quote texts with special characters"
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=PlainLoader)
         if node.end_mark.index < len(text.rstrip()):  # a comment would be cut off
             raise SettingError(key, f"={text} has text after the end of its value", fix)
         return _from_node(node)

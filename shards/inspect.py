@@ -84,7 +84,8 @@ class ShardSet:
         Raises:
             DataError: One of them is damaged.
         """
-        return cls(folder, Manifest.load(folder), SampleIndex.load(folder))
+        manifest = Manifest.load(folder)
+        return cls(folder, manifest, SampleIndex.load(folder, manifest))
 
 
 @dataclass(frozen=True)

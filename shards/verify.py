@@ -202,7 +202,10 @@ def _load_index(location: Location, manifest: Manifest) -> tuple[SampleIndex | N
         return None, [Defect(where, f"the file is missing; {fix}")]
     if File.of(path) != manifest.index:
         return None, [Defect(where, f"the file differs from the manifest; {fix}")]
-    return SampleIndex.load(location.folder), []
+    try:
+        return SampleIndex.load(location.folder, manifest), []
+    except DataError as error:
+        return None, [Defect(where, f"{error.problem.what}; {fix}")]
 
 
 def _rebuild_index(folder: Path, manifest: Manifest) -> None:

@@ -1,7 +1,6 @@
 """Verified reads of single samples from a shard set in a folder or at a URL."""
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.data.fetch import FetchedShards, fetch_set
 from shards.errors import DataError
 from shards.files import is_url, sha256
 from shards.format.index import SAMPLES, SampleIndex
-from shards.format.manifest import MANIFEST, Manifest, Shard
+from shards.format.manifest import Manifest, Shard
 from shards.format.read import read_sample
 from shards.format.schema import Sample
 from shards.remote import RemoteFolder
@@ -48,7 +47,6 @@ class Store:
         remote = RemoteFolder(self.location) if is_url(self.location) else None
         self.folder = fetch_set(remote, self.cache) if remote else Path(location)
         self.manifest = Manifest.load(self.folder)
-        _check_hashes(self.folder, self.manifest.shards)
         index = self.folder / SAMPLES
         if not index.is_file() or sha256(index) != self.manifest.index.sha256:
             raise DataError(
@@ -56,7 +54,7 @@ class Store:
                 where=f"{location}/{SAMPLES}",
                 fix="build the set again",
             )
-        self.index = SampleIndex.load(self.folder)
+        self.index = SampleIndex.load(self.folder, self.manifest)
         self.count = min(len(self.index), limit or len(self.index))
         self._shards: FetchedShards | LocalShards = (
             FetchedShards(remote, self.manifest.shards, self.cache)
@@ -166,18 +164,3 @@ class LocalShards:
 
     def _open_shard(self, shard: int) -> BinaryIO:
         return (self.folder / self.shards[shard].name).open("rb")
-
-
-def _check_hashes(folder: Path, shards: Sequence[Shard]) -> None:
-    """Check that every shard's sha256 is 64 hex digits, because the cache uses it as a file name.
-
-    Raises:
-        DataError: A hash is not 64 hex digits, so its file could be outside the cache's folder.
-    """
-    for shard in shards:
-        if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
-            raise DataError(
-                f"the sha256 of {shard.name!r} is {shard.sha256!r}, which is not 64 hex digits",
-                where=folder / MANIFEST,
-                fix="do not use this shard set",
-            )

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any
 
 import cv2
 import numpy as np
 
+from shards.checked import checked
 from shards.errors import DataError
+from shards.files import parse_json
+from shards.format.images import decode_with_opencv
 from shards.format.schema import (
     IMAGES,
     INSTANCES,
@@ -27,7 +30,6 @@ from shards.format.schema import (
 )
 
 Members = Mapping[str, bytes | memoryview]
-Entry = TypeVar("Entry", Segment, Instance)
 
 _REBUILD = "rebuild the shard"
 _PLAIN = ("file_name", "height", "image_id", "source", "width")  # JSON fields copied as they are
@@ -117,31 +119,41 @@ def decode_json(key: str, document: bytes | memoryview) -> Sample:
     return Sample(key=key, image=b"", ext="", **_values(key, document))
 
 
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """The JSON member of a sample."""
+
+    schema: int
+    image_id: str
+    file_name: str
+    source: str
+    width: int
+    height: int
+    licence: str = ""
+    attribution: str = ""
+    segments: list[Segment] | None = None
+    instances: list[Instance] | None = None
+
+
 def _values(key: str, document: bytes | memoryview) -> dict[str, Any]:
     """Return the fields of a Sample that its JSON member holds."""
     try:
-        values = json.loads(str(document, "utf-8"))
-        schema = values["schema"]
-        fields = {name: values[name] for name in _PLAIN}
-        fields["rights"] = {name: values[name] for name in RIGHTS if values.get(name)}
-        if schema == SCHEMA:
-            fields["segments"] = _entries(values.get("segments"), Segment)
-            fields["instances"] = _entries(values.get("instances"), Instance)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        values = parse_json(bytes(document))
+        schema = values.get("schema") if isinstance(values, dict) else None
+        found = checked(_Document, values) if schema == SCHEMA else None
+        if found and not 0 < found.width * found.height <= MAX_PIXELS:
+            raise ValueError(f"the size is {found.width}x{found.height}")
+    except ValueError as error:
+        raise DataError(f"the json member is damaged ({error})", where=key, fix=_REBUILD) from error
+    if found is None:
         raise DataError(
-            f"the json member is damaged ({error!r})", where=key, fix=_REBUILD
-        ) from error
-    if schema != SCHEMA:
-        raise DataError(
-            f"the sample has schema {schema}, but this version reads {SCHEMA}",
+            f"the sample has schema {schema!r:.40}, but this version reads {SCHEMA}",
             where=key,
             fix="rebuild the set",
         )
-    return fields
-
-
-def _entries(entries: list[dict[str, Any]] | None, kind: type[Entry]) -> list[Entry] | None:
-    return None if entries is None else [kind(**entry) for entry in entries]
+    rights = {name: value for name in RIGHTS if (value := getattr(found, name))}
+    plain = {name: getattr(found, name) for name in (*_PLAIN, "segments", "instances")}
+    return plain | {"rights": rights}
 
 
 def _document(sample: Sample) -> dict[str, Any]:
@@ -201,7 +213,8 @@ def decode_map(png: bytes | memoryview, name: str) -> np.ndarray:
     """Return the values of a PNG of integers, which `name` names in errors.
 
     Raises:
-        DataError: The PNG declares more than MAX_PIXELS pixels or does not decode.
+        DataError: The PNG declares more than MAX_PIXELS pixels, is not a map of 8 or 16 bits, or
+            does not decode.
     """
     declared = png_size(png)
     if declared is None or not fits(*declared):
@@ -210,7 +223,7 @@ def decode_map(png: bytes | memoryview, name: str) -> np.ndarray:
             where=name,
             fix=_REBUILD,
         )
-    values = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None:
+    values = decode_with_opencv(png, cv2.IMREAD_UNCHANGED)
+    if values is None or values.ndim != 2 or values.dtype not in (np.uint8, np.uint16):
         raise DataError("the map does not decode", where=name, fix=_REBUILD)
     return values

@@ -1,12 +1,16 @@
 """Decode images with one bound on their size."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from shards.errors import DataError
+from shards.errors import DataError, M2FError
 from shards.format.schema import MAX_PIXELS, Sample
 
 
@@ -27,26 +31,51 @@ def decode_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
     """
     fix = "leave it out and build the set again"
     try:
-        with Image.open(io.BytesIO(encoded)) as picture:
+        with opened(io.BytesIO(encoded)) as picture:
             width, height = picture.size
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"the image declares more than {MAX_PIXELS} pixels", where=name, fix=fix
-        ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"the image has no readable header ({error})", where=name, fix=fix
-        ) from error
-    if width * height > MAX_PIXELS:
-        raise DataError(
-            f"the image declares {width}x{height} pixels, more than {MAX_PIXELS}",
-            where=name,
-            fix=fix,
-        )
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
+    except ValueError as error:
+        what = f"the image has no readable header ({error})"
+        raise DataError(what, where=name, fix=fix) from error
+    image = decode_with_opencv(encoded, cv2.IMREAD_COLOR_RGB)
+    if image is None or image.size != 3 * width * height:
         raise DataError("the image does not decode", where=name, fix=fix)
     return image
+
+
+@contextmanager
+def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
+    """Open a picture with PIL, which reads its header and decodes nothing yet.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: The header is damaged, declares more than MAX_PIXELS pixels or none, or the
+            block cannot decode the picture.
+    """
+    try:
+        with Image.open(file) as picture:
+            width, height = picture.size
+            if not 0 < width * height <= MAX_PIXELS:
+                raise ValueError(f"{width}x{height} pixels are not 1 to {MAX_PIXELS}")
+            yield picture
+    except (FileNotFoundError, M2FError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"it declares more than {MAX_PIXELS} pixels") from error
+    except Exception as error:  # the decoders of PIL raise almost any class for a damaged file
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def decode_with_opencv(encoded: bytes | memoryview, flags: int) -> np.ndarray | None:
+    """Return the pixels of a picture whose declared size was checked, or None if it is damaged.
+
+    Args:
+        encoded: The bytes of the file.
+        flags: OpenCV's flags for decoding.
+    """
+    try:
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except cv2.error:  # such as more pixels than OpenCV's own limit, or no bytes
+        return None
 
 
 def image_of(sample: Sample) -> np.ndarray:

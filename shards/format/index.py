@@ -1,6 +1,5 @@
 """The positions of samples: `samples.parquet` of a shard set, and a `.tar.idx` per shard."""
 
-import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,14 @@ import xxhash
 
 from shards.errors import DataError
 from shards.files import whole_file
+from shards.format.codec import decode_json
+from shards.format.manifest import Manifest
+from shards.format.schema import KEY_BYTES, MAX_PIXELS
 from shards.format.tar import Member, stored_members
 
 SAMPLES = "samples.parquet"
+
+_REBUILD = "build the set again"
 
 Row = dict[str, Any]  # of the index, without the number of the shard
 
@@ -73,21 +77,73 @@ class SampleIndex:
         ]
 
     @classmethod
-    def load(cls, folder: Path) -> "SampleIndex":
+    def load(cls, folder: Path, manifest: Manifest | None = None) -> "SampleIndex":
         """Read `samples.parquet` of a shard set.
 
+        Args:
+            folder: The folder of the set.
+            manifest: The manifest of the set; None reads it.
+
         Raises:
-            DataError: The file is missing or damaged.
+            DataError: The file is missing or damaged, or contradicts the manifest.
         """
         path = folder / SAMPLES
+        manifest = manifest or Manifest.load(folder)
         try:
-            table = pq.read_table(path).select(_COLUMNS.names).cast(_COLUMNS)
-        except (OSError, KeyError, pa.ArrowException) as error:
-            raise DataError(
-                f"unreadable ({error})", where=path, fix="build the set again"
-            ) from error
-        key, *numbers = table.columns
-        return cls(key.to_pylist(), *(column.to_numpy() for column in numbers))
+            index = cls(*_columns(path, manifest.samples))
+            problem = index._contradiction(manifest)
+        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+            raise DataError(f"unreadable ({error})", where=path, fix=_REBUILD) from error
+        if problem:
+            raise DataError(problem, where=path, fix=_REBUILD)
+        return index
+
+    def _contradiction(self, manifest: Manifest) -> str:
+        """Return what rows of correct types must not say, or ""."""
+        shards = manifest.shards
+        if len(self) and int(self.shard.max()) >= len(shards):
+            return f"a sample is in shard {self.shard.max()} of {len(shards)}"
+        if (np.diff(self.shard.astype(int)) < 0).any():
+            return "the samples are not in the order of the shards"
+        counts = np.bincount(self.shard, minlength=len(shards)).tolist()
+        if counts != [shard.samples for shard in shards]:
+            return "the samples per shard are not those of the manifest"
+        sizes = np.array([shard.bytes for shard in shards], np.uint64)[self.shard]
+        beyond = (self.length > sizes) | (self.offset > sizes - np.minimum(self.length, sizes))
+        same = self.shard[1:] == self.shard[:-1]
+        overlaps = same & (self.offset[1:] < self.offset[:-1] + self.length[:-1])
+        pixels = self.width.astype(np.uint64) * self.height
+        for wrong, what in (
+            (beyond, "reaches beyond the end of its shard"),
+            (overlaps, "overlaps the next sample"),
+            ((pixels == 0) | (pixels > MAX_PIXELS), f"does not have 1 to {MAX_PIXELS} pixels"),
+        ):
+            if wrong.any():
+                return f"sample {self.key[int(wrong.argmax())]!r} {what}"
+        return ""
+
+
+def _columns(path: Path, count: int) -> list[Any]:
+    """Return the columns of an index of `count` rows: a list of texts, and arrays of numbers.
+
+    Memory is bounded by the size of the file: every row has a hash of 8 bytes, which no compression
+    shortens, and keys are not expanded before their length is known.
+
+    Raises:
+        ValueError: The file has another number of rows, or a value is missing or too long.
+    """
+    with pq.ParquetFile(path, read_dictionary=["key"]) as file:
+        rows, size = file.metadata.num_rows, path.stat().st_size
+        if rows != count or 8 * rows > size:
+            raise ValueError(f"{rows} rows in {size} bytes; the manifest lists {count}")
+        table = file.read(_COLUMNS.names).select(_COLUMNS.names)
+    if any(column.null_count for column in table.columns):
+        raise ValueError("a value is missing")
+    keys = (key for chunk in table["key"].chunks for key in chunk.dictionary.to_pylist())
+    if any(len(key or "") > KEY_BYTES for key in keys):
+        raise ValueError(f"a key has more than {KEY_BYTES} characters")
+    key, *numbers = table.cast(_COLUMNS).columns
+    return [key.to_pylist(), *(column.to_numpy() for column in numbers)]
 
 
 def save_rows(folder: Path, shards: Sequence[Sequence[Mapping[str, Any]]]) -> None:
@@ -126,18 +182,18 @@ def _rows(blob: mmap.mmap) -> Iterator[Row]:
 
 def _facts(blob: mmap.mmap, key: str, found: Sequence[Member]) -> dict[str, int]:
     """Return the columns of a row that come from the sample's JSON."""
-    try:
-        [member] = [member for member in found if member.ext == "json"]
-        document = json.loads(blob[member.start : member.start + member.size])
-        return {
-            **{name: int(document[name]) for name in ("width", "height")},
-            **{name: len(document.get(name, ())) for name in ("segments", "instances")},
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{key} at byte {found[0].offset}: no json member with width and height ({error!r})",
-            fix="rebuild the shard",
-        ) from error
+    [*documents] = (member for member in found if member.ext == "json")
+    if len(documents) != 1:
+        where = f"{key} at byte {found[0].offset}"
+        raise DataError("the sample has no json member", where=where, fix="rebuild the shard")
+    start = documents[0].start
+    sample = decode_json(key, blob[start : start + documents[0].size])
+    return {
+        "width": sample.width,
+        "height": sample.height,
+        "segments": len(sample.segments or ()),
+        "instances": len(sample.instances or ()),
+    }
 
 
 def save_offsets(tar: Path, rows: Sequence[Mapping[str, Any]]) -> None:

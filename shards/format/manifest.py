@@ -2,18 +2,26 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from shards.checked import checked
 from shards.errors import DataError, UsageError
-from shards.files import sha256, whole_file
-from shards.format.schema import SCHEMA, is_printable
+from shards.files import read_json, sha256, whole_file
+from shards.format.schema import INSTANCES, SCHEMA, SEGMENTS, SEMANTIC, TASKS, is_printable
+from shards.format.tar import BLOCK
 from shards.format.taxonomy import Taxonomy
 
 MANIFEST = "manifest.json"
 
 _REBUILD = "build the set again"
+_TRUTH = {  # the members that hold the truth of a task: one of them suffices
+    "panoptic": (SEGMENTS,),
+    "instance": (INSTANCES, SEGMENTS),
+    "semantic": (SEMANTIC, SEGMENTS),
+}
 
 
 @dataclass(frozen=True)
@@ -117,12 +125,12 @@ class Manifest:
 
         Raises:
             UsageError: The folder holds no finished shard set.
-            DataError: The manifest is damaged, has another schema, or names a shard that is not a
-                tar in the folder.
+            DataError: The manifest is damaged, has another schema, has a member of a wrong type, or
+                contradicts itself.
         """
         path = folder / MANIFEST
         try:
-            document = json.loads(path.read_bytes())
+            document = read_json(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"not a shard set (no {MANIFEST})",
@@ -130,43 +138,58 @@ class Manifest:
                 fix="give the folder of one split, or make one: ./launch.sh build coco --root RAW "
                 "--out SHARDS",
             ) from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"damaged ({error})", where=path, fix=_REBUILD) from error
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             raise DataError(
-                f"the manifest has schema {schema}, but this version reads {SCHEMA}",
+                f"the manifest has schema {schema!r:.40}, but this version reads {SCHEMA}",
                 where=path,
                 fix=_REBUILD,
             )
-        if document.pop("checksum", None) != digest(document):
+        names = {field.name for field in fields(cls)}
+        try:
+            is_whole = document.pop("checksum", None) == digest(document)
+            members = {name: value for name, value in document.items() if name in names}
+            manifest = checked(cls, members) if is_whole else None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"damaged ({error})", where=path, fix=_REBUILD) from error
+        if manifest is None:
             raise DataError("the checksum does not match", where=path, fix=_REBUILD)
-        for shard in document["shards"]:
-            name = shard["name"]
-            if not is_shard_name(name):
-                raise DataError(
-                    f"shard {name!r} is not a tar in the set's folder",
-                    where=path,
-                    fix="do not use this set",
-                )
-        return cls(
-            source=document["source"],
-            taxonomy=Taxonomy.from_json(document["taxonomy"]),
-            tasks=tuple(document["tasks"]),
-            members=tuple(document["members"]),
-            licence=tuple(document["licence"]),
-            versions=document["versions"],
-            inputs=document["inputs"],
-            index=File(**document["index"]),
-            shards=tuple(Shard(**shard) for shard in document["shards"]),
-            foreign=_foreign(document.get("foreign")),
-        )
+        if problem := _contradiction(manifest):
+            raise DataError(problem, where=path, fix="do not use this set")
+        return manifest
 
 
-def _foreign(value: dict[str, Any] | None) -> Foreign | None:
-    if value is None:
-        return None
-    return Foreign(value["image"], value["labels"], value["instances"], tuple(value["ignored"]))
+def _contradiction(manifest: Manifest) -> str:
+    """Return what a manifest of correct types must not say, or ""."""
+    if problem := manifest.taxonomy.problem():
+        return problem
+    for shard in manifest.shards:
+        # The name is a path in the set's folder, and the hash is a file name in the cache.
+        if not is_shard_name(shard.name):
+            return f"shard {shard.name!r} is not a tar in the set's folder"
+        if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
+            return f"the sha256 of {shard.name!r} is {shard.sha256!r}, which is not 64 hex digits"
+        if not 0 <= shard.samples <= shard.bytes // BLOCK:
+            return f"shard {shard.name!r} has {shard.samples} samples in {shard.bytes} bytes"
+    if len({shard.name for shard in manifest.shards}) < len(manifest.shards):
+        return "a shard occurs twice"
+    if manifest.index.bytes < 0:
+        return f"the index has {manifest.index.bytes} bytes"
+    if unknown := set(manifest.tasks) - set(TASKS):
+        return f"{min(unknown)!r} is not a task"
+    for task in () if manifest.foreign else manifest.tasks:
+        if not set(_TRUTH[task]) & set(manifest.members):
+            return f"the members {', '.join(manifest.members)} have no truth for the task {task}"
+    if manifest.foreign:
+        wanted = {manifest.foreign.image, manifest.foreign.labels, manifest.foreign.instances}
+        if missing := wanted - {None, *manifest.members}:
+            return f"the members do not include {min(map(str, missing))!r}"
+        [*licenses] = (value for entry in manifest.licence for value in entry.values())
+        if len(manifest.licence) != 1 or not all(isinstance(value, str) for value in licenses):
+            return "the license of a set of third-party tars is not one table of texts"
+    return ""
 
 
 def is_shard_name(name: str) -> bool:

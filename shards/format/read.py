@@ -4,6 +4,7 @@ import mmap
 from dataclasses import replace
 
 from shards.errors import DataError
+from shards.format.check import check_entries, check_members, check_truth
 from shards.format.codec import decode, decode_json, decode_map
 from shards.format.manifest import Manifest
 from shards.format.schema import SEMANTIC, Sample
@@ -24,11 +25,15 @@ def read_sample(
             are not checked again.
 
     Raises:
-        DataError: The bytes are damaged.
+        DataError: The bytes are damaged, or the truth contradicts itself or the manifest.
     """
     if manifest.foreign:
         return decode_third_party(key, blob, manifest, manifest.foreign)
-    return decode(key, unpack(blob) if hash_verified else members(blob))
+    found = unpack(blob) if hash_verified else members(blob)
+    check_members(key, found, manifest.members)
+    sample = decode(key, found)
+    check_truth(sample, len(manifest.taxonomy))
+    return sample
 
 
 def read_truth(manifest: Manifest, key: str, blob: mmap.mmap, start: int, end: int) -> Sample:
@@ -52,6 +57,7 @@ def read_truth(manifest: Manifest, key: str, blob: mmap.mmap, start: int, end: i
     if manifest.foreign:
         return decode_third_party(key, blob[start:end], manifest, manifest.foreign)
     sample = decode_json(key, member(blob, start, end, "json"))
+    check_entries(sample, len(manifest.taxonomy))
     if sample.segments is not None or sample.instances is not None:
         return sample
     semantic = decode_map(member(blob, start, end, SEMANTIC), f"{key}.{SEMANTIC}")
@@ -61,4 +67,6 @@ def read_truth(manifest: Manifest, key: str, blob: mmap.mmap, start: int, end: i
             where=f"{key}.{SEMANTIC}",
             fix="rebuild the shard",
         )
-    return replace(sample, semantic=semantic)
+    sample = replace(sample, semantic=semantic)
+    check_truth(sample, len(manifest.taxonomy))
+    return sample

@@ -1,12 +1,15 @@
 """Label spaces: which categories there are, in which order, and which of them are things."""
 
 import colorsys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from shards.checked import checked
 from shards.errors import DataError, some_of
+from shards.format.schema import MAX_VALUE
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,25 @@ class Taxonomy:
         Raises:
             DataError: There are no categories, or an id occurs twice.
         """
-        ordered = tuple(sorted(categories, key=lambda c: c.id))
-        ids = [c.id for c in ordered]
+        taxonomy = cls(name, tuple(sorted(categories, key=lambda c: c.id)))
+        if problem := taxonomy.problem():
+            raise DataError(problem, where=name, fix="correct the list of categories")
+        return taxonomy
+
+    def problem(self) -> str:
+        """Return why this is not a label space, or ""."""
+        ids = [c.id for c in self.categories]
         if not ids:
-            raise DataError("the list of categories is empty", where=name, fix="give at least one")
-        if repeated := sorted({i for i in ids if ids.count(i) > 1}):
-            raise DataError(
-                f"category id {repeated[0]} occurs twice", where=name, fix="give each its own id"
-            )
-        return cls(name, ordered)
+            return "the list of categories is empty"
+        if len(ids) > MAX_VALUE:  # class c has the value c + 1 in a map
+            return f"the list has {len(ids)} categories, more than {MAX_VALUE}"
+        if len(set(ids)) < len(ids):
+            repeated = next(one for one, count in Counter(ids).items() if count > 1)
+            return f"category id {repeated} occurs twice"
+        for category in self.categories:
+            if not all(isinstance(part, int) and 0 <= part <= 255 for part in category.color):
+                return f"the color {list(category.color)} is not three numbers from 0 to 255"
+        return ""
 
     def __len__(self) -> int:
         return len(self.categories)
@@ -106,14 +119,15 @@ class Taxonomy:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Taxonomy":
-        """Return the taxonomy that `to_json` made the values of."""
-        return cls(
-            value["name"],
-            tuple(
-                Category(int(c["id"]), c["name"], bool(c["isthing"]), tuple(c["color"]))
-                for c in value["categories"]
-            ),
-        )
+        """Return the taxonomy that `to_json` made the values of.
+
+        Raises:
+            ValueError: The values are not those of a taxonomy.
+        """
+        taxonomy = checked(cls, value)
+        if problem := taxonomy.problem():
+            raise ValueError(problem)
+        return taxonomy
 
 
 def palette(index: int) -> tuple[int, int, int]:

@@ -8,32 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from shards.checked import PlainLoader, checked
 from shards.errors import DataError
-from shards.format.taxonomy import Category, Taxonomy, palette, rgb
+from shards.files import read_regular
+from shards.format.taxonomy import Category, Taxonomy, palette
 
 CLASSES = "classes.yaml"
 _SEE = "see docs/folder.md"
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Class:
     """An entry of `classes`."""
 
-    id: int = MISSING
-    name: str = MISSING
+    id: int
+    name: str
     isthing: bool = False
-    color: list[int] | None = None
+    color: tuple[int, int, int] | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Description:
     """The content of `classes.yaml`."""
 
+    classes: list[_Class]
     name: str = "folder"
-    classes: list[Any] = MISSING
     ignored: list[int] = field(default_factory=list)
     licence: dict[str, str] = field(default_factory=dict)
 
@@ -44,16 +44,15 @@ def load_classes(path: Path) -> tuple[Taxonomy, list[int], dict[str, str]]:
     Raises:
         DataError: The file is missing or malformed; the error names the file or the entry.
     """
-    description = _typed(path, _Description, _read_yaml(path))
-    categories = []
-    for index, row in enumerate(description.classes):
-        where = f"{path}: classes[{index}]"
-        entry = _typed(where, _Class, row)
-        try:
-            color = palette(index) if entry.color is None else rgb(entry.color)
-        except DataError as error:
-            raise error.at(where) from error
-        categories.append(Category(entry.id, entry.name, entry.isthing, color))
+    try:
+        description = checked(_Description, _read_yaml(path))
+    except ValueError as error:
+        fix = f"correct it, {_SEE}; a text such as 'no' or '3.10' needs quotes"
+        raise DataError(str(error), where=path, fix=fix) from error
+    categories = [
+        Category(entry.id, entry.name, entry.isthing, entry.color or palette(index))
+        for index, entry in enumerate(description.classes)
+    ]
     try:
         taxonomy = Taxonomy.of(description.name, categories)
     except DataError as error:
@@ -68,30 +67,17 @@ def load_classes(path: Path) -> tuple[Taxonomy, list[int], dict[str, str]]:
 
 
 def _read_yaml(path: Path) -> Any:
+    """Return the content of the file.
+
+    Raises:
+        DataError: The file is missing.
+        ValueError: It is not YAML, or has an alias, which a few lines could repeat without end.
+    """
     try:
-        text = path.read_text()
-        document = yaml.safe_load(text)
+        return yaml.load(read_regular(path), Loader=PlainLoader)
     except FileNotFoundError:
         raise DataError(
             "the file is missing", where=path, fix=f"list the classes in it, {_SEE}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        message = " ".join(str(error).split())
-        raise DataError(f"invalid YAML ({message})", where=path, fix="correct it") from error
-    if "${" in text:  # OmegaConf would interpolate it, even from environment variables
-        raise DataError("the file contains '${'", where=path, fix="remove it")
-    return document
-
-
-def _typed(where: Path | str, kind: type, value: Any) -> Any:
-    """Convert plain YAML values to the dataclass `kind`.
-
-    Raises:
-        DataError: A field is missing, unknown, or of the wrong type.
-    """
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), value))
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise DataError(
-            str(error).splitlines()[0], where=where, fix=f"correct it, {_SEE}"
-        ) from error
+    except Exception as error:  # PyYAML raises almost any class for a damaged file
+        raise ValueError(f"invalid YAML ({' '.join(str(error).split())})") from error

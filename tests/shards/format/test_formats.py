@@ -19,7 +19,7 @@ from shards.format.codec import decode, encode
 from shards.format.index import scan
 from shards.format.manifest import File, Manifest, Shard
 from shards.format.schema import Instance, Sample, Segment, key_of
-from shards.format.tar import members
+from shards.format.tar import BLOCK, members
 from shards.format.taxonomy import Category, Taxonomy
 from shards.raw.images import CHECK_FLAGS
 from shards.raw.masks import number_segments, pack
@@ -98,12 +98,12 @@ def test_links_are_rejected():
 
 def test_scan_rejects_a_truncated_shard(tmp_path):
     path = tmp_path / "0.tar"
-    document = json.dumps({"width": 3, "height": 2, "segments": [1, 2]}).encode()
+    document = encode(COMPLETE)["json"]
     whole = tar(("a.json", document), ("b.json", document))
     path.write_bytes(whole + bytes(1024))
     assert [(row["key"], row["offset"], row["segments"]) for row in scan(path)] == [
-        ("a", 0, 2),
-        ("b", 1024, 2),
+        ("a", 0, len(COMPLETE.segments)),
+        ("b", BLOCK + -(-len(document) // BLOCK) * BLOCK, len(COMPLETE.segments)),
     ]
     path.write_bytes(whole[:-1])
     with pytest.raises(DataError):
@@ -260,7 +260,7 @@ MANIFEST = Manifest(
     versions={"opencv": "5"},
     inputs="ab",
     index=File(7, "ef"),
-    shards=(Shard("000000.tar", 10, "cd", 3),),
+    shards=(Shard("000000.tar", 3072, "c" * 64, 3),),
 )
 
 
@@ -287,7 +287,7 @@ def test_every_flipped_bit_of_a_manifest_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda d: d.replace('"cd"', '"ce"'), "checksum"),
+        (lambda d: d.replace('"cc', '"ce'), "checksum"),
         (lambda d: d.replace('"panoptic"', '"instance"'), "checksum"),
         (lambda d: d.replace('"checksum"', '"checkfum"'), "checksum"),
         (lambda d: d.replace('"schema": 1', '"schema": 2'), "schema 2, but this version reads 1"),
@@ -308,7 +308,7 @@ def test_the_fingerprint_depends_only_on_the_contents():
     same = dataclasses.replace(MANIFEST, inputs="other", versions={}, tasks=())
     assert same.fingerprint == MANIFEST.fingerprint
     for change in (
-        {"shards": (Shard("000000.tar", 10, "ce", 3),)},
+        {"shards": (Shard("000000.tar", 3072, "e" * 64, 3),)},
         {"taxonomy": Taxonomy.of("t", TAXONOMY.categories[:1])},
     ):
         assert dataclasses.replace(MANIFEST, **change).fingerprint != MANIFEST.fingerprint

@@ -8,6 +8,7 @@ import pytest
 
 from shards.errors import DataError
 from shards.format.manifest import Manifest
+from shards.sources.classes import load_classes
 from tests.shards import raw_folder
 from tests.shards.raw_maps import (
     assert_segments,
@@ -98,16 +99,23 @@ def test_the_documented_classes_are_read(tmp_path):
         ("classes: [{id: 0}]", r"classes\[0\].*name"),
         ("classes: [{id: 0, name: a, ising: true}]", r"classes\[0\].*ising"),
         ("classes: [{id: x, name: a}]", r"classes\[0\].*'x'"),
-        ("classes: [{id: 0, name: a, color: [1, 2]}]", r"classes\[0\].*\[1, 2\] is not three"),
+        ("classes: [{id: 0, name: a, color: [1, 2]}]", r"classes\[0\].color has 2 entries, not 3"),
+        ("classes: [{id: 0, name: a, color: [1, 2, 256]}]", r"\[1, 2, 256\] is not three"),
+        ("classes: [{id: 0, name: no}]", r"classes\[0\].name is false, not a text.*quotes"),
+        ("classes: [{id: 0, name: 3.10}]", r"classes\[0\].name is 3.1, not a text"),
+        ("classes: [{id: 010000000000000000000000, name: a}]", r"not a whole number of 64 bits"),
+        (f"classes: [{{id: {'1' * 5000}, name: a}}]", r"invalid YAML"),
+        ("classes: &a [{id: 0, name: b}]\nignored: *a", r"an alias .* is not supported"),
+        ("classes: " + "[" * 5000, r"invalid YAML"),
+        ('classes: [{id: 0, name: "\\uD800"}]', r"invalid YAML|not Unicode"),
         ("classes: [{id: 0, name: a}, {id: 0, name: b}]", r"0 occurs twice"),
         ("classes: []", r"empty"),
         ("classes: [{id: 0, name: a}]\nignored: [0]", r"0 is a class and also ignored"),
         ("klasses: []", r"klasses"),
         ("ignored: [1]", r"classes"),
         ("classes: [", r"invalid YAML"),
-        ("classes: 3", r"Invalid value"),
-        ("", r"None"),
-        ("classes: [{id: 0, name: '${oc.env:HOME}'}]", r"\$\{"),
+        ("classes: 3", r"classes is 3, not a list"),
+        ("", r"the value is null, not a mapping"),
     ],
 )
 def test_a_wrong_list_of_classes_is_refused(text, message, tmp_path):
@@ -115,6 +123,25 @@ def test_a_wrong_list_of_classes_is_refused(text, message, tmp_path):
     (tmp_path / "raw/classes.yaml").write_text(text)
     with pytest.raises(DataError, match=rf"classes\.yaml.*{message}"):
         made(raw_folder, tmp_path / "raw", tmp_path / "out")
+
+
+def test_a_list_of_classes_is_never_interpolated(tmp_path):
+    path = tmp_path / "classes.yaml"
+    path.write_text(
+        'classes: [{id: 0, name: "\\x24{oc.env:HOME}"}]\nlicence: {name: "${oc.env:HOME}"}'
+    )
+    taxonomy, _, licence = load_classes(path)
+    assert taxonomy.names == ("${oc.env:HOME}",)
+    assert licence == {"name": "${oc.env:HOME}"}
+
+
+def test_nested_aliases_are_not_expanded(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    path = tmp_path / "classes.yaml"
+    path.write_text("\n".join([*lines, "classes: *a9"]))
+    with pytest.raises(DataError, match="an alias"):
+        load_classes(path)
 
 
 def test_without_a_list_of_classes_the_document_is_named(tmp_path):
