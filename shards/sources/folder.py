@@ -75,7 +75,8 @@ def _layout(root: Path) -> Layout:
 
 def _no_split(root: Path) -> UsageError:
     return UsageError(
-        "the folder has no subfolder with the images of a split",
+        "the folder has no subfolder with the images of a split; "
+        f"{root} holds {some_of(sorted(path.name for path in root.iterdir())) or 'nothing'}",
         where=root / "images",
         fix="see docs/folder.md",
     )

@@ -112,10 +112,12 @@ class Layout:
         if others:
             report(f"{split}: {folder} has files that are not images: {some_of(others)}")
         folders = {kind: self._folder(root, split, path) for kind, (path, _) in self.maps.items()}
-        maps = {
-            kind: _pair(images, _list_files(folders[kind], (ending,), report)[0], folder, report)
-            for kind, (_, ending) in self.maps.items()
-        }
+        maps = {}
+        for kind, (_, ending) in self.maps.items():
+            found, others = _list_files(folders[kind], (ending,), report)
+            if others and not found:
+                report(f"{split}: {folders[kind]} holds no *{ending}, only {some_of(others)}")
+            maps[kind] = _pair(images, found, folder, report)
         if tasks is None:
             tasks = self._complete_tasks(split, [name for name, _ in images], maps, report)
         self._require_maps(split, tasks, folders, maps)

@@ -14,6 +14,8 @@ from shards.build.destination import FolderDestination
 from shards.errors import DataError, Failed, UsageError
 from tests.shards.raw import RawImage, edit, sky, write
 
+MAP = "annotations/panoptic_val2017/a.png"
+
 
 def json_of(kind):
     return f"annotations/{kind}_val2017.json"
@@ -91,6 +93,10 @@ DAMAGED = {
         r"a\.png is 5x5, the image 32x24.*finding 9",
     ),
     "map is text": (text("annotations/panoptic_val2017/a.png", "x"), r"a\.png is unreadable"),
+    "map is a JPEG": (
+        lambda raw: Image.open(raw / MAP).convert("RGB").save(raw / MAP, "JPEG"),
+        r"a\.png is a JPEG, not a PNG.*finding 8",
+    ),
     "id only in the map": (segment(id=5), r"id 70000 is in the PNG but not in the JSON"),
     "id out of range": (segment(id=0), r"id 0 .*JSON.*finding 11"),
     "unknown category": (segment(category_id=55), r"a\.png: category id 55.*finding 13"),

@@ -323,7 +323,7 @@ def test_a_name_in_the_form_of_a_url_is_told(tmp_path, name):
 
 
 def test_instances_in_too_many_layers_leave_their_image_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("shards.raw.masks.MAX_PIXELS", 3 * 64 * 48)
+    monkeypatch.setattr("shards.format.schema.MAX_PIXELS", 3 * 64 * 48)
     document = plain()
     for n in range(3, 6):
         document["annotations"].append(document["annotations"][0] | {"id": n})

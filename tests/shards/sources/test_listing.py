@@ -13,7 +13,7 @@ from pipeline.data.store import Store
 from shards.build.build import build_sets
 from shards.build.options import BuildOptions
 from shards.doctor import Reject
-from shards.errors import UsageError
+from shards.errors import DataError, UsageError
 from shards.format.codec import encode
 from shards.format.schema import MAX_PIXELS, MAX_ROWS, Sample
 from shards.raw.masks import pack
@@ -121,8 +121,17 @@ def test_empty_splits_and_loose_files_are_named(tmp_path):
     assert any("images/val is empty, so this split is not built" in line for line in report)
     assert any("outside the folders of the splits: loose.jpg" in line for line in report)
     shutil.rmtree(tmp_path / "images/train")
-    with pytest.raises(UsageError, match="no subfolder with the images of a split"):
+    with pytest.raises(UsageError, match=r"holds classes\.yaml, images, labels"):
         made(raw_folder, tmp_path, tmp_path / "out")
+
+
+def test_maps_in_another_format_are_named(tmp_path):
+    sample(tmp_path, "a")
+    (tmp_path / "labels/train/a.png").rename(tmp_path / "labels/train/a.tif")
+    report: list[str] = []
+    with pytest.raises(DataError, match="label maps for none of the tasks"):
+        build_sets(BuildOptions("folder", tmp_path, tmp_path / "out"), report=report.append)
+    assert f"train: {tmp_path}/labels/train holds no *.png, only a.tif" in report
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
