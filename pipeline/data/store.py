@@ -153,7 +153,9 @@ class LocalShards:
             DataError: The file cannot be read.
         """
         try:
-            yield os.pread(self._open(shard).fileno(), length, offset)
+            descriptor = self._open(shard).fileno()
+            # A wrong index must not reserve memory for bytes that the file does not have.
+            yield os.pread(descriptor, min(length, os.fstat(descriptor).st_size), offset)
         except OSError as error:
             path = self.folder / self.shards[shard].name
             what = error.strerror or str(error)

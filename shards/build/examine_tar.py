@@ -10,9 +10,9 @@ from shards.doctor import Doctor, Finding, Reject
 from shards.files import leaves_folder, sha256
 from shards.format.index import Row
 from shards.format.manifest import Foreign, Manifest, Shard
-from shards.format.schema import Sample, is_printable, png_size
-from shards.format.tar import StoredSample, third_party_samples
+from shards.format.schema import NAME_BYTES, Sample, is_printable, png_size
 from shards.format.third_party import sample_of
+from shards.format.third_party_tar import StoredSample, third_party_samples
 from shards.raw.images import check_image
 
 
@@ -96,6 +96,8 @@ def _examine_sample(sample: StoredSample, piece: TarToExamine, doctor: Doctor) -
     key, found = sample.key, sample.members
     if leaves_folder(key) or not is_printable(key):
         raise Reject(23, f"{key!r} leaves its folder, has control characters, or is not UTF-8")
+    if len(key) > NAME_BYTES:
+        raise Reject(23, f"{key[:40]!r}… has more than {NAME_BYTES} characters")
     if sample.repeated:
         raise Reject(17, f"{key}.{sample.repeated[0]} occurs twice in the sample")
     size = _examine_image(key, found, piece.members, doctor)

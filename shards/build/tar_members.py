@@ -7,7 +7,7 @@ from pathlib import Path
 from shards.errors import DataError, UsageError
 from shards.format.manifest import Foreign
 from shards.format.schema import IMAGES, image_ext
-from shards.format.tar import third_party_samples
+from shards.format.third_party_tar import third_party_samples
 
 
 def find_members(

@@ -15,7 +15,7 @@ from shards.errors import DataError
 from shards.files import whole_file
 from shards.format.codec import decode_json
 from shards.format.manifest import Manifest
-from shards.format.schema import KEY_BYTES, MAX_PIXELS
+from shards.format.schema import KEY_BYTES, MAX_PIXELS, MAX_SAMPLE_BYTES
 from shards.format.tar import Member, stored_members
 
 SAMPLES = "samples.parquet"
@@ -116,6 +116,7 @@ class SampleIndex:
         for wrong, what in (
             (beyond, "reaches beyond the end of its shard"),
             (overlaps, "overlaps the next sample"),
+            (self.length > MAX_SAMPLE_BYTES, f"exceeds {MAX_SAMPLE_BYTES} bytes"),
             ((pixels == 0) | (pixels > MAX_PIXELS), f"does not have 1 to {MAX_PIXELS} pixels"),
         ):
             if wrong.any():

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from shards.doctor import Reject
+from shards.format.images import decode_with_opencv, opened
 from shards.format.schema import Segment, map_type, png_size
 from shards.format.taxonomy import Taxonomy
 
@@ -91,8 +91,8 @@ def labels_in(png: bytes, name: str, size: tuple[int, int], channels: int = 1) -
         raise Reject(9, f"{name} is {found[0]}x{found[1]}, the image {width}x{height}")
     try:
         values, has_alpha = _samples_of(png)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Reject(8, f"{name} is unreadable ({type(error).__name__})") from error
+    except ValueError as error:
+        raise Reject(8, f"{name} is unreadable ({error})") from error
     if has_alpha:
         if (values[..., -1] != np.iinfo(values.dtype).max).any():
             raise Reject(8, f"{name} has transparent pixels; save it without an alpha channel")
@@ -111,16 +111,19 @@ def _samples_of(png: bytes) -> tuple[np.ndarray, bool]:
 
     Returns:
         `uint8` or `uint16 [H, W, C]`.
+
+    Raises:
+        ValueError: The PNG is damaged, for example truncated.
     """
+    with opened(io.BytesIO(png)) as picture:
+        values = np.asarray(picture)
     bits, color = png[24], png[25]
-    with Image.open(io.BytesIO(png)) as picture:
-        values = np.asarray(picture)  # an OSError if the file is truncated
     if color == _GRAY and bits < 8:  # PIL scales 2 and 4 bits to the range of 8
         values = values.astype(np.uint8) // (255 // (2**bits - 1) if bits > 1 else 1)
     if color in (_RGB, _GRAY_ALPHA, _RGB_ALPHA) and bits == 16:  # PIL keeps 8 of the 16 bits
-        decoded = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
-        if decoded is None:
-            raise ValueError
+        decoded = decode_with_opencv(png, cv2.IMREAD_UNCHANGED)
+        if decoded is None or decoded.ndim != 3:
+            raise ValueError("it does not decode")
         values = np.concatenate([decoded[..., 2::-1], decoded[..., 3:]], axis=-1)
     return values.reshape(*values.shape[:2], -1), color in (_GRAY_ALPHA, _RGB_ALPHA)
 

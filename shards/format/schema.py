@@ -45,6 +45,7 @@ MAX_VALUE = 65535  # the largest value of a 16-bit map
 MAX_PIXELS = 1 << 28  # the limit for an image, and for a map with all its layers
 PART_BYTES = 255  # the limit of file systems for the name of a file or a folder
 MAX_ROWS = 1_000_000  # libpng's limit for the height of a map with all its layers
+MAX_SAMPLE_BYTES = 16 * MAX_PIXELS  # more than an image and three maps of this size can take
 NAME_BYTES = 1024  # the limit for the path of an image below its folder
 KEY_BYTES = PART_BYTES + 1 + NAME_BYTES  # in an index, which may put the name of a tar before it
 JPEG = ("jpg", "jpeg", "jpe", "jfif")  # the extensions of JPEG files

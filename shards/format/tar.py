@@ -1,4 +1,4 @@
-"""Read tar files: those that `build` writes, and third-party ones.
+"""Read the tar files that `build` writes.
 
 A shard is a USTAR file, in which a name that is not ASCII or is longer than 100 bytes stands in a
 PAX header before its member. The bytes of a sample are its members with their headers and padding,
@@ -10,13 +10,11 @@ import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
-from operator import attrgetter, itemgetter
-from pathlib import PurePosixPath
-from typing import BinaryIO, NamedTuple
+from operator import attrgetter
+from typing import NamedTuple
 
 from shards.errors import DataError
-from shards.files import is_clutter, leaves_folder
-from shards.format.schema import is_metadata
+from shards.files import leaves_folder
 
 BLOCK = 512
 
@@ -35,16 +33,6 @@ class Member(NamedTuple):
     start: int  # of its payload
     size: int  # of its payload
     end: int  # the end of the padded payload, which is the offset of the next header
-
-
-class StoredSample(NamedTuple):
-    """A sample of a third-party tar: its members by extension, and its range in the tar."""
-
-    key: str
-    members: dict[str, bytes]
-    start: int
-    end: int
-    repeated: tuple[str, ...]  # the extensions that occur more than once
 
 
 def members(blob: bytes | memoryview) -> dict[str, bytes]:
@@ -72,23 +60,32 @@ def members(blob: bytes | memoryview) -> dict[str, bytes]:
 def unpack(blob: bytes) -> dict[str, memoryview]:
     """Return the payloads of a sample whose hash was verified, as views by extension.
 
-    The hash proves that these are the bytes that `index.scan` parsed, so the headers need no
-    second check. Slicing the name (bytes 0 to 99), the octal size (bytes 124 to 135), and the type
-    (byte 156) out of a header is several times as fast as `tarfile`, and views copy nothing.
+    The hash proves that these are the bytes that `index.scan` parsed, so only what could end or
+    exceed the loop is checked again. Slicing the name (bytes 0 to 99), the octal size (bytes 124 to
+    135), and the type (byte 156) out of a header is several times as fast as `tarfile`, and views
+    copy nothing.
+
+    Raises:
+        DataError: The bytes are not members, although their hash is that of the index.
     """
     found: dict[str, memoryview] = {}
     offset, view, path = 0, memoryview(blob), b""
-    while offset < len(blob):
-        size = int(blob[offset + 124 : offset + 136].rstrip(b" \0"), 8)
-        start = offset + BLOCK
-        payload = view[start : start + size]
-        if blob[offset + 156] == _PAX:
-            path = _pax_path(bytes(payload))
-        else:
-            name = path or blob[offset : offset + 100].rstrip(b"\0")
-            found[name.rpartition(b"/")[2].partition(b".")[2].decode()] = payload
-            path = b""
-        offset = start + _padded(size)
+    try:
+        while offset < len(blob):
+            size = int(blob[offset + 124 : offset + 136].rstrip(b" \0"), 8)
+            start = offset + BLOCK
+            if not 0 <= size <= len(blob) - start:
+                raise ValueError(f"{size} bytes")
+            payload = view[start : start + size]
+            if blob[offset + 156] == _PAX:
+                path = _pax_path(bytes(payload))
+            else:
+                name = path or blob[offset : offset + 100].rstrip(b"\0")
+                found[name.rpartition(b"/")[2].partition(b".")[2].decode()] = payload
+                path = b""
+            offset = start + padded(size)
+    except (ValueError, IndexError) as error:
+        raise DataError(f"damaged tar header at byte {offset} ({error})", fix=_REBUILD) from error
     return found
 
 
@@ -143,7 +140,7 @@ def _member_at(blob: Bytes, offset: int) -> Member:
     name = header.name
     if header.type == tarfile.XHDTYPE:
         payload = at + BLOCK
-        at = payload + _padded(header.size)
+        at = payload + padded(header.size)
         try:
             name = _pax_path(bytes(blob[payload : payload + header.size])).decode()
         except UnicodeDecodeError as error:
@@ -154,7 +151,7 @@ def _member_at(blob: Bytes, offset: int) -> Member:
     folder, slash, base = name.rpartition("/")
     stem, _, ext = base.partition(".")
     start = at + BLOCK
-    end = start + _padded(header.size)
+    end = start + padded(header.size)
     if not header.isreg() or not stem or not ext or end > len(blob):
         raise DataError(
             f"{name} at byte {offset} is not a complete file KEY.EXTENSION", fix=_REBUILD
@@ -189,73 +186,6 @@ def _pax_path(records: bytes) -> bytes:
     return found[2]
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     """Return the size of a payload with its padding to whole blocks."""
     return -(-size // BLOCK) * BLOCK
-
-
-def third_party_samples(
-    file: BinaryIO, name: str, skipped: list[str] | None = None
-) -> Iterator[StoredSample]:
-    """Yield every sample of a third-party tar: consecutive members with the same key.
-
-    Like `webdataset`, this writes extensions in lower case, and skips what is not a file
-    KEY.EXTENSION or is in a folder such as `__meta__`. It also skips hidden files and folders.
-
-    Args:
-        file: The tar, in any format that `tarfile` reads without decompression.
-        name: The name of the tar in errors.
-        skipped: Receives the names of the files that are skipped.
-
-    Raises:
-        DataError: The tar is damaged or compressed.
-    """
-    skipped = [] if skipped is None else skipped
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            named = _named_files(archive, file, name, skipped)
-            for key, group in groupby(named, key=itemgetter(0)):
-                found: dict[str, bytes] = {}
-                offsets: list[int] = []
-                repeated: list[str] = []
-                for _, ext, header in group:
-                    if ext in found:
-                        repeated.append(ext)
-                    payload = archive.extractfile(header)
-                    assert payload is not None, "only regular files are listed"
-                    found[ext] = payload.read()
-                    offsets += [header.offset, header.offset_data + _padded(header.size)]
-                yield StoredSample(key, found, offsets[0], offsets[-1], tuple(repeated))
-    except tarfile.TarError as error:
-        raise DataError(
-            f"not an uncompressed tar file ({error})",
-            where=name,
-            fix="decompress it or download it again",
-        ) from error
-
-
-def _named_files(
-    archive: tarfile.TarFile, file: BinaryIO, name: str, skipped: list[str]
-) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Yield the key, the extension, and the header of every file in a tar that is KEY.EXTENSION.
-
-    Raises:
-        DataError: The tar ends in a damaged header.
-    """
-    for header in archive:
-        if header.isdir():
-            continue
-        path = PurePosixPath(header.name)
-        stem, _, ext = path.name.partition(".")
-        is_file = header.isreg() and not header.issparse() and stem and ext
-        if not is_file or is_clutter(path) or is_metadata(header.name):
-            skipped.append(header.name)
-        else:
-            yield str(path.with_name(stem)), ext.lower(), header
-    # tarfile stops at a damaged header as if the archive ended there, but a real end is a block
-    # of zeros.
-    file.seek(archive.offset)
-    if file.read(BLOCK).strip(b"\0"):
-        raise DataError(
-            f"damaged tar header at byte {archive.offset}", where=name, fix="download it again"
-        )

@@ -11,7 +11,7 @@ from shards.errors import DataError
 from shards.format.label_maps import labels_in, labels_of, truth_of_maps
 from shards.format.manifest import Foreign, Manifest
 from shards.format.schema import Sample, png_size, rights_of
-from shards.format.tar import third_party_samples
+from shards.format.third_party_tar import third_party_samples
 
 SOURCE = "webdataset"
 _AGAIN = "index the tars again"
