@@ -39,8 +39,8 @@ def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) ->
         False if the run is finished.
 
     Raises:
-        UsageError: The run was started with other settings or shards, its checkpoints are damaged,
-            it has taken more steps, or the folder is not a run.
+        UsageError: The run was started with other settings, shards, or classes, its checkpoints are
+            damaged, it has taken more steps, or the folder is not a run.
     """
     train, val = stores
     fingerprints = [store.manifest.fingerprint for store in train]
@@ -48,6 +48,7 @@ def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) ->
     check_files(folder)
     if (folder / CONFIG).exists():
         before = configs.load_run(folder)
+        _check_classes(folder, [*train, val])
         _check_same(folder, before, config, data)
         if not _resumes(folder, before, config):
             return False
@@ -80,6 +81,27 @@ def _check_new(folder: Path) -> None:
         configs.load_environment(folder)
     elif found:
         raise UsageError("the folder exists and is not a run", where=folder, fix=OTHER_NAME)
+
+
+def _check_classes(folder: Path, stores: list[Store]) -> None:
+    """Check that the shard sets have the classes of the run's newest checkpoint, in their order.
+
+    A set that another version built can have the same shards' names, but another order of classes.
+    """
+    for path in checkpoint.committed(folder / CHECKPOINTS):
+        try:
+            trained = checkpoint.load_trainer(path).taxonomy
+        except UsageError:  # a damaged checkpoint is reported later
+            continue
+        for store in stores:
+            if difference := trained.difference(store.manifest.taxonomy):
+                raise UsageError(
+                    f"the run and {store.location} have different classes: {difference}",
+                    where=folder,
+                    fix="give the shards of the run's start, or start another run from its weights "
+                    f"(name=NAME model.init_from={folder.name}), which matches classes by name",
+                )
+        return
 
 
 def _check_same(folder: Path, before: Config, config: Config, data: dict[str, Any]) -> None:
