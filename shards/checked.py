@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -25,7 +26,12 @@ class _Wrong(ValueError):
 
 
 class PlainLoader(yaml.SafeLoader):
-    """A YAML loader that refuses aliases: nested ones expand a few lines to more than memory."""
+    """A YAML loader that refuses what a reader of the file would take for something different.
+
+    These are repeated names, of which YAML keeps the last, and integers such as 010 and 1:30, which
+    YAML takes for 8 and 90. Aliases are refused because nested ones expand a few lines to more than
+    memory.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose a node of the document.
@@ -39,6 +45,34 @@ class PlainLoader(yaml.SafeLoader):
                 problem_mark=self.peek_event().start_mark,
             )
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping.
+
+        Raises:
+            yaml.MarkedYAMLError: A name occurs twice.
+        """
+        names = set()
+        for key, _ in node.value:
+            if str(key.value) in names:
+                problem = f"{key.value} occurs twice in a mapping"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            names.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        """Return an integer.
+
+        Raises:
+            yaml.MarkedYAMLError: The integer is not decimal.
+        """
+        if not re.fullmatch("[-+]?(0|[1-9][0-9]*)", node.value):
+            problem = f"{node.value} is not a decimal integer; a text needs quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return int(node.value)
+
+
+PlainLoader.add_constructor("tag:yaml.org,2002:int", PlainLoader.construct_decimal)
 
 
 def checked(kind: Any, value: Any) -> Any:

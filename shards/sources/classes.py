@@ -3,6 +3,7 @@
 docs/folder.md describes the file for users.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from shards.checked import PlainLoader, checked
 from shards.errors import DataError
 from shards.files import read_regular
+from shards.format.schema import is_printable
 from shards.format.taxonomy import Category, Taxonomy, palette
 
 CLASSES = "classes.yaml"
@@ -57,6 +59,10 @@ def load_classes(path: Path) -> tuple[Taxonomy, list[int], dict[str, str]]:
         taxonomy = Taxonomy.of(description.name, categories)
     except DataError as error:
         raise error.at(path) from error
+    for name, count in Counter(taxonomy.names).items():
+        if count > 1 or not name.strip() or not is_printable(name):
+            why = "occurs twice" if count > 1 else "is empty or has control characters"
+            raise DataError(f"the class name {name!r} {why}", where=path, fix="change it")
     if both := {category.id for category in categories} & set(description.ignored):
         raise DataError(
             f"{both.pop()} is a class and also ignored",

@@ -1,5 +1,6 @@
 """The folder source: compare the shards of generated sets with masks composed from raw maps."""
 
+import json
 import re
 from pathlib import Path
 
@@ -103,7 +104,18 @@ def test_the_documented_classes_are_read(tmp_path):
         ("classes: [{id: 0, name: a, color: [1, 2, 256]}]", r"\[1, 2, 256\] is not three"),
         ("classes: [{id: 0, name: no}]", r"classes\[0\].name is false, not a text.*quotes"),
         ("classes: [{id: 0, name: 3.10}]", r"classes\[0\].name is 3.1, not a text"),
-        ("classes: [{id: 010000000000000000000000, name: a}]", r"not a whole number of 64 bits"),
+        ("classes: [{id: 10000000000000000000000, name: a}]", r"not a whole number of 64 bits"),
+        ("classes: [{id: 010, name: a}]", r"010 is not a decimal integer"),
+        ("classes: [{id: 0x10, name: a}]", r"0x10 is not a decimal integer"),
+        ("classes: [{id: 0, name: 12:30}]", r"12:30 is not a decimal integer; a text needs quotes"),
+        ("classes: [{id: 0, name: a}, {id: 1, name: a}]", r"class name 'a' occurs twice"),
+        ("classes: [{id: 0, name: a, name: b}]", r"name occurs twice in a mapping"),
+        ("classes: [{id: 0, name: a}]\nclasses: [{id: 1, name: b}]", r"classes occurs twice"),
+        ("classes: [{id: 0, name: ' '}]", r"class name ' ' is empty"),
+        ('classes: [{id: 0, name: "a\\e[2J"}]', r"has control characters"),
+        ("classes: [{id: 0, name: on}]", r"classes\[0\].name is true, not a text"),
+        ("classes: [{id: 0, name: ~}]", r"classes\[0\].name is null, not a text"),
+        ("classes: [{id: 0, name: 2024-01-02}]", r"classes\[0\].name is .*, not a text"),
         (f"classes: [{{id: {'1' * 5000}, name: a}}]", r"invalid YAML"),
         ("classes: &a [{id: 0, name: b}]\nignored: *a", r"an alias .* is not supported"),
         ("classes: " + "[" * 5000, r"invalid YAML"),
@@ -123,6 +135,17 @@ def test_a_wrong_list_of_classes_is_refused(text, message, tmp_path):
     (tmp_path / "raw/classes.yaml").write_text(text)
     with pytest.raises(DataError, match=rf"classes\.yaml.*{message}"):
         made(raw_folder, tmp_path / "raw", tmp_path / "out")
+
+
+def test_names_in_quotes_are_kept_as_they_are(tmp_path):
+    names = ["no", "on", "3.10", "010", "~", "1:30", "Straße 🚗"]
+    rows = [f'- {{id: {n}, name: "{name}"}}' for n, name in enumerate(names)]
+    for text in (
+        "\n".join(["classes:", *rows]),
+        json.dumps({"classes": [{"id": n, "name": name} for n, name in enumerate(names)]}),
+    ):
+        (tmp_path / "classes.yaml").write_text(text)
+        assert load_classes(tmp_path / "classes.yaml")[0].names == tuple(names)
 
 
 def test_a_list_of_classes_is_never_interpolated(tmp_path):
