@@ -27,6 +27,8 @@ from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.files import file_lock
 
 LOGS = Path("ray", "logs")
+OTHER_COMMAND = "the run is being trained by another command"
+ENDING_S = 3  # after which the workers of a killed command have ended
 
 
 def train(
@@ -66,15 +68,21 @@ def train(
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Lock the run folder, so that no second command trains the same run."""
+    """Lock the run folder, so that no second command trains the same run.
+
+    The workers of a command that was killed hold its lock until they have ended.
+    """
     fix = "name another run: name=NAME"
+    deadline = time.monotonic() + ENDING_S
     with contextlib.ExitStack() as stack:
         try:
-            held = stack.enter_context(file_lock(folder / ".lock", wait=False))
+            path = folder / ".lock"
+            while not stack.enter_context(file_lock(path, wait=False)):
+                if time.monotonic() > deadline:
+                    raise UsageError(OTHER_COMMAND, where=folder, fix=fix)
+                time.sleep(0.2)
         except OSError as error:
             raise UsageError(str(error.strerror), where=folder, fix=fix) from error
-        if not held:
-            raise UsageError("the run is being trained by another command", where=folder, fix=fix)
         yield
 
 

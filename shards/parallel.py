@@ -139,7 +139,7 @@ def _receive(pipe: Connection) -> tuple[Any, Exception | None] | None:
 def _serve(pipe: Connection, work: Work, piece: Piece) -> None:
     """Do one piece of work in this process and send the outcome to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this one
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     outcome: tuple[Any, Exception | None]
     try:
         outcome = work(piece), None
@@ -149,8 +149,8 @@ def _serve(pipe: Connection, work: Work, piece: Piece) -> None:
     pipe.send(outcome)
 
 
-def _exit_with_parent() -> None:
-    """End this process as soon as its parent is gone; otherwise it would finish its piece."""
+def exit_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, even by SIGKILL."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

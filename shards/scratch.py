@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import UsageError
+from shards.files import LOCAL_FOLDERS
 
 MAX_BYTES = 40  # of such a folder; Ray adds up to 64 bytes to it, and multiprocessing 32
-CANDIDATES = ("/tmp", "/var/tmp", "/dev/shm")
 PREFIX = "m2f-"
 ABANDONED_AFTER_S = 60  # a new folder is unlocked for an instant
 
@@ -21,7 +21,7 @@ ABANDONED_AFTER_S = 60  # a new folder is unlocked for an instant
 def private_folder() -> Iterator[Path]:
     """Make a folder with a short path that only this user can open; remove it at the end.
 
-    It is made in the folder for temporary files, or in one of CANDIDATES if that path is too long.
+    It is made in the folder for temporary files, or in one of LOCAL_FOLDERS if that path is long.
     The folders that killed processes left beside it, whose locks the kernel released, are removed.
 
     Raises:
@@ -40,7 +40,7 @@ def private_folder() -> Iterator[Path]:
 
 def _make() -> Path:
     tried = {}
-    for parent in dict.fromkeys((*_usual(), *CANDIDATES)):
+    for parent in dict.fromkeys((*_usual(), *LOCAL_FOLDERS)):
         if len(os.fsencode(parent)) + len(f"/{PREFIX}12345678") > MAX_BYTES:
             tried[parent] = "too long for the paths of sockets"
             continue

@@ -8,6 +8,7 @@ appear on the standard error of the process, which Ray does not show.
 import multiprocessing
 import shutil
 import signal
+import threading
 import time
 import warnings
 from collections import deque
@@ -23,6 +24,7 @@ from webdataset.pipeline import DataPipeline
 
 from pipeline.data.batch import Batch
 from shards.errors import LoaderError, M2FError, UsageError
+from shards.parallel import exit_with_parent
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH = 4  # batches that every process keeps ready
@@ -194,5 +196,6 @@ def _check_shared_memory(needed: int) -> None:
 
 
 def _start_process(_: int) -> None:
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 import warnings
+from pathlib import Path
 
 import cv2
 
@@ -61,6 +62,12 @@ def die(sample):
 def no_room(sample):
     """Die as a process does that writes to a full /dev/shm."""
     os.kill(os.getpid(), signal.SIGBUS)
+
+
+def hang_alone(sample):
+    """Leave the id of this process in a folder, and hang."""
+    Path(os.environ["M2F_TEST_FOLDER"], str(os.getpid())).touch()
+    return hang(sample)
 
 
 def hang(sample):

@@ -1,12 +1,16 @@
 """Files written whole or not at all, locks among processes, and JSONL files."""
 
 import errno
+import fcntl
 import json
 import multiprocessing
+import os
+import warnings
 from pathlib import Path
 
 import pytest
 
+from shards import files
 from shards.errors import Failed, UsageError
 from shards.files import disk_errors, file_lock, whole_file, write_json
 from shards.jsonl import append, keep_rows, rows
@@ -33,6 +37,35 @@ def test_one_process_at_a_time_holds_a_lock(tmp_path):
             assert held
             assert not pool.apply(hold, (path,))
         assert pool.apply(hold, (path,))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_served_by_a_local_one(tmp_path, monkeypatch, code):
+    """Two names of one folder are one lock."""
+    shared, local = tmp_path / "shared", tmp_path / "local"
+    for folder in (shared, local):
+        folder.mkdir()
+    (tmp_path / "alias").symlink_to(shared)
+    flock = fcntl.flock
+
+    def refusing(file, operation):
+        if Path(f"/proc/self/fd/{file.fileno()}").resolve().is_relative_to(shared):
+            raise OSError(code, os.strerror(code))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+    monkeypatch.setattr(files, "LOCAL_FOLDERS", (str(tmp_path / "missing"), str(local)))
+    with warnings.catch_warnings(record=True) as told, file_lock(shared / "lock"):
+        assert not hold(tmp_path / "alias/lock")
+        assert hold(shared / "other")
+        assert f"the file system of {shared}/lock has no locks" in str(told[0].message)
+    with pytest.warns(UserWarning, match="has no locks"):
+        assert hold(shared / "lock")
+    assert [path.stat().st_mode & 0o777 for path in local.iterdir()] == [0o700]
+    monkeypatch.setattr(files, "LOCAL_FOLDERS", (str(tmp_path / "missing"),))
+    refused = pytest.raises(UsageError, match="shared/lock: the file system has no locks")
+    with warnings.catch_warnings(record=True), refused:
+        hold(shared / "lock")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Loader processes that fail, die, hang, or run out of memory end in a named error, in time."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +20,30 @@ from shards.errors import LoaderError, UsageError
 from tests.pipeline.data.test_stages import HERE
 
 START_S = 30  # allowed for the start of a process on a busy machine
+
+
+READER = """
+import os, sys
+from pipeline.data.store import Store
+from tests.pipeline.data.test_loader import run
+
+os.environ["M2F_TEST_FOLDER"] = sys.argv[2]
+run(Store(sys.argv[1]), "hang_alone")
+"""
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 def run(store, stage: str | None, timeout_s: float = 120, count: int = 4, **more) -> list:
@@ -42,6 +70,19 @@ def test_a_process_that_dies_is_noticed_long_before_the_timeout(train_set, stage
 def test_processes_that_hang_are_an_error_at_the_timeout(train_set):
     with pytest.raises(LoaderError, match=r"processes delivered no batch for 3 s; .*hangs"):
         run(train_set, "hang", timeout_s=3)
+
+
+def test_processes_end_with_the_one_that_reads_them_even_if_they_hang(train_set, tmp_path):
+    """No Ray watches under torchrun, and SIGKILL leaves no time to end them."""
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, train_set.location, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    processes = [int(path.name) for path in tmp_path.iterdir()]
+    reader.kill()
+    reader.wait()
+    wait_until(lambda: not any(map(is_alive, processes)))
 
 
 def test_an_error_in_a_process_keeps_its_parts(train_set):
