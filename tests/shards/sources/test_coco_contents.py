@@ -50,7 +50,7 @@ ENDS = {
     "name a flag": (category(name=False), "name False is not a text"),
     "name with an escape": (category(name="\x1b[2J"), "is not a text of printable"),
     "name of half a character": (category(name="\ud800"), "is not a text of printable"),
-    "category that is no object": (
+    "category that is not an object": (
         lambda document: document["categories"].append("dog"),
         "'dog' is not an object",
     ),
