@@ -80,8 +80,8 @@ def checked(kind: Any, value: Any) -> Any:
 
     Args:
         kind: A dataclass, whose fields are the members of a mapping; `list[T]`, `tuple[T, ...]`,
-            `tuple[T, U]`, or `dict[str, T]`; `T | None`; `int`, `float`, `str`, or `bool`; or
-            `Any`, which is a value of limited depth.
+            `tuple[T, U]`, or `dict[str, T]`; `T | None`; `int`, `float`, `str`, `bool`, or
+            `int | str`; or `Any`, which is a value of limited depth.
         value: What JSON or YAML was parsed to.
 
     Raises:
@@ -220,4 +220,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-_SCALARS: dict[Any, Check] = {int: _int, float: _float, bool: _bool, str: _text, Any: _any}
+def _number_or_text(value: Any) -> int | str:
+    return _text(value) if type(value) is str else _int(value)
+
+
+_SCALARS: dict[Any, Check] = {
+    **{int: _int, float: _float, bool: _bool, str: _text, Any: _any},
+    int | str: _number_or_text,
+}

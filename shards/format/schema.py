@@ -61,14 +61,15 @@ class Segment:
     """A panoptic segment.
 
     Attributes:
-        id: The publisher's id, which differs from the segment's id in the map.
+        id: The publisher's id, which differs from the segment's id in the map. It may be text only
+            for an instance.
         category: The class index in the taxonomy.
         iscrowd: 1 if the segment is a crowd, 0 otherwise.
         area: The publisher's area in pixels.
         bbox: x, y, width, height in pixels.
     """
 
-    id: int
+    id: int | str
     category: int
     iscrowd: int
     area: float

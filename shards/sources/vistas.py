@@ -153,7 +153,7 @@ def _read_truth(
         segments, layer = segments_of(ids, lambda id: (labels[id - 1 >> 8] - 1, 0))
         fields["layers"] = layer[None]
         fields["instances"] = [
-            Instance(s.id - 1, s.category, s.iscrowd, s.area, s.bbox, layer=0, value=value)
+            Instance(int(s.id) - 1, s.category, s.iscrowd, s.area, s.bbox, layer=0, value=value)
             for value, s in enumerate(segments, start=1)
         ]
     if "panoptic" in maps:
