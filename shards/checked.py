@@ -60,6 +60,11 @@ class PlainLoader(yaml.SafeLoader):
             names.add(str(key.value))
         return super().construct_mapping(node, deep)
 
+    def construct_text(self, node: yaml.ScalarNode) -> str:
+        """Return a text in which the two halves of a character that JSON escapes are joined."""
+        text = self.construct_scalar(node)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
     def construct_decimal(self, node: yaml.ScalarNode) -> int:
         """Return an integer.
 
@@ -72,6 +77,7 @@ class PlainLoader(yaml.SafeLoader):
         return int(node.value)
 
 
+PlainLoader.add_constructor("tag:yaml.org,2002:str", PlainLoader.construct_text)
 PlainLoader.add_constructor("tag:yaml.org,2002:int", PlainLoader.construct_decimal)
 
 
