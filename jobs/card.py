@@ -49,6 +49,7 @@ def write(
         stuff=[i for i, isthing in enumerate(taxonomy.things) if not isthing],
         step=step,
         scores=_scores(folder, step),
+        images=scores_of(folder, step).get("images"),
         data=_data(folder, config),
     )
     with whole_file(out / "README.md") as file:

@@ -1,5 +1,7 @@
 """`evaluate`: the scores of a run's checkpoint, as a table and as a file."""
 
+import contextlib
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,25 @@ from model.weights.classes import permute_classes
 from pipeline.data.store import Store
 from pipeline.pictures.sheet import sheet, write_png
 from pipeline.run.class_match import order_of_classes
-from pipeline.run.folder import EVALUATIONS, PICTURES, check_files, scores_path, summarize
+from pipeline.run.folder import (
+    EVALUATIONS,
+    PICTURES,
+    check_files,
+    scores_of,
+    scores_path,
+    summarize,
+)
 from pipeline.run.restore import load_model
 from pipeline.score.evaluate import evaluate as score
 from pipeline.score.headline import HEADLINE
+from pipeline.score.inference import InferenceSettings, why_empty
 from shards.errors import UsageError
-from shards.files import write_json
+from shards.files import disk_errors, read_json, write_json
 from shards.format.taxonomy import Taxonomy
+from shards.text import printable
 
 SHEET_SAMPLES = 8  # the first of the set are drawn
+NAMED = 10  # classes without a prediction that are printed
 
 
 def evaluate(
@@ -59,20 +71,76 @@ def evaluate(
         bar = progress.add_task(f"evaluating step {step}", total=count)
         scores = score(model, store, settings, device, advance=lambda: progress.advance(bar))
     assert scores is not None, "rank 0 has the scores, and this process is the only one"
-    if data is None and images is None:
-        path = scores_path(folder, step)
-        write_json(path, {"step": step, **scores})
-    else:  # must not be taken for the score of the step
-        path = folder / EVALUATIONS / f"{Path(store.location).name}-{count}-step-{step:09d}.json"
-        write_json(path, {"step": step, "data": store.location, "images": count, **scores})
-    if "panoptic" in store.manifest.tasks:
-        picture = folder / PICTURES / f"{path.stem}.png"
-        write_png(picture, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
-        print(f"pictures: {picture}")
-    print_scores(scores, f"{folder.name}, step {step}, {count} images of {store.location}")
-    print(f"scores of all classes: {path}")
+    own = data is None and count == min(len(store), config.evaluation.images or len(store))
+    with disk_errors(folder):
+        path = _write_scores(folder, store, {"step": step, **scores}, own=own)
+        if "panoptic" in store.manifest.tasks:
+            stem = scores_path(folder, step).stem if own else path.stem
+            picture = folder / PICTURES / f"{stem}.png"
+            write_png(picture, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
+            print(printable(f"pictures: {picture}"))
+    title = f"{folder.name}, step {step}, {count} images of {store.location}"
+    print_scores(scores, printable(title))
+    for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
+        print(line)
+    print(printable(f"scores of all classes: {path}"))
     summarize(folder, config.task)
     return scores
+
+
+def _write_scores(folder: Path, store: Store, record: dict[str, Any], *, own: bool) -> Path:
+    """Write the scores of a step and return the path.
+
+    The scores of a step that the run has recorded are never replaced by others.
+
+    Args:
+        folder: The run folder.
+        store: The scored set.
+        record: The step, the scores, and what they belong to.
+        own: Whether the images are those that the run itself scores.
+    """
+    step = record["step"]
+    path = scores_path(folder, step)
+    if not own or scores_of(folder, step) not in ({}, record):
+        name, end = Path(store.location).name, f"{record['images']}-step-{step:09d}.json"
+        path = folder / EVALUATIONS / f"{name}-{end}"
+        if path.exists() and _data_of(path) != record["data"]:  # another set of this name
+            path = path.with_name(f"{name}-{record['data'][:12]}-{end}")
+        record = {"location": store.location, **record}
+    write_json(path, record)
+    return path
+
+
+def _data_of(path: Path) -> str | None:
+    """Return the fingerprint of the set that a file of scores belongs to; None if it has none."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return read_json(path)["data"]
+    return None
+
+
+def unpredicted(
+    classes: list[dict[str, Any]], settings: InferenceSettings, tasks: Collection[str]
+) -> list[str]:
+    """Return lines about the classes that occur in the truth and were never predicted."""
+    true = [row for row in classes if row["images"]]
+    missed = [row for row in true if not row["predicted_in"]]
+    if not missed:
+        return []
+    missed.sort(key=lambda row: -row["highest_score"])
+    names = [f"{printable(row['name'])} ({row['highest_score']:g})" for row in missed[:NAMED]]
+    more = f", and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
+    lines = [
+        f"never predicted: {len(missed)} of the {len(true)} classes that occur, by their highest "
+        f"score: {', '.join(names)}{more}"
+    ]
+    if {"panoptic", "instance"} & set(tasks):
+        best = missed[0]["highest_score"]
+        why = why_empty(best, settings.segment) if best else "no query predicts one at any score"
+        lines.append(f"of these classes, {why}")
+    if not any(row["predicted_in"] for row in classes):
+        best = max(row["highest_score"] for row in classes)
+        lines.append(f"nothing was predicted: {why_empty(best, settings.segment)}")
+    return lines
 
 
 def print_scores(scores: dict[str, Any], title: str) -> None:
@@ -101,5 +169,8 @@ def _order_classes(model: Mask2Former, trained: Taxonomy, store: Store) -> None:
             fix="evaluate on data with the run's classes",
         )
     if rows != list(range(len(rows))):
-        print(f"{store.location} has the run's classes in another order; they are matched by name")
+        print(
+            f"{printable(store.location)} has the run's classes in another order; they are matched "
+            "by name"
+        )
         permute_classes(model, rows)

@@ -125,7 +125,7 @@ class Results:
         self._segments.append(panoptic_entry(id, result, self.taxonomy))
         self._instances += instance_entries(id, result, self.taxonomy, self._least_score)
         if not result.segments:
-            self.empty[name] = result.highest_score
+            self.empty[name] = float(result.highest_scores.max())
 
     def counts(self) -> dict[str, Any]:
         """Return the numbers of images, segments, and instances, and the images without segment."""

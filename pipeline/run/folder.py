@@ -52,6 +52,8 @@ def _scored_steps(folder: Path) -> list[int]:
 def best_step(folder: Path, task: str, among: Collection[int] | None = None) -> int | None:
     """Return the step with the best score of `task`, the latest of ties; None without scores.
 
+    Only scores of one set and number of images are compared: those of the latest scored step.
+
     Args:
         folder: The run folder.
         task: The task whose score decides.
@@ -59,11 +61,17 @@ def best_step(folder: Path, task: str, among: Collection[int] | None = None) -> 
     """
     metric = METRIC_OF_TASK[task]
     scored = [
-        (scores[metric], scores["step"])
+        scores
         for scores in all_scores(folder)
         if _is_number(scores.get(metric)) and (among is None or scores["step"] in among)
     ]
-    return max(scored)[1] if scored else None
+    comparable = [scores for scores in scored if _images(scores) == _images(scored[-1])]
+    return max(((s[metric], s["step"]) for s in comparable), default=(0, None))[1]
+
+
+def _images(scores: dict[str, Any]) -> tuple[Any, Any]:
+    """Return what a score belongs to: the fingerprint of the set, and the number of images."""
+    return scores.get("data"), scores.get("images")
 
 
 def _is_number(value: Any) -> bool:
@@ -159,6 +167,7 @@ def summarize(folder: Path, task: str) -> dict[str, Any]:
         if _is_number(row.get("position")) and _is_number(row.get("interval_s"))
     ]  # fmt: skip
     summary = {name: scores.get(name) for name in HEADLINE} | {
+        "images": scores.get("images"),
         "step": step,
         "position": trained[-1]["position"] if trained else 0,
         "wall_s": round(sum(row["interval_s"] for row in trained), 1),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import ArrayLike
 
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
@@ -33,14 +34,20 @@ class Scores:
     panoptic: PanopticQuality = field(init=False)
     instance: InstanceScores = field(init=False)
     semantic: SemanticScores = field(init=False)
+    classes: "ClassCounts" = field(init=False)
 
     def __post_init__(self):
         self.panoptic = PanopticQuality(self.taxonomy.things)
         self.instance = InstanceScores(len(self.taxonomy))
         self.semantic = SemanticScores(len(self.taxonomy))
+        self.classes = ClassCounts.of(len(self.taxonomy))
 
     def update(self, result: Result, sample: Sample) -> None:
         """Count one image."""
+        predicted = [segment["category"] for segment in result.segments]
+        if not {"panoptic", "instance"} & set(self.tasks):
+            predicted = result.semantic
+        self.classes.update(_true_classes(sample), predicted, result.highest_scores)
         if "panoptic" in self.tasks:
             assert sample.segments_map is not None
             classes = {segment["id"]: segment["category"] for segment in result.segments}
@@ -67,6 +74,7 @@ class Scores:
         self.panoptic.merge(other.panoptic)
         self.instance.merge(other.instance)
         self.semantic.merge(other.semantic)
+        self.classes.merge(other.classes)
 
     def result(self) -> dict[str, Any]:
         """Return the scores in percent, None if undefined, and a row per class in `classes`."""
@@ -76,7 +84,10 @@ class Scores:
             "semantic": self.semantic.result,
         }
         results = {task: of_task[task]() for task in of_task if task in self.tasks}
-        rows = [{"name": c.name, "isthing": c.isthing} for c in self.taxonomy.categories]
+        rows = [
+            {"name": c.name, "isthing": c.isthing} | counts
+            for c, counts in zip(self.taxonomy.categories, self.classes.rows(), strict=True)
+        ]
         for task, result in results.items():
             metric = {"panoptic": "PQ", "instance": "AP", "semantic": "IoU"}[task]
             for row, value in zip(rows, result.pop("classes"), strict=True):
@@ -85,6 +96,53 @@ class Scores:
                 row |= value if isinstance(value, dict) else {metric: value}
         scores = {name: value for result in results.values() for name, value in result.items()}
         return _finite(scores | {"classes": rows})
+
+
+@dataclass
+class ClassCounts:
+    """In how many images each class is true and predicted, and its highest score, all `[K]`."""
+
+    images: np.ndarray
+    predicted: np.ndarray
+    highest_score: np.ndarray
+
+    @classmethod
+    def of(cls, classes: int) -> "ClassCounts":
+        """Return the counts of no images."""
+        return cls(np.zeros(classes, int), np.zeros(classes, int), np.zeros(classes))
+
+    def update(self, true: np.ndarray, predicted: ArrayLike, highest: np.ndarray) -> None:
+        """Count one image: its true classes, its predicted ones, and the highest scores `[K]`."""
+        self.images[np.unique(true)] += 1
+        self.predicted[np.unique(np.asarray(predicted, int))] += 1
+        np.maximum(self.highest_score, highest, out=self.highest_score)
+
+    def merge(self, other: "ClassCounts") -> None:
+        """Add another rank's images."""
+        self.images += other.images
+        self.predicted += other.predicted
+        np.maximum(self.highest_score, other.highest_score, out=self.highest_score)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the counts of each class."""
+        return [
+            {"images": images, "predicted_in": predicted, "highest_score": round(score, 4)}
+            for images, predicted, score in zip(
+                self.images.tolist(),
+                self.predicted.tolist(),
+                self.highest_score.tolist(),
+                strict=True,
+            )
+        ]
+
+
+def _true_classes(sample: Sample) -> np.ndarray:
+    """Return the classes that occur in the truth of a sample, without crowds."""
+    entries = sample.segments if sample.segments is not None else sample.instances
+    if entries is None:
+        classes = np.unique(sample.classes().astype(int))  # 0 is ignored
+        return classes[classes > 0] - 1
+    return np.array([entry.category for entry in entries if not entry.iscrowd], int)
 
 
 def _finite(value: Any) -> Any:
@@ -116,7 +174,8 @@ def evaluate(
         advance: Called after each image.
 
     Returns:
-        The scores as `Scores.result` returns them, on every rank.
+        The scores as `Scores.result` returns them, on every rank, with the `images` and the `data`
+        that they belong to: the number of images, and the fingerprint of the set.
 
     Raises:
         DataError: An image is damaged. A single process raises at once; the ranks of a group raise
@@ -145,10 +204,10 @@ def evaluate(
             scores.update(result, sample)
         advance()
     model.train(was_training)
-    if world == 1:
-        return scores.result()
-    raise_on_all_ranks(failure)
-    return _merged(scores, rank, world)
+    if world > 1:
+        raise_on_all_ranks(failure)
+    result = scores.result() if world == 1 else _merged(scores, rank, world)
+    return {"images": count, "data": store.manifest.fingerprint, **result}
 
 
 def _merged(scores: Scores, rank: int, world: int) -> dict[str, Any]:

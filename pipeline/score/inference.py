@@ -28,8 +28,8 @@ class Result:
         categories: `int64 [N]`, the class of each instance.
         masks: The mask of each instance, `bool [H, W]`.
         semantic: `int64 [H, W]`, the class of each pixel.
-        highest_score: The highest score of a query that predicts a class, before any threshold; 0
-            if every query predicts that there is no object.
+        highest_scores: `float32 [K]`, for each class, the highest score of a query that predicts
+            it, before any threshold; 0 if none does.
     """
 
     panoptic: np.ndarray
@@ -38,7 +38,7 @@ class Result:
     categories: np.ndarray
     masks: list[np.ndarray]
     semantic: np.ndarray
-    highest_score: float
+    highest_scores: np.ndarray
 
 
 def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tensor, tuple[int, int]]:
@@ -89,7 +89,7 @@ def infer(
         categories=instances["categories"].cpu().numpy(),
         masks=[mask.cpu().numpy() for mask in instances["masks"]],
         semantic=segment.semantic(prediction).cpu().numpy(),
-        highest_score=_highest_score(prediction),
+        highest_scores=_highest_scores(prediction).cpu().numpy(),
     )
 
 
@@ -109,10 +109,10 @@ def why_empty(highest_score: float, settings: SegmentSettings) -> str:
     )
 
 
-def _highest_score(prediction: ImagePrediction) -> float:
+def _highest_scores(prediction: ImagePrediction) -> Tensor:
     scores, labels = prediction.class_logits.softmax(1).max(1)
-    no_object = prediction.class_logits.shape[1] - 1
-    return scores.where(labels != no_object, 0).max().item()
+    highest = scores.new_zeros(prediction.class_logits.shape[1])
+    return highest.scatter_reduce(0, labels, scores, "amax")[:-1]
 
 
 def _just_below(score: float) -> float:

@@ -26,7 +26,7 @@ TERMS = {
 SHORT = 5  # steps; rounding errors grow until they decide a close match
 SUMMARY = {
     "PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU",
-    "step", "position", "wall_s", "checkpoint", "pictures",
+    "images", "step", "position", "wall_s", "checkpoint", "pictures",
 }  # fmt: skip
 
 

@@ -33,7 +33,9 @@ def work(photographs, tmp_path_factory):
     """A folder with an untrained, scored run that other libraries can load, and both exports."""
     folder = tmp_path_factory.mktemp("export")
     run = small.untrained(folder, photographs, *EXPORTABLE)
-    write_json(run / "evaluations/step-000000000.json", {"step": 0, "PQ": 12.345, "AP": None})
+    write_json(
+        run / "evaluations/step-000000000.json", {"step": 0, "images": 5, "PQ": 12.345, "AP": None}
+    )
     for words in (["transformers", "--out", "out/transformers"], ["detectron2"]):
         outcome = small.call(folder, "export", small.NAME, "--to", *words)
         assert outcome.code == 0, outcome.err
@@ -60,6 +62,7 @@ def test_the_card_says_what_it_is(work, to):
     _, head, text = (exported(work, to) / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["library_name"] == to
     assert "133 classes" in text
+    assert "On 5 images of the val set, in percent:\n" in text
     assert "| PQ |\n|---|\n| 12.35 |\n\n## Data" in text
     assert "creativecommons.org/licenses/by/2.0" in text
     assert "0 person, 1 bicycle" in text

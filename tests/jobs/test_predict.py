@@ -9,8 +9,11 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
+from jobs.evaluate import unpredicted
+from pipeline.data.store import Store
 from pipeline.run import checkpoint
 from pipeline.run.folder import best_step, scores_path
+from pipeline.settings import EvaluationSettings
 from shards.files import write_json
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
@@ -148,6 +151,70 @@ def test_evaluate_on_part_of_the_data_leaves_the_scores_of_the_step(work, photog
     assert {path.name for path in (run / "evaluations").glob("step-*")} == before
 
 
+def test_evaluate_never_replaces_the_scores_of_the_run(photographs, tmp_path):
+    """The loop scored 2 images; all 5 are another measurement, and belong in another file."""
+    run = small.untrained(tmp_path, photographs, "evaluation.images=2")
+    assert small.call(tmp_path, "evaluate", small.NAME, "--images", "2").code == 0
+    path = scores_path(run, 0)
+    of_run = json.loads(path.read_text())
+    assert of_run["images"] == 2
+    assert of_run["data"] == Store(photographs / "val").manifest.fingerprint
+    assert small.call(tmp_path, "evaluate", small.NAME).code == 0
+    assert json.loads(path.read_text()) == of_run
+    assert json.loads((run / "evaluations/val-5-step-000000000.json").read_text())["images"] == 5
+    write_json(path, of_run | {"PQ": 99.0})  # as the loop of other versions scored it
+    assert small.call(tmp_path, "evaluate", small.NAME, "--images", "2").code == 0
+    assert json.loads(path.read_text())["PQ"] == 99.0
+    assert json.loads((run / "evaluations/val-2-step-000000000.json").read_text())["PQ"] < 99
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["PQ"], summary["images"]) == (99.0, 2)
+
+
+def test_sets_of_equal_names_have_files_of_their_own(photographs, work, tmp_path):
+    shutil.copytree(photographs / "train", tmp_path / "val")
+    for data in (photographs / "val", tmp_path / "val"):
+        words = ["evaluate", small.NAME, "--data", str(data), "--images", "1"]
+        assert small.call(work[0], *words).code == 0
+    found = (work[0] / "runs" / small.NAME / "evaluations").glob("val-*1-step-000000000.json")
+    assert sorted(json.loads(path.read_text())["data"] for path in found) == sorted(
+        Store(photographs / name).manifest.fingerprint for name in ("train", "val")
+    )
+
+
+def test_classes_that_were_never_predicted_are_named(photographs, tmp_path):
+    small.untrained(tmp_path, photographs, "evaluation.segment.object_threshold=0.9")
+    outcome = small.call(tmp_path, "evaluate", small.NAME)
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(small.call(tmp_path, "evaluate", small.NAME, "--json").out)["classes"]
+    true = [row for row in rows if row["images"]]
+    assert true
+    assert not any(row["predicted_in"] for row in rows)
+    best = max(row["highest_score"] for row in rows)
+    assert 0 < best < 0.9
+    assert f"never predicted: {len(true)} of the {len(true)} classes that occur" in outcome.out
+    assert f"nothing was predicted: the highest score is {best:.4g}, and the thr" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("highest", "reason"),
+    [
+        (0.41, "the highest score is 0.41, and the threshold is 0.8; a threshold of 0.4 would"),
+        (0.0, "of these classes, no query predicts one at any score"),
+        (0.9, "the queries above the threshold of 0.8 win too few pixels of their masks"),
+    ],
+)
+def test_a_network_that_finds_only_background_is_explained(highest, reason):
+    rows = [
+        {"name": "sky", "images": 4, "predicted_in": 4, "highest_score": 0.99},
+        {"name": "cat\x1b[31m", "images": 2, "predicted_in": 0, "highest_score": highest},
+        {"name": "absent", "images": 0, "predicted_in": 0, "highest_score": 0.7},
+    ]
+    first, second = unpredicted(rows, EvaluationSettings(), ["panoptic", "semantic"])
+    assert first.startswith("never predicted: 1 of the 2 classes that occur, by their highest sco")
+    assert first.endswith(f"score: cat\\x1b[31m ({highest:g})")
+    assert reason in second
+
+
 def test_a_damaged_checkpoint_is_not_scored(work, tmp_path):
     """With one flipped bit in a tensor, the checkpoint would load and give other scores."""
     run = shutil.copytree(work[0] / "runs" / small.NAME, tmp_path / "runs" / "flipped")
@@ -167,3 +234,12 @@ def test_of_equal_scores_the_last_is_best(tmp_path):
     for step, quality in {0: 0.0, 10: 0.0}.items():
         write_json(scores_path(tmp_path, step), {"step": step, "PQ": quality})
     assert best_step(tmp_path, "panoptic") == 10
+
+
+def test_scores_of_other_images_are_not_compared(tmp_path):
+    of_steps = {0: (99.0, 4, "a"), 10: (50.0, 5, "a"), 20: (40.0, 5, "a"), 30: (98.0, 5, "b")}
+    for step, (quality, images, data) in of_steps.items():
+        scores = {"step": step, "PQ": quality, "images": images, "data": data}
+        write_json(scores_path(tmp_path, step), scores)
+    assert best_step(tmp_path, "panoptic") == 30
+    assert best_step(tmp_path, "panoptic", among=(0, 10, 20)) == 10

@@ -155,6 +155,15 @@ def test_ranks_share_the_images_and_add_up_to_one_process(blocky):
     assert len(numbers(alone)) > 30
 
 
+def test_the_scores_say_what_they_belong_to(blocky):
+    scores = score(blocky, wrong=(3,))
+    assert scores["images"] == len(PICTURES)
+    assert scores["data"] == Store(blocky).manifest.fingerprint
+    counts = [(row["images"], row["predicted_in"]) for row in scores["classes"]]
+    assert counts == [(3, 4), (4, 4), (5, 5)]
+    assert all(0.99 < row["highest_score"] <= 1 for row in scores["classes"])
+
+
 def test_only_the_first_images_are_scored(blocky):
     store, advanced = Store(blocky), []
     oracle = Oracle(store, AT_OWN_SIZE).train()
