@@ -99,7 +99,7 @@ class Layout:
 
         Raises:
             UsageError: The split does not exist.
-            DataError: A task has no maps at all.
+            DataError: A task has no maps at all, or no map has the name of an image.
         """
         folder = self._folder(root, split, self.images[0])
         if split not in self.splits or not folder.is_dir():
@@ -245,6 +245,9 @@ def _pair(
         maps: (NAME, path) of the maps.
         folder: The folder of the images.
         report: Receives a line for maps of the same name.
+
+    Raises:
+        DataError: There are images and maps, and no map has the name of an image.
     """
     names = {name for name, _ in images}
     other_names = {_folded(name): name for name in names}
@@ -256,6 +259,15 @@ def _pair(
         image = name if name in names else other_names.get(_folded(name), name)
         if paired.setdefault(image, path) != path:
             unused.append(str(path))
+    if images and maps and names.isdisjoint(paired):
+        (name, image), (of_map, path) = images[0], maps[0]
+        ending = path.name.removeprefix(Path(of_map).name)
+        raise DataError(
+            f"no map has the name of an image: the first map is {path.name}, the first image is "
+            f"{image.name}",
+            where=path.parent,
+            fix=f"give each map the name of its image, such as {Path(name).name}{ending}",
+        )
     if unused:
         report(f"another map of the same image is used instead of {some_of(unused)}")
     return paired

@@ -134,6 +134,18 @@ def test_maps_in_another_format_are_named(tmp_path):
     assert f"train: {tmp_path}/labels/train holds no *.png, only a.tif" in report
 
 
+def test_maps_that_are_not_named_after_their_images_are_told(tmp_path):
+    for name in ("a", "b"):
+        sample(tmp_path, name)
+        (tmp_path / f"labels/train/{name}.png").rename(tmp_path / f"labels/train/{name}_mask.png")
+    for tasks in ((), ("semantic",)):
+        with pytest.raises(
+            DataError, match=r"the first map is a_mask\.png, .* such as a\.png"
+        ) as error:
+            build_sets(BuildOptions("folder", tmp_path, tmp_path / "out", tasks=tasks))
+        assert error.value.problem.where == str(tmp_path / "labels/train")
+
+
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     sample(tmp_path, "a")
     sample(tmp_path / "elsewhere", "b", 3)
