@@ -206,7 +206,7 @@ def _distinguish_keys(examined: list[ExaminedTar], report: Callable[[str], None]
     for tar in examined:
         for row in tar.rows:
             if len(tars_of[row["key"]]) > 1:
-                row["key"] = f"{Path(tar.shard.name).stem.replace('.', '_')}/{row['key']}"
+                row["key"] = f"{Path(tar.shard.name).stem}/{row['key']}"
                 renamed += 1
     if renamed:
         report(f"{renamed} samples have keys of several tars; they are named TAR/KEY")

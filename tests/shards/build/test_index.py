@@ -122,7 +122,7 @@ def test_keys_that_several_tars_share_get_the_name_of_the_tar(tmp_path):
     pack(tmp_path / "a.0.tar", *sample("0", 1), *sample("own"))
     pack(tmp_path / "b.tar", *sample("0", 2))
     report = indexed(tmp_path)
-    assert keys(tmp_path) == ["a_0/0", "b/0", "own"]
+    assert keys(tmp_path) == ["a.0/0", "b/0", "own"]
     assert "2 samples have keys of several tars; they are named TAR/KEY" in report
 
 
