@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import stat
 import warnings
@@ -16,6 +17,7 @@ from shards.errors import Failed, UsageError
 
 _CLUTTER = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # beside hidden files and folders
 LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for short paths and for locks
+_NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -120,12 +122,38 @@ def _open_regular(path: Path, flags: int) -> int:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk (fsync)."""
+    """Flush a file, or the entries of a folder, to the disk (fsync).
+
+    Some network and FUSE mounts cannot flush a folder, which is no reason to stop.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
     finally:
         os.close(descriptor)
+
+
+Mapped = mmap.mmap | bytes
+
+
+@contextlib.contextmanager
+def mapped(path: Path) -> Iterator[Mapped]:
+    """Yield the bytes of a file, mapped into memory, or read if the file system cannot map files.
+
+    Raises:
+        ValueError: The file is empty.
+    """
+    with path.open("rb") as file:
+        try:
+            blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError:
+            yield file.read()
+            return
+        with blob:
+            yield blob
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.errors import DataError, UsageError
+from shards.files import mapped
 from shards.format.images import image_of
 from shards.format.index import SampleIndex
 from shards.format.manifest import Manifest
@@ -139,11 +140,9 @@ def tally(part: Part) -> Tally:
     """
     counted, manifest = [], part.manifest
     try:
-        with (
-            part.tar.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob,
-        ):
-            blob.madvise(mmap.MADV_RANDOM)  # the reads skip the images
+        with mapped(part.tar) as blob:
+            if isinstance(blob, mmap.mmap):
+                blob.madvise(mmap.MADV_RANDOM)  # the reads skip the images
             for start, length in zip(part.offsets, part.lengths, strict=True):
                 sample = read_truth(manifest, f"byte {start}", blob, start, start + length)
                 counted.append(_count(sample, manifest.taxonomy.things))

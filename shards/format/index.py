@@ -1,6 +1,5 @@
 """The positions of samples: `samples.parquet` of a shard set, and a `.tar.idx` per shard."""
 
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from shards.errors import DataError
-from shards.files import whole_file
+from shards.files import Mapped, mapped, whole_file
 from shards.format.codec import decode_json
 from shards.format.manifest import Manifest
 from shards.format.schema import KEY_BYTES, MAX_PIXELS, MAX_SAMPLE_BYTES
@@ -161,7 +160,7 @@ def scan(tar: Path) -> list[Row]:
         DataError: The shard is damaged.
     """
     try:
-        with tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as blob:
+        with mapped(tar) as blob:
             return list(_rows(blob))
     except DataError as error:
         raise error.at(tar) from error
@@ -169,7 +168,7 @@ def scan(tar: Path) -> list[Row]:
         raise DataError("the file is empty", where=tar, fix="rebuild the shard") from error
 
 
-def _rows(blob: mmap.mmap) -> Iterator[Row]:
+def _rows(blob: Mapped) -> Iterator[Row]:
     for key, found in stored_members(blob):
         start, end = found[0].offset, found[-1].end
         yield {
@@ -181,7 +180,7 @@ def _rows(blob: mmap.mmap) -> Iterator[Row]:
         }
 
 
-def _facts(blob: mmap.mmap, key: str, found: Sequence[Member]) -> dict[str, int]:
+def _facts(blob: Mapped, key: str, found: Sequence[Member]) -> dict[str, int]:
     """Return the columns of a row that come from the sample's JSON."""
     [*documents] = (member for member in found if member.ext == "json")
     if len(documents) != 1:

@@ -1,9 +1,9 @@
 """Read samples of a shard set from their bytes, whoever wrote its tars."""
 
-import mmap
 from dataclasses import replace
 
 from shards.errors import DataError
+from shards.files import Mapped
 from shards.format.check import check_entries, check_members, check_truth
 from shards.format.codec import decode, decode_json, decode_map
 from shards.format.manifest import Manifest
@@ -36,7 +36,7 @@ def read_sample(
     return sample
 
 
-def read_truth(manifest: Manifest, key: str, blob: mmap.mmap, start: int, end: int) -> Sample:
+def read_truth(manifest: Manifest, key: str, blob: Mapped, start: int, end: int) -> Sample:
     """Read what a sample's entries and classes need, and nothing else.
 
     That is the JSON alone, and the semantic map of a sample without other truth.

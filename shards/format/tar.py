@@ -5,7 +5,6 @@ PAX header before its member. The bytes of a sample are its members with their h
 so that one hash covers all of a sample and one read fetches it.
 """
 
-import mmap
 import re
 import tarfile
 from collections.abc import Iterator
@@ -14,14 +13,14 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from shards.errors import DataError
-from shards.files import leaves_folder
+from shards.files import Mapped, leaves_folder
 
 BLOCK = 512
 
 _PAX = tarfile.XHDTYPE[0]
 _REBUILD = "rebuild the shard"
 _HOSTILE = "do not use this file"
-Bytes = bytes | memoryview | mmap.mmap
+Bytes = Mapped | memoryview
 
 
 class Member(NamedTuple):
@@ -89,7 +88,7 @@ def unpack(blob: bytes) -> dict[str, memoryview]:
     return found
 
 
-def member(blob: mmap.mmap, start: int, end: int, ext: str) -> bytes:
+def member(blob: Mapped, start: int, end: int, ext: str) -> bytes:
     """Return one member of the sample at bytes `start` to `end` of a shard.
 
     The payloads of the other members are not read.
@@ -106,7 +105,7 @@ def member(blob: mmap.mmap, start: int, end: int, ext: str) -> bytes:
     raise DataError(f"the sample at byte {start} has no {ext} member", fix=_REBUILD)
 
 
-def stored_members(blob: mmap.mmap) -> Iterator[tuple[str, list[Member]]]:
+def stored_members(blob: Mapped) -> Iterator[tuple[str, list[Member]]]:
     """Yield the key and the members of every sample in a shard.
 
     Raises:
@@ -120,7 +119,7 @@ def stored_members(blob: mmap.mmap) -> Iterator[tuple[str, list[Member]]]:
         yield key, found
 
 
-def _walk(blob: mmap.mmap) -> Iterator[Member]:
+def _walk(blob: Mapped) -> Iterator[Member]:
     """Yield the members up to the block of zeros that ends the archive."""
     offset, end_of_archive = 0, bytes(BLOCK)
     while blob[offset : offset + BLOCK] != end_of_archive:
