@@ -71,8 +71,13 @@ def build_sets(
     with disk_errors(out):
         plans = _plan(options, out, report)
         _check_room(plans, out, options, runner)
-        if len({plan.split.taxonomy for plan in plans}) > 1:
-            report("the splits have different categories; build with --tasks to make them agree")
+        first = plans[0].split
+        for split in (plan.split for plan in plans[1:]):
+            if difference := first.taxonomy.difference(split.taxonomy):
+                report(
+                    f"the splits {first.name} and {split.name} have different categories: "
+                    f"{difference}; build with --tasks to make them agree"
+                )
         summaries = {}
         for plan in plans:
             name = plan.split.name

@@ -1,6 +1,7 @@
 """Sets and runs of a version that listed things first are read correctly or refused by name."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,19 @@ import torch
 from jobs import config as configs
 from jobs.check import check
 from jobs.export import export
+from model.mask2former import Mask2Former
+from model.weights.export import to_detectron2
 from model.weights.files import read
 from pipeline.data.store import Store
 from pipeline.run import checkpoint
 from pipeline.run.folder import CHECKPOINTS
+from shards.build.build import build
 from shards.errors import UsageError
 from shards.format.taxonomy import Taxonomy
 from tests.jobs import small
 from tests.shards import raw_ade20k
+from tests.shards.raw import sky
+from tests.shards.raw import write as raw_coco
 from tests.shards.raw_maps import made, samples, write
 
 HEAD = "masked_decoder.class_head.weight"
@@ -117,3 +123,24 @@ def test_an_export_has_the_publishers_order(to, work, sets, monkeypatch, tmp_pat
     for index, label in enumerate(official):
         assert torch.equal(tensors[name][index], rows[label])
     assert torch.equal(tensors[name][-1], state[f"model.{HEAD}"][-1])
+
+
+def test_weights_of_unknown_classes_are_refused_before_training(sets, tmp_path):
+    """ADE20K's classes are known, so that its weights need no names; those of `skies` are not."""
+    raw = raw_coco(tmp_path / "raw", [sky("a.png")], "train")
+    raw_coco(raw, [sky("b.png")], "val")
+    build("coco", raw, tmp_path / "skies", jobs=1, report=lambda _: None)
+    wide = ("model.dim=256", "model.norm=batch")
+    path = tmp_path / "official.pkl"
+    for shards in (sets["new"], sets["old"], tmp_path / "skies"):
+        _, preset, *overrides = small.words(shards, *wide, f"model.init_from={path}")
+        config = configs.load(preset, overrides)
+        classes = Store(str(shards / "train")).manifest.taxonomy
+        model = Mask2Former(config.model, len(classes))
+        tensors = to_detectron2(model, config.model, config.criterion)
+        path.write_bytes(pickle.dumps({"model": tensors, "__author__": "somebody"}))
+        if "sky" in classes.names[-1:]:
+            with pytest.raises(UsageError, match=r"official\.pkl: .*no class names, .* is cat: "):
+                check(config)
+        else:
+            check(config)
