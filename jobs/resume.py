@@ -10,7 +10,7 @@ from jobs import config as configs
 from jobs.config import Config
 from pipeline.data.store import Store
 from pipeline.run import checkpoint, eventlog, events
-from pipeline.run.folder import CHECKPOINTS, CONFIG, check_files
+from pipeline.run.folder import CHECKPOINTS, CONFIG, check_files, detach_records
 from pipeline.step.schedule import lr_multiplier
 from shards.errors import UsageError
 from shards.files import disk_errors, write_json
@@ -55,6 +55,7 @@ def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) ->
     else:
         _check_new(folder)
     with disk_errors(folder):
+        detach_records(folder)
         configs.save(config, folder / CONFIG)  # first: it marks the folder as a run
         write_json(folder / configs.ENVIRONMENT, {
             "data": data,

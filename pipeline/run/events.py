@@ -1,44 +1,14 @@
 """The events of a run as typed records; `eventlog` keeps them in events.jsonl."""
 
 import dataclasses
-import time
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-from model.settings import field_types, fit
+from model.settings import fit
 from pipeline.distributed import is_lost_peer
+from pipeline.run.event import Event
 from shards import jsonl
 from shards.errors import M2FError, Problem
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """Something that happened in a run, `time` seconds after 1970.
-
-    A line has the name of the event under "event", then `time`, then the fields of its class.
-    """
-
-    name: ClassVar[str]
-    time: float = field(default_factory=time.time)
-
-    def describe(self) -> str:
-        """Return one line about this event for people."""
-        raise NotImplementedError
-
-    def to_json(self) -> jsonl.Row:
-        """Return the row of this event."""
-        return {"event": self.name, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_json(cls, row: jsonl.Row) -> Self:
-        """Rebuild the event of a row; fields that this class does not know are ignored.
-
-        Raises:
-            TypeError: A field is missing.
-            SettingError: A field has another type.
-        """
-        types = {f.name: field_types(cls)[f.name] for f in dataclasses.fields(cls)}
-        return cls(**{name: fit(row[name], types[name], name) for name in types.keys() & row})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +19,7 @@ class Start(Event):
         attempt: Number of this start in the life of the run, from 1.
         launch: Identifier of the user's command; the restarts of one command share it.
         run_id: Identifier of the run in W&B; empty in the records of older versions.
+        folder: The run folder.
         world_size: Number of workers.
         zero_stage: ZeRO stage.
         process_ids: Process id of every worker.
@@ -64,6 +35,7 @@ class Start(Event):
     attempt: int = 1
     launch: str = ""
     run_id: str = ""
+    folder: str = ""
     world_size: int
     zero_stage: int = 0
     process_ids: list[int] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """The run folder: its paths, its scores, the choice of a checkpoint, and the summary of the run."""
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Collection
@@ -13,7 +14,7 @@ from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
 from pipeline.score.headline import HEADLINE, METRIC_OF_TASK
 from shards.errors import UsageError
-from shards.files import disk_errors, read_json, write_json
+from shards.files import disk_errors, read_json, read_regular, whole_file, write_json
 from shards.jsonl import keep_rows, rows
 
 CHECKPOINTS = "checkpoints"
@@ -21,6 +22,7 @@ EVALUATIONS = "evaluations"
 PICTURES = "pictures"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
+RECORDS = (METRICS, EVENTS, QUARANTINE)
 _SCORES = re.compile(r"step-([0-9]{9,})\.json")
 
 
@@ -82,13 +84,18 @@ def check_files(folder: Path) -> None:
     """Check that everything to which training will write belongs to this run.
 
     Raises:
-        UsageError: A record is a link or no file, or a folder of the run lies in another run.
+        UsageError: A record is a link or no file, or a folder of the run lies in another run, or
+            one of them cannot be written.
     """
     fix = "move it away, and run the same command again"
-    for name in (METRICS, EVENTS, QUARANTINE, SUMMARY):
+    for name in (*RECORDS, SUMMARY):
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UsageError("not a regular file of the run", where=path, fix=fix)
+    for path in (folder, *(folder / name for name in (*RECORDS, CHECKPOINTS, EVALUATIONS))):
+        if path.exists() and not os.access(path, os.W_OK):
+            fix = "allow it (chmod u+w), and run the same command again"
+            raise UsageError("you may not write it", where=path, fix=fix)
     for name in (CHECKPOINTS, EVALUATIONS, PICTURES):
         path = folder / name
         if (path.exists() or path.is_symlink()) and not path.is_dir():
@@ -96,6 +103,15 @@ def check_files(folder: Path) -> None:
         parent = path.resolve().parent
         if parent != folder.resolve() and (parent / CONFIG).exists():
             raise UsageError(f"a link into the run {parent}", where=path, fix=fix)
+
+
+def detach_records(folder: Path) -> None:
+    """Copy the records that are hard links, so that a copy of the run (`cp -al`) keeps its own."""
+    for path in (folder / name for name in RECORDS):
+        if path.exists() and path.stat().st_nlink > 1:
+            content = read_regular(path)
+            with whole_file(path) as file:
+                file.write(content)
 
 
 def rewind(folder: Path, step: int) -> dict[str, int]:

@@ -267,6 +267,7 @@ class Journal:
             attempt=self.attempt,
             launch=self.info.launch,
             run_id=self.run_id,
+            folder=str(self.folder),
             world_size=self.world,
             zero_stage=self.info.zero_stage,
             process_ids=all_gather(os.getpid()),

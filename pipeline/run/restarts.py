@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.keyed import keyed_seed
-from pipeline.run import checkpoint
+from pipeline.run import checkpoint, eventlog
 from pipeline.run.events import Event, Failure, Start
 
 MAX_STARTS_AT_ONE_STEP = 3
@@ -21,14 +21,25 @@ def next_attempt(checkpoints: Path, starts: Sequence[Start]) -> int:
 
 
 def run_id(name: str, folder: Path, starts: Sequence[Start]) -> str:
-    """Return the identifier of a run in W&B, which the records keep when the folder is renamed.
+    """Return the identifier of a run in W&B.
 
+    The records keep it when the folder is renamed. A copy beside the original gets another one.
     Runs of older versions have none in their records; it follows from their folder.
     """
-    if known := [start.run_id for start in starts if start.run_id]:
-        return known[0]
-    digits = f"{keyed_seed(folder) % 16**8:08x}" if starts else secrets.token_hex(4)
+    known = [start for start in starts if start.run_id]
+    if known and not _is_copy(folder, known[-1]):
+        return known[-1].run_id
+    is_old = starts and not known
+    digits = f"{keyed_seed(folder) % 16**8:08x}" if is_old else secrets.token_hex(4)
     return f"{name}-{digits}"
+
+
+def _is_copy(folder: Path, last: Start) -> bool:
+    """Return whether the last start of a run was in another folder, which still has that run."""
+    original = Path(last.folder)
+    if original.resolve() == folder.resolve() or not original.is_dir():
+        return False
+    return any(start.run_id == last.run_id for start in eventlog.read_kind(original, Start))
 
 
 def is_crash_loop(history: Sequence[Event], launch: str) -> bool:

@@ -298,6 +298,13 @@ STATES = {
     "folder with words": theirs(
         write(f"{CHECKPOINTS}/step-final/x", ""), f"{CHECKPOINTS}/step-final/x"
     ),
+    "records are hard links": State(
+        lambda run: [
+            (run / name).unlink() or (run / name).hardlink_to(run.parent / "other" / name)
+            for name in RECORDS
+        ],
+        4,
+    ),
     "last checkpoint is a link": State(link(LAST, OTHER), 2, (LAST,)),
     "checkpoints is a file": State(
         replace(CHECKPOINTS, lambda path: path.write_text("")), "checkpoints: not a folder"
@@ -448,6 +455,15 @@ def rewrite(folder: Path, text: str) -> None:
     (folder / COMMITTED).unlink()
     (folder / MANIFEST).unlink()
     checkpoint.commit(folder)
+
+
+@pytest.mark.parametrize("name", [*RECORDS, CHECKPOINTS, "evaluations", "."])
+def test_what_may_not_be_written_is_named(run, opened, monkeypatch, name):
+    """Root may write everything, so that the test asks instead of the system."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != run / name)
+    with pytest.raises(UsageError, match="you may not write it; allow it") as refused:
+        open_run(run, *opened)
+    assert refused.value.problem.where == str(run / name)
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -1,6 +1,7 @@
 """The records of a run on a full disk, with a state that is not finite, and after a rename."""
 
 import errno
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,6 +170,15 @@ def test_a_run_keeps_its_identity_when_its_folder_is_renamed(tmp_path):
     assert journal_of(tmp_path / "after").run_id == first
     assert first.startswith("before-")
     assert journal_of(tmp_path / "before").run_id != first  # another run
+
+
+def test_a_copy_of_a_run_has_an_identity_of_its_own(tmp_path):
+    first = journal_of(tmp_path / "before").run_id
+    shutil.copytree(tmp_path / "before", tmp_path / "copy")
+    copied = journal_of(tmp_path / "copy").run_id
+    assert copied != first
+    shutil.rmtree(tmp_path / "before")
+    assert journal_of(tmp_path / "copy").run_id == copied
 
 
 def test_a_run_of_an_older_version_keeps_the_identity_of_its_folder(tmp_path):
