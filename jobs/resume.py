@@ -45,6 +45,7 @@ def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) ->
     train, val = stores
     fingerprints = [store.manifest.fingerprint for store in train]
     data = {"train": fingerprints, "val": val.manifest.fingerprint}
+    check_new(folder)
     check_files(folder)
     if (folder / CONFIG).exists():
         before = configs.load_run(folder)
@@ -52,8 +53,6 @@ def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) ->
         _check_same(folder, before, config, data)
         if not _resumes(folder, before, config):
             return False
-    else:
-        _check_new(folder)
     with disk_errors(folder):
         detach_records(folder)
         configs.save(config, folder / CONFIG)  # first: it marks the folder as a run
@@ -66,11 +65,16 @@ def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) ->
     return True
 
 
-def _check_new(folder: Path) -> None:
+def check_new(folder: Path) -> None:
     """Check that a folder without config.yaml holds only what a killed command left at its start.
 
     Older versions wrote environment.json before config.yaml.
+
+    Raises:
+        UsageError: It holds something else.
     """
+    if (folder / CONFIG).exists() or not folder.is_dir():
+        return
     found = {path.name for path in folder.iterdir() if not _STARTED.fullmatch(path.name)}
     if {CHECKPOINTS, eventlog.EVENTS} & found:
         raise UsageError(

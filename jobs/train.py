@@ -18,7 +18,7 @@ from jobs.config import Config
 from jobs.follow import Follower
 from jobs.interrupts import handled, requests
 from jobs.ray_session import STARTS, Message, session
-from jobs.resume import open_run
+from jobs.resume import check_new, open_run
 from jobs.worker import Job, cpus_per_worker, run_workers
 from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed, step_of
@@ -57,6 +57,7 @@ def train(
     config = configs.load(preset, overrides)
     folder = (runs / config.name).absolute()
     stores = check(config, fresh=not committed(folder / CHECKPOINTS))
+    check_new(folder)  # before the lock makes a file in it
     with _lock(folder):
         if not open_run(folder, config, stores):
             return folder
@@ -82,7 +83,8 @@ def _lock(folder: Path) -> Iterator[None]:
                     raise UsageError(OTHER_COMMAND, where=folder, fix=fix)
                 time.sleep(0.2)
         except OSError as error:
-            raise UsageError(str(error.strerror), where=folder, fix=fix) from error
+            where = error.filename or folder
+            raise UsageError(str(error.strerror), where=where, fix=fix) from error
         yield
 
 
@@ -173,7 +175,8 @@ def _interruption(folder: Path, command: str) -> M2FError:
 def _failure(job: Job) -> M2FError:
     """Return the error that the command ends with.
 
-    It is the first error of a worker that the user can correct; otherwise the last error.
+    It is the first error of a worker that the user can correct; otherwise the last error that is
+    not about the end of another worker.
     """
     failures = eventlog.read_kind(job.folder, events.Failure)
     failures = [failure for failure in failures if failure.launch == job.launch]
@@ -181,6 +184,7 @@ def _failure(job: Job) -> M2FError:
         for kind in (UsageError, DataError):
             if failure.exit_code == kind.exit_code:
                 return kind(failure.what, where=failure.where, fix=failure.fix)
-    cause = f"{failures[-1].kind}: {failures[-1].text}" if failures else "the workers died"
-    log = job.folder / (eventlog.EVENTS if failures else LOGS)
+    own = [failure for failure in failures if not failure.lost_peer]
+    cause = f"{own[-1].kind}: {own[-1].text}" if own else "the workers died"
+    log = job.folder / (eventlog.EVENTS if own else LOGS)
     return Failed(f"the run failed: {cause}", where=job.folder.name, fix=f"see {log}")

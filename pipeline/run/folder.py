@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.run import checkpoint, quarantine, track
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.quarantine import QUARANTINE
+from pipeline.run.stop import STOP
 from pipeline.run.track import METRICS
 from pipeline.score.headline import HEADLINE, METRIC_OF_TASK
 from shards.errors import UsageError
@@ -88,7 +89,7 @@ def check_files(folder: Path) -> None:
             one of them cannot be written.
     """
     fix = "move it away, and run the same command again"
-    for name in (*RECORDS, SUMMARY):
+    for name in (*RECORDS, SUMMARY, STOP):
         path = folder / name
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise UsageError("not a regular file of the run", where=path, fix=fix)

@@ -132,4 +132,7 @@ def test_other_errors_are_a_failed_run(job):
     eventlog.append(job.folder, events.Failure.of(OSError("y"), launch=job.launch, rank=0))
     rebuilt = train._failure(job)
     assert type(rebuilt) is Failed
+    lost = events.Failure(launch=job.launch, rank=1, kind="E", text="gone", lost_peer=True)
+    eventlog.append(job.folder, lost)
+    assert train._failure(job).problem == rebuilt.problem
     assert str(rebuilt).startswith("mine: the run failed: OSError: y; see ")

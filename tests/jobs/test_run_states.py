@@ -417,6 +417,9 @@ STATES = {
     "lock is a link": State(link(".lock", "../other/config.yaml"), "symbolic link", (".lock",)),
     "lock is a folder": State(replace(".lock", lambda path: path.mkdir()), "directory"),
     "lock is a FIFO": State(replace(".lock", os.mkfifo), "not a regular file"),
+    "a request to stop is left": State(write(".stop", ""), 4),
+    "a request to stop is a link": State(link(".stop", "../other/config.yaml"), r"\.stop: not a"),
+    "a request to stop is a folder": State(replace(".stop", Path.mkdir), r"\.stop: not a"),
     "lock has bytes": theirs(write(".lock", "mine"), ".lock"),
     # finished runs
     "finished": State(finished, STEPS),
@@ -533,6 +536,15 @@ def test_a_folder_of_the_user_is_not_a_run(tmp_path, opened, name):
     before = contents(tmp_path)
     with pytest.raises(UsageError):
         open_run(tmp_path, *opened)
+    assert contents(tmp_path) == before
+
+
+def test_train_leaves_no_lock_in_a_folder_that_is_not_a_run(tmp_path, photographs):
+    write("runs/photos/a.jpg", "mine")(tmp_path)
+    before = contents(tmp_path)
+    outcome = small.call(tmp_path, *small.words(photographs, "name=photos"))
+    assert outcome.code == 2
+    assert "the folder exists and is not a run" in small.complaint(outcome)
     assert contents(tmp_path) == before
 
 
