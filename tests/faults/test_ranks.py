@@ -2,6 +2,8 @@
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -12,7 +14,7 @@ import torch.distributed as dist
 
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
-from pipeline.distributed import call_on_all_ranks, raise_on_all_ranks
+from pipeline.distributed import call_on_all_ranks, is_lost_peer, raise_on_all_ranks
 from pipeline.run.journal import Journal
 from pipeline.score.evaluate import evaluate
 from shards.errors import DataError, LoaderError, UsageError
@@ -115,3 +117,41 @@ def test_a_set_that_one_node_lacks_ends_both_at_the_start(pair):
     (first, second), *_ = pair
     assert first["no set"] == second["no set"]
     assert "not on this node: not a shard set" in first["no set"]
+
+
+GONE = """
+import os, sys
+import torch, torch.distributed as dist
+from pipeline.distributed import is_lost_peer
+store, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+dist.all_reduce(torch.zeros(1))
+if rank == 1:
+    os._exit(9)
+try:
+    while True:
+        dist.all_reduce(torch.zeros(1))
+except Exception as error:
+    print(is_lost_peer(error))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_knows_that_another_is_gone(tmp_path):
+    """Otherwise a kill from outside would count as an error of the run."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", GONE, str(tmp_path / "store"), str(rank)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    out, _ = ranks[0].communicate(timeout=300)
+    ranks[1].communicate()
+    assert out == "True\n"
+
+
+def test_an_error_of_its_own_is_not_that_of_a_peer():
+    for error in (*ERRORS, RuntimeError("CUDA error: out of memory"), MemoryError()):
+        assert not is_lost_peer(error)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -19,9 +20,10 @@ from pipeline.run.eventlog import EVENTS
 from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.journal import MAX_SKIPPED_IN_A_ROW
 from pipeline.run.track import METRICS
-from pipeline.settings import BatchSettings, RunSettings, TrainerSettings
+from pipeline.settings import BatchSettings, CheckpointSettings, RunSettings, TrainerSettings
 from pipeline.step.engine import ZeroSettings
 from pipeline.step.step import draws
+from pipeline.train import Worker
 from shards.jsonl import rows
 from tests import distributed
 from tests.pipeline.runs import (
@@ -286,3 +288,38 @@ def test_twenty_bad_gradients_in_a_row_stop_the_run(runs):
         for step in (14, 18)
     )
     assert all(torch.equal(start[name], stop[name]) for name in start)
+
+
+def test_every_score_has_its_checkpoint(tmp_path):
+    """The intervals of scores (3) and of checkpoints (4) do not divide each other."""
+    plain = smallest(tmp_path)
+    settings = dataclasses.replace(
+        plain,
+        trainer=TrainerSettings(steps=8, log_every=100),
+        checkpoint=CheckpointSettings(every_steps=4),
+        evaluation=dataclasses.replace(plain.evaluation, every_steps=3, at_start=True),
+    )
+    worker = object.__new__(Worker)
+    worker.settings, worker.folder, worker.device = settings, tmp_path, torch.device("cpu")
+    for part in ("split", "data", "train_step", "lr_multiplier"):
+        setattr(worker, part, mock.MagicMock())
+    worker.journal = journal = mock.MagicMock()
+    journal.resume.return_value, journal.is_scored.return_value = Progress(), False
+    worker.engine = mock.MagicMock(module=mock.create_autospec(Mask2Former, instance=True))
+    with (
+        mock.patch("pipeline.train.evaluate"),
+        mock.patch.object(Worker, "_log"),
+        mock.patch.object(Worker, "_batches"),
+    ):
+        assert worker.run()
+    called = [
+        (call[0], getattr(call.args[0], "step", call.args[0]))
+        for call in journal.method_calls
+        if call[0] in ("save", "scored")
+    ]
+    assert called == [
+        *(("save", 0), ("scored", 0), ("save", 3), ("scored", 3), ("save", 4)),
+        *(("save", 6), ("scored", 6), ("save", 8), ("scored", 8)),
+    ]
+    required = {call.args[0].step: call.kwargs["required"] for call in journal.save.call_args_list}
+    assert required == {0: True, 3: False, 4: False, 6: False, 8: True}
