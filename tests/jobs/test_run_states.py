@@ -19,7 +19,6 @@ import torch
 from jobs import config as configs
 from jobs.follow import Follower
 from jobs.resume import open_run
-from pipeline.data.store import Store
 from pipeline.run import checkpoint, eventlog, events
 from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE, Progress
 from pipeline.run.folder import (
@@ -35,6 +34,7 @@ from pipeline.run.track import METRICS
 from pipeline.settings import ScheduleSettings, WandbSettings
 from shards.errors import UsageError
 from shards.files import file_lock, write_json
+from shards.format.taxonomy import Taxonomy
 from shards.jsonl import append
 from tests.jobs import small
 from tests.pipeline.runs import TAXONOMY, trainer_state
@@ -45,12 +45,34 @@ RECORDS = (eventlog.EVENTS, METRICS, QUARANTINE)
 Change = Callable[[Path], object]
 
 
+@pytest.fixture(autouse=True)
+def few_packages(monkeypatch):
+    """Listing the installed packages takes most of the time of these tests."""
+    monkeypatch.setattr("jobs.resume.distributions", list)
+
+
+@dataclass
+class Manifest:
+    """What a run compares of the manifest of a shard set."""
+
+    fingerprint: str
+    taxonomy: Taxonomy = TAXONOMY
+
+
+@dataclass
+class Set:
+    """Stands for a shard set."""
+
+    location: str
+    manifest: Manifest
+
+
 @pytest.fixture(scope="module")
-def opened(photographs):
+def opened():
     """Return the config of the run and its sets."""
-    _, preset, *overrides = small.words(photographs, f"name={NAME}", f"trainer.steps={STEPS}")
-    stores = [Store(photographs / "train")], Store(photographs / "val")
-    return configs.load(preset, overrides), stores
+    _, preset, *overrides = small.words(Path("sets"), f"name={NAME}", f"trainer.steps={STEPS}")
+    train, val = (Set(f"sets/{name}", Manifest(f"of {name}")) for name in ("train", "val"))
+    return configs.load(preset, overrides), ([train], val)
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
