@@ -211,6 +211,8 @@ def _any(value: Any, depth: int = 0) -> Any:
         return {_text(name): _any(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list):
         return [_any(item, depth + 1) for item in value]
+    if type(value) is int and value >> 64 == 0:  # hashes have no sign
+        return value
     if value is not None and type(value) not in _SCALARS:
         raise _Wrong(f"is {_shown(value)}, which JSON does not have")
     return value if value is None else _SCALARS[type(value)](value)

@@ -8,8 +8,9 @@ from webdataset.writer import TarWriter
 
 from shards.build.memory import keep_freed_memory
 from shards.build.plan import ShardPlan
+from shards.checked import checked
 from shards.doctor import Doctor, Finding, Reject, refuse
-from shards.files import sha256, whole_file
+from shards.files import parse_json, sha256, whole_file
 from shards.format.codec import encode
 from shards.format.index import save_offsets, scan
 from shards.format.manifest import Shard
@@ -37,13 +38,11 @@ class BuiltShard:
     def from_receipt(cls, receipt: bytes, plan: ShardPlan) -> "BuiltShard | None":
         """Return the shard of a receipt, or None if the inputs of `plan` are not its inputs."""
         try:
-            document = json.loads(receipt)
+            document = checked(dict[str, Any], parse_json(receipt))
+            inputs = document.pop("inputs", None)
+            return checked(cls, document) if inputs == plan.inputs else None
         except ValueError:  # only a part of the receipt was uploaded
             return None
-        if document.pop("inputs") != plan.inputs or "shard" not in document:
-            return None
-        findings = [Finding(**finding) for finding in document["findings"]]
-        return cls(Shard(**document["shard"]), document["rows"], findings)
 
 
 def write_shard(plan: ShardPlan) -> BuiltShard:

@@ -91,7 +91,7 @@ class SampleIndex:
         try:
             index = cls(*_columns(path, manifest.samples))
             problem = index._contradiction(manifest)
-        except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as error:
             raise DataError(f"unreadable ({error})", where=path, fix=_REBUILD) from error
         if problem:
             raise DataError(problem, where=path, fix=_REBUILD)

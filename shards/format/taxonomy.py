@@ -143,7 +143,7 @@ def rgb(values: Iterable[int]) -> tuple[int, int, int]:
         DataError: The color is not three numbers from 0 to 255.
     """
     parts = tuple(values)
-    if len(parts) != 3 or not all(0 <= part <= 255 for part in parts):
+    if len(parts) != 3 or not all(isinstance(n, int) and 0 <= n <= 255 for n in parts):
         raise DataError(
             f"the color {list(parts)} is not three numbers from 0 to 255", fix="correct it"
         )

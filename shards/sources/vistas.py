@@ -11,7 +11,6 @@ The classes are the labels that config.json marks for evaluation, in its order. 
 ignored (void).
 """
 
-import json
 from array import array
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import xxhash
 
 from shards.doctor import Doctor
 from shards.errors import DataError
+from shards.files import read_json
 from shards.format.label_maps import classes_of, read_labels, segments_of
 from shards.format.schema import INSTANCES, SEGMENTS, SEMANTIC, Instance
 from shards.format.taxonomy import Category, Taxonomy, rgb
@@ -77,10 +77,10 @@ def _load_labels(path: Path) -> list[dict[str, Any]]:
         DataError: The file is missing, damaged, or not that of version 1.2.
     """
     try:
-        rows = list(json.loads(path.read_bytes())["labels"])
+        rows = list(read_json(path)["labels"])
     except FileNotFoundError:
         raise _missing(path) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"the file is damaged ({error!r})", where=path, fix="get the file again"
         ) from error
