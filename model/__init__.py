@@ -1,7 +1,7 @@
 """Mask2Former in plain PyTorch, usable without the rest of this project.
 
-- The network: `mask2former` combines `backbone`, `pixel_decoder` (with `deformable_attention` and
-  its `kernels`), and `masked_decoder`.
+- The network: `mask2former` combines `backbone`, `pixel_decoder` (with `deformable_attention`,
+  `deformable_self_attention`, and their `kernels`), and `masked_decoder`.
 - The training loss: `criterion` matches queries to targets with `matcher` and compares masks at
   sampled `points`.
 - The results: `segment` turns outputs into panoptic, instance, and semantic segmentations.

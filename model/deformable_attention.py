@@ -17,7 +17,7 @@ def deformable_attention(
 ) -> Tensor:
     """Return weighted sums of `value`, bilinearly sampled at a few points of every level.
 
-    On a device with a kernel this is the operator `m2f::deformable_attention`. It saves its three
+    On a CPU this is the operator `m2f::deformable_attention`. It saves its three
     inputs for backward and nothing else, and its gradients cannot be differentiated again.
 
     Args:
@@ -78,29 +78,14 @@ def _check(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
 
 @torch.library.custom_op("m2f::deformable_attention", mutates_args=(), device_types="cpu")
 def _forward(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    return deformable_cpu.forward(value, _pairs(sizes), locations, weights)
+    return deformable_cpu.forward(value, pairs(sizes), locations, weights)
 
 
 @torch.library.custom_op("m2f::deformable_attention_backward", mutates_args=(), device_types="cpu")
 def _backward(
     gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return deformable_cpu.backward(gradient, value, _pairs(sizes), locations, weights)
-
-
-# Triton is imported by the first call on a GPU: it is missing on machines without one.
-@_forward.register_kernel("cuda")
-def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    from model.kernels import deformable_triton
-
-    return deformable_triton.forward(value, _pairs(sizes), locations, weights)
-
-
-@_backward.register_kernel("cuda")
-def _(gradient: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor):
-    from model.kernels import deformable_triton
-
-    return deformable_triton.backward(gradient, value, _pairs(sizes), locations, weights)
+    return deformable_cpu.backward(gradient, value, pairs(sizes), locations, weights)
 
 
 @_forward.register_fake
@@ -125,11 +110,10 @@ def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor, None, Tensor, Tensor]
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-for device in ("cpu", "cuda"):  # called under autocast, the operator computes in float32
-    for operator in (_forward, _backward):
-        operator.register_autocast(device, torch.float32)
+for operator in (_forward, _backward):  # called under autocast, the operator computes in float32
+    operator.register_autocast("cpu", torch.float32)
 
 
-def _pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
+def pairs(sizes: Sequence[int]) -> tuple[tuple[int, int], ...]:
     """Return (height, width) of each level from the flat list that an operator takes."""
     return tuple(zip(sizes[::2], sizes[1::2], strict=True))

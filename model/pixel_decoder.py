@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.deformable_attention import deformable_attention
+from model.deformable_self_attention import deformable_self_attention, sample_points
+from model.kernels import REFERENCE, implementation
 from model.network_settings import PixelDecoderSettings
 from model.norms import group_norm
-from model.position import level_sizes, pixel_centers, sine_encoding
+from model.position import pixel_centers, sine_encoding
 from model.recompute import recompute
 from model.token_linear import TokenLinear
 
@@ -183,24 +186,36 @@ class DeformableSelfAttention(nn.Module):
         shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
         """Return [B, N, C]; the arguments are those of `EncoderLayer.forward`."""
-        heads, levels, points = self.sampling
-        value = self.value_proj(source).unflatten(2, (heads, -1))
+        value = self.value_proj(source).unflatten(2, (self.sampling[0], -1))
         with torch.autocast(source.device.type, enabled=False):  # coordinates need full precision
             source = source.to(centers.dtype)
-            offsets = recompute(self._of_query, self.sampling_offsets, source, position)
-            # Sizes and centers are repeated for all samples: broadcasting over the last dimension,
-            # whose size is 2, is slow.
-            sizes = level_sizes(shapes, centers.device, centers.dtype)  # [levels, 2]
-            sizes = sizes.repeat_interleave(points, 0).flatten().repeat(heads)
-            locations = centers.repeat(1, heads * levels * points) + offsets / sizes
-            locations = locations.unflatten(2, (*self.sampling, 2))
-            weights = recompute(self._of_query, self.attention_weights, source, position)
-            weights = weights.transpose(1, 2)  # softmax is faster along long rows
-            weights = weights.unflatten(1, (heads, levels * points)).softmax(2)
-            weights = weights.unflatten(2, (levels, points)).permute(0, 4, 1, 2, 3)
-            sampled = deformable_attention(value, shapes, locations, weights)
+            sampled = self._attend(value, source, position, centers, shapes)
         return self.output_proj(sampled)
 
+    def _attend(
+        self,
+        value: Tensor,
+        source: Tensor,
+        position: Tensor,
+        centers: Tensor,
+        shapes: tuple[tuple[int, int], ...],
+    ) -> Tensor:
+        """Return the weighted sums [B, N, C] of the values [B, N, heads, D]."""
+        linears = self.sampling_offsets, self.attention_weights
+        if implementation("deformable_self_attention", source.device) == REFERENCE:
+            # Two products, so that neither the projections nor their gradients are concatenated.
+            offsets, logits = (recompute(self._of_query, x, source, position) for x in linears)
+            points = sample_points(offsets, logits, centers, shapes, value.shape[2])
+            return deformable_attention(value, shapes, *points)
+        projected = recompute(self._of_query, self._both, source, position)
+        return deformable_self_attention(value, shapes, projected)
+
     @staticmethod
-    def _of_query(linear: TokenLinear, source: Tensor, position: Tensor) -> Tensor:
+    def _of_query(linear: Callable[[Tensor], Tensor], source: Tensor, position: Tensor) -> Tensor:
         return linear(source + position)
+
+    def _both(self, query: Tensor) -> Tensor:
+        """Return the offsets and the logits of all samples, [B, N, 3·samples], as one product."""
+        linears = self.sampling_offsets, self.attention_weights
+        weight = torch.cat([linear.weight for linear in linears])
+        return F.linear(query, weight, torch.cat([linear.bias for linear in linears]))

@@ -1,7 +1,8 @@
 """Measure deformable attention, forward and backward, against the grid_sample form of transformers.
 
-The shapes are those of an encoder layer for images of 512 and 1024 pixels: one image on a CPU,
-eight on a GPU. Samples have their initial locations plus noise of a standard deviation of 1 pixel.
+Both start from the values, offsets, and logits of an encoder layer for images of 512 and 1024
+pixels: one image on a CPU, eight on a GPU. Samples have their initial offsets plus noise of
+a standard deviation of 1 pixel.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers.models.mask2former.modeling_mask2former import multi_scale_deformable_attention
 
 from jobs.bench import alternate, row
-from model.deformable_attention import deformable_attention
+from model.deformable_self_attention import deformable_self_attention
 from model.pixel_decoder import LEVELS, DeformableSelfAttention, PixelDecoderSettings
 from model.position import level_sizes, pixel_centers
 
@@ -30,8 +31,8 @@ def rows() -> list[dict]:
         with Console(stderr=True).status(f"attention at {size} pixels, {device.type}"):
             seconds = alternate(
                 {
-                    "ours": lambda s=shapes, i=inputs: step(deformable_attention, s, i),
-                    "peer": lambda s=shapes, i=inputs: step(multi_scale_deformable_attention, s, i),
+                    "ours": lambda s=shapes, i=inputs: step(deformable_self_attention, s, i),
+                    "peer": lambda s=shapes, i=inputs: step(peer, s, i),
                 }
             )
         measured.append(
@@ -49,30 +50,36 @@ def rows() -> list[dict]:
 
 
 def case(size: int, batch: int, device: torch.device) -> tuple[Shapes, list[Tensor]]:
-    """Return the level shapes of a square image, and values, locations, and weights for them."""
+    """Return the level shapes of a square image, and values and projections for them."""
     generator = torch.Generator().manual_seed(0)
     settings = PixelDecoderSettings()
-    heads, levels, points = settings.heads, len(LEVELS), settings.points
+    heads, samples = settings.heads, settings.heads * len(LEVELS) * settings.points
     shapes = tuple((size // stride, size // stride) for stride in LEVELS)
-    layer = DeformableSelfAttention(DIM, heads, points)
+    layer = DeformableSelfAttention(DIM, heads, settings.points)
     layer.reset_parameters()
-    offsets = layer.sampling_offsets.bias.detach().view(heads, levels, points, 2)
-    centers = pixel_centers(shapes, torch.device("cpu"), torch.float32)
-    tokens = len(centers)
-    noise = torch.randn(batch, tokens, heads, levels, points, 2, generator=generator)
-    sizes = level_sizes(shapes, torch.device("cpu"), torch.float32)[:, None]
-    locations = centers[:, None, None, None] + (offsets + noise) / sizes
-    scores = torch.randn(batch, tokens, heads, levels * points, generator=generator)
-    weights = scores.softmax(3).unflatten(3, (levels, points))
+    tokens = sum(height * width for height, width in shapes)
+    projected = torch.randn(batch, tokens, 3 * samples, generator=generator)
+    projected[:, :, : 2 * samples] += layer.sampling_offsets.bias.detach()
     value = torch.randn(batch, tokens, heads, DIM // heads, generator=generator)
-    inputs = [x.to(device).requires_grad_() for x in (value, locations, weights)]
-    return shapes, inputs
+    return shapes, [x.to(device).requires_grad_() for x in (value, projected)]
+
+
+def peer(value: Tensor, shapes: Shapes, projected: Tensor) -> Tensor:
+    """Return `deformable_self_attention` as an encoder layer of transformers computes it."""
+    heads, levels = value.shape[2], len(shapes)
+    offsets, logits = projected.tensor_split([projected.shape[2] // 3 * 2], 2)
+    offsets = offsets.unflatten(2, (heads, levels, -1, 2))
+    weights = logits.unflatten(2, (heads, -1)).softmax(3).unflatten(3, (levels, -1))
+    sizes = level_sizes(shapes, value.device, value.dtype)[:, None]
+    centers = pixel_centers(shapes, value.device, value.dtype)
+    locations = centers[:, None, None, None] + offsets / sizes
+    return multi_scale_deformable_attention(value, list(shapes), locations, weights)
 
 
 def step(attention, shapes: Shapes, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """Return the gradients of one pass after the device has computed them."""
-    value, locations, weights = inputs
-    output = attention(value, shapes, locations, weights)
+    value, projected = inputs
+    output = attention(value, shapes, projected)
     gradients = torch.autograd.grad(output, inputs, torch.ones_like(output))
     if value.is_cuda:
         torch.cuda.synchronize()

@@ -40,7 +40,9 @@ def _with_triton(device: torch.device) -> bool:
 # The implementations of each operation, the preferred one first, and the devices they run on.
 OPERATIONS: Mapping[str, Mapping[str, Callable[[torch.device], bool]]] = {
     # model.deformable_attention
-    "deformable_attention": {"cpu": _on_cpu, "triton": _with_triton, REFERENCE: _everywhere},
+    "deformable_attention": {"cpu": _on_cpu, REFERENCE: _everywhere},
+    # model.deformable_self_attention: the same from raw projections
+    "deformable_self_attention": {"triton": _with_triton, REFERENCE: _everywhere},
     # model.token_linear: products of [B, N, C] with a matrix
     "token_linear": {"onednn": _on_cpu, REFERENCE: _everywhere},
     # model.segment: masks at the image's size, and per pixel the first mask of the largest value

@@ -76,7 +76,7 @@ def test_the_network_is_the_same_with_every_implementation(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("choice", ["", "reference", "reference,deformable_attention=triton"])
+@pytest.mark.parametrize("choice", ["", "reference", "reference,deformable_self_attention=triton"])
 def test_a_gpu_agrees_with_the_reference_on_a_cpu(
     choice: str, reference: dict[str, Tensor]
 ) -> None:
@@ -154,8 +154,8 @@ def test_a_network_is_not_built_with_an_unknown_implementation(
 
 def test_an_implementation_for_another_device_is_refused() -> None:
     with (
-        kernels.use("deformable_attention=triton"),
-        pytest.raises(ValueError, match=r"deformable_attention=triton does not run on cpu"),
+        kernels.use("deformable_self_attention=triton"),
+        pytest.raises(ValueError, match=r"deformable_self_attention=triton does not run on cpu"),
     ):
         step()
 
