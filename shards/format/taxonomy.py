@@ -97,6 +97,8 @@ class Taxonomy:
         Equal classes have equal names and flags in the same order. The ids, the colors, and the
         names of the label spaces may differ, because nothing that is trained depends on them.
         """
+        if (self.names, self.things) == (other.names, other.things):
+            return ""
         if sorted(self.names) != sorted(other.names):
             first, second = (
                 [name for name in a.names if name not in b.names]
@@ -106,12 +108,13 @@ class Taxonomy:
             parts += [f"only the first has {some_of(first, 6)}"] if first else []
             parts += [f"only the second has {some_of(second, 6)}"] if second else []
             return ", ".join(parts)
-        for index, (a, b) in enumerate(zip(self.categories, other.categories, strict=True)):
-            if a.name != b.name:
-                return f"they are in another order, class {index} is {a.name!r} and {b.name!r}"
-            if a.isthing != b.isthing:
-                return f"{a.name!r} is a thing only in the {'first' if a.isthing else 'second'}"
-        return ""
+        ours, others = (list(zip(a.names, a.things, strict=True)) for a in (self, other))
+        if unlike := Counter(ours) - Counter(others):
+            name, thing = next(iter(unlike))
+            return f"{name!r} is a thing only in the {'first' if thing else 'second'}"
+        index = next(n for n in range(len(self)) if ours[n] != others[n])
+        names = f"{self.names[index]!r} and {other.names[index]!r}"
+        return f"they are in another order, class {index} is {names}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the taxonomy as JSON values."""

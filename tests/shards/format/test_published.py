@@ -83,4 +83,7 @@ def test_the_difference_of_two_label_spaces_is_told(other, text):
 
     first = taxonomy("one", "abc")
     assert first.difference(taxonomy("another", other, first=5)) == text
-    assert first.difference(taxonomy("one", "abc", "b")) == "'b' is a thing only in the second"
+    for names in ("abc", "cab"):
+        assert first.difference(taxonomy("one", names, "b")) == "'b' is a thing only in the second"
+    twice = taxonomy("one", "aa")
+    assert twice.difference(taxonomy("two", "aa")) == ""
