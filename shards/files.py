@@ -10,6 +10,7 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -260,7 +261,7 @@ def files_below(
 
     Args:
         folder: The folder; it yields nothing if it does not exist.
-        report: Receives a line for a link that leads back to a folder above it.
+        report: Receives a line for a link that leads back to a folder above it, and for a device.
         above: The device and inode of the folders above.
     """
     if not folder.is_dir():
@@ -270,13 +271,20 @@ def files_below(
     if this in above:
         report(f"{folder} is a link to a folder above it and is not followed")
         return
-    for path in sorted(folder.iterdir()):
-        if is_clutter(PurePath(path.name)):
+    with os.scandir(folder) as entries:
+        listed = sorted(entries, key=attrgetter("name"))
+    for entry in listed:
+        path = folder / entry.name
+        if is_clutter(PurePath(entry.name)):
             continue
-        if path.is_dir():
-            yield from files_below(path, report, above | {this})
-        else:
+        if entry.is_file(follow_symlinks=False):
             yield path
+        elif path.is_dir():
+            yield from files_below(path, report, above | {this})
+        elif path.is_file() or not path.exists():  # a link; it may be broken
+            yield path
+        else:
+            report(f"{path} is not a regular file and is skipped")
 
 
 def is_url(location: str | Path) -> bool:

@@ -9,8 +9,9 @@ from shards.build.memory import keep_freed_memory
 from shards.doctor import Doctor, Finding, Reject
 from shards.files import leaves_folder, sha256
 from shards.format.index import Row
+from shards.format.label_maps import size_in
 from shards.format.manifest import Foreign, Manifest, Shard
-from shards.format.schema import NAME_BYTES, Sample, is_printable, png_size
+from shards.format.schema import NAME_BYTES, Sample, is_printable
 from shards.format.third_party import sample_of
 from shards.format.third_party_tar import StoredSample, third_party_samples
 from shards.raw.images import check_image
@@ -115,7 +116,6 @@ def _examine_image(
     for code, ext in ((7, members.image), (8, members.labels), (8, members.instances)):
         if ext and ext not in found:
             raise Reject(code, f"the sample has no member {ext}, only {', '.join(sorted(found))}")
-    if png_size(found[members.labels]) is None:
-        raise Reject(8, f"{key}.{members.labels} is not a PNG")
+    size_in(found[members.labels], f"{key}.{members.labels}")
     _, width, height = check_image(found[members.image], f"{key}.{members.image}", None, doctor)
     return width, height

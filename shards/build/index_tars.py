@@ -84,11 +84,13 @@ def _find_tars(folder: Path, report: Callable[[str], None]) -> list[Path]:
         UsageError: There are none, or a name cannot be listed in a manifest.
     """
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    tars = [
-        path
-        for path in paths
-        if path.suffix.lower() == ".tar" and not is_clutter(Path(path.name)) and not path.is_dir()
+    paths = [path for path in paths if path.suffix.lower() == ".tar" and not path.is_dir()]
+    skipped = [
+        path.name for path in paths if is_clutter(Path(path.name)) or not path.stat().st_size
     ]
+    if skipped:
+        report(f"{folder}: skipped {some_of(skipped)}, hidden or empty")
+    tars = [path for path in paths if path.name not in skipped]
     for path in tars:
         if not is_shard_name(path.name):
             raise UsageError(
@@ -96,12 +98,6 @@ def _find_tars(folder: Path, report: Callable[[str], None]) -> list[Path]:
                 where=folder,
                 fix="rename the file",
             )
-    empty = [path.name for path in tars if not path.stat().st_size]
-    if empty:
-        report(
-            f"{folder}: skipped {some_of(empty)}, which {'is' if len(empty) == 1 else 'are'} empty"
-        )
-    tars = [path for path in tars if path.name not in empty]
     if not tars:
         raise UsageError("the folder has no *.tar", where=folder, fix="give the folder of the tars")
     return tars

@@ -1,6 +1,7 @@
 """Raw image files and panoptic PNGs: read, check, and return in the terms of the shard format."""
 
 import contextlib
+import errno
 import io
 import struct
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from shards.format.images import decode_with_opencv, opened
 from shards.format.label_maps import size_in
 from shards.format.schema import image_ext
 
+# The errors that concern one file. Others, such as those of a network, end the build.
+_LOST = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
 _ORIENTATION = 0x0112  # the EXIF tag
 _SHORT = 3  # its type, a 16-bit integer
 _TURNED = (5, 6, 7, 8)  # the orientations that swap width and height
@@ -40,8 +43,12 @@ def read_image(
     """Read an image file and check it as `check_image` does."""
     try:
         image = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise Reject(7, f"{path.name} is missing") from None
+    except OSError as error:
+        if error.errno not in _LOST:
+            raise
+        is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        why = "is missing" if is_missing else f"cannot be read ({error.strerror})"
+        raise Reject(7, f"{path.name} {why}") from None
     return check_image(image, path.name, size, doctor, mismatch=mismatch)
 
 

@@ -82,8 +82,8 @@ def _read_yaml(path: Path) -> Any:
     try:
         return yaml.load(read_regular(path), Loader=PlainLoader)
     except FileNotFoundError:
-        raise DataError(
-            "the file is missing", where=path, fix=f"list the classes in it, {_SEE}"
-        ) from None
+        others = [other.name for other in sorted(path.parent.glob("[Cc]lasses.*"))]
+        fix = f"rename {others[0]}" if others else "list the classes in it"
+        raise DataError("the file is missing", where=path, fix=f"{fix}, {_SEE}") from None
     except Exception as error:  # PyYAML raises almost any class for a damaged file
         raise ValueError(f"invalid YAML ({' '.join(str(error).split())})") from error

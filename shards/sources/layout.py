@@ -222,7 +222,7 @@ def _list_files(
     for path in sorted(files_below(folder, report)):
         name = path.relative_to(folder).as_posix()
         ending = next((ending for ending in endings if name.lower().endswith(ending.lower())), None)
-        if ending is None or not (path.is_file() or path.is_symlink()):
+        if ending is None:
             others.append(name)
         else:
             listed.append((name[: -len(ending)], path))

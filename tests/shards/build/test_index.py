@@ -106,7 +106,7 @@ def test_what_is_not_a_sample_is_skipped_and_named(tmp_path):
     (tmp_path / "folder.tar").mkdir()
     report = indexed(tmp_path)
     assert keys(tmp_path) == ["a", "b"]
-    assert report[0] == f"{tmp_path}: skipped 0.tar, which is empty"
+    assert report[0] == f"{tmp_path}: skipped ._a.tar, 0.tar, hidden or empty"
     assert report[1].endswith(" and 4 more")
     assert report[1].startswith("a.tar: no sample holds README, __meta__/x.jpg, ")
     assert findings(tmp_path) == []

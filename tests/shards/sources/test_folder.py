@@ -174,6 +174,12 @@ def test_without_a_list_of_classes_the_document_is_named(tmp_path):
         made(raw_folder, tmp_path / "raw", tmp_path / "out")
 
 
+def test_a_list_of_classes_under_another_name_is_named(tmp_path):
+    (tmp_path / "classes.yml").write_text("classes: [{id: 0, name: a}]")
+    with pytest.raises(DataError, match=r"rename classes\.yml"):
+        load_classes(tmp_path / "classes.yaml")
+
+
 def test_a_change_of_the_classes_makes_the_shards_again(tmp_path):
     write(raw_folder, tmp_path / "raw")
     made(raw_folder, tmp_path / "raw", tmp_path / "out")

@@ -162,11 +162,13 @@ def test_a_pipe_or_a_broken_link_is_not_read(tmp_path):
     sample(tmp_path, "a")
     os.mkfifo(tmp_path / "images/train/pipe.jpg")
     (tmp_path / "images/train/broken.jpg").symlink_to(tmp_path / "none.jpg")
-    save(tmp_path / "labels/train/broken.png", np.zeros((6, 8), np.uint8))
+    (tmp_path / "images/train/circle.jpg").symlink_to(tmp_path / "images/train/circle.jpg")
+    for name in ("broken", "circle"):
+        save(tmp_path / f"labels/train/{name}.png", np.zeros((6, 8), np.uint8))
     report = build(tmp_path)
     assert any("pipe.jpg" in line for line in report)
     assert keys(tmp_path) == ["a"]
-    assert findings(tmp_path / "out/train") == [("broken.jpg", 7)]
+    assert findings(tmp_path / "out/train") == [("broken.jpg", 7), ("circle.jpg", 7)]
 
 
 def test_names_and_formats_that_a_set_cannot_hold_are_findings(tmp_path):
