@@ -9,10 +9,12 @@ import torch
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
 from pipeline.pictures.regions import predicted_regions, true_regions
-from pipeline.pictures.render import enlarge, grid, overlay
+from pipeline.pictures.render import enlarge, grid, overlay, shrink
 from pipeline.score.inference import InferenceSettings, infer
 from shards.files import whole_file
 from shards.format.images import image_of
+
+MAX_SIDE = 1024  # pixels; 24 pictures of phones at full size would take gigabytes
 
 
 def sheet(
@@ -24,6 +26,8 @@ def sheet(
 ) -> np.ndarray:
     """Draw the first `count` samples of a set with panoptic truth, two per row.
 
+    Images whose longer side exceeds MAX_SIDE are shrunk to it.
+
     Returns:
         RGB `uint8 [H, W, 3]`.
     """
@@ -34,9 +38,11 @@ def sheet(
         image = image_of(sample)
         result = infer(model, image, settings, taxonomy.things, device)
         triples.append([
-            enlarge(image),
-            overlay(image, *true_regions(sample)["panoptic"], taxonomy),
-            overlay(image, *predicted_regions(result), taxonomy),
+            enlarge(shrink(image, result.panoptic, MAX_SIDE)[0]),
+            *(
+                overlay(*shrink(image, ids, MAX_SIDE), regions, taxonomy)
+                for ids, regions in (true_regions(sample)["panoptic"], predicted_regions(result))
+            ),
         ])  # fmt: skip
     return grid(["image", "truth", "prediction"], triples, per_row=2)
 

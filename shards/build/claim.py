@@ -28,10 +28,10 @@ def claim_folder(out: Path, source: str) -> None:
     for entry in out.iterdir():
         if is_clutter(PurePath(entry.name)):
             continue
-        ours = (entry / MANIFEST).is_file() or (entry / STATE).is_dir()
-        found = source
+        ours, found = (entry / STATE).is_dir(), source
         with contextlib.suppress(DataError, UsageError):  # the build repairs damaged manifests
             found = Manifest.load(entry).source
+            ours = True
         _check_entry(out, entry.name, ours, source, found)
 
 
@@ -47,11 +47,11 @@ def claim_url(url: str, source: str) -> None:
     for entry in {name.partition("/")[0] for name in files}:
         if is_clutter(PurePath(entry)):
             continue
-        ours = any(name.startswith((f"{entry}/{MANIFEST}", f"{entry}/{STATE}/")) for name in files)
-        found = source
+        ours, found = any(name.startswith(f"{entry}/{STATE}/") for name in files), source
         if f"{entry}/{MANIFEST}" in files:
-            with contextlib.suppress(ValueError, AttributeError):  # a damaged manifest
-                found = parse_json(remote.read(f"{entry}/{MANIFEST}")).get("source", source)
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # a damaged manifest
+                found = parse_json(remote.read(f"{entry}/{MANIFEST}"))["source"]
+                ours = True
         _check_entry(url, entry, ours, source, found)
 
 

@@ -234,6 +234,10 @@ def test_other_files_are_left_alone(raw, tmp_path):
     (tmp_path / "out/train").mkdir(parents=True)
     (tmp_path / "out/train/000000.tar").write_text("mine")
     failing(raw, tmp_path / "out", UsageError, "train, which is not a shard set")
+    (tmp_path / "out/train/manifest.json").write_text('{"name": "of a web page"}')
+    with pytest.raises(UsageError, match="train, which is not a shard set"):
+        build("coco", raw, tmp_path / "out", report=lambda line: None)
+    assert (tmp_path / "out/train/000000.tar").read_text() == "mine"
     assert (tmp_path / "out/train/000000.tar").read_text() == "mine"
 
 
