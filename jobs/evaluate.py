@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from jobs import config as configs
 from model.mask2former import Mask2Former
@@ -32,7 +33,7 @@ from pipeline.score.inference import InferenceSettings, why_empty
 from shards.errors import UsageError
 from shards.files import disk_errors, read_json, write_json
 from shards.format.taxonomy import Taxonomy
-from shards.text import printable
+from shards.text import printable, say
 
 SHEET_SAMPLES = 8  # the first of the set are drawn
 NAMED = 10  # classes without a prediction that are printed
@@ -78,12 +79,12 @@ def evaluate(
             stem = scores_path(folder, step).stem if own else path.stem
             picture = folder / PICTURES / f"{stem}.png"
             write_png(picture, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
-            print(printable(f"pictures: {picture}"))
+            say(f"pictures: {picture}")
     title = f"{folder.name}, step {step}, {count} images of {store.location}"
-    print_scores(scores, printable(title))
+    print_scores(scores, title)
     for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
-        print(line)
-    print(printable(f"scores of all classes: {path}"))
+        say(line)
+    say(f"scores of all classes: {path}")
     summarize(folder, config.task)
     return scores
 
@@ -127,7 +128,7 @@ def unpredicted(
     if not missed:
         return []
     missed.sort(key=lambda row: -row["highest_score"])
-    names = [f"{printable(row['name'])} ({row['highest_score']:g})" for row in missed[:NAMED]]
+    names = [f"{row['name']} ({row['highest_score']:g})" for row in missed[:NAMED]]
     more = f", and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
     lines = [
         f"never predicted: {len(missed)} of the {len(true)} classes that occur, by their highest "
@@ -146,7 +147,7 @@ def unpredicted(
 def print_scores(scores: dict[str, Any], title: str) -> None:
     """Print a table of the headline scores."""
     known = [name for name in HEADLINE if scores.get(name) is not None]
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(printable(title)), title_justify="left")
     for name in known:
         table.add_column(name, justify="right")
     table.add_row(*(f"{scores[name]:.2f}" for name in known))
@@ -169,8 +170,5 @@ def _order_classes(model: Mask2Former, trained: Taxonomy, store: Store) -> None:
             fix="evaluate on data with the run's classes",
         )
     if rows != list(range(len(rows))):
-        print(
-            f"{printable(store.location)} has the run's classes in another order; they are matched "
-            "by name"
-        )
+        say(f"{store.location} has the run's classes in another order; they are matched by name")
         permute_classes(model, rows)

@@ -23,7 +23,7 @@ from pipeline.run.restore import load_model
 from shards.errors import UsageError
 from shards.files import sync, whole_file, write_json
 from shards.format.taxonomy import Taxonomy
-from shards.text import printable
+from shards.text import say
 
 EXPORTS = "exports"
 OFFICIAL = "model.pkl"
@@ -78,7 +78,7 @@ def export(run: str, to: str, out: Path | None = None, checkpoint: str | None = 
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     sync(out.parent)
-    print(printable(f"step {step} for {to}: {out}"))
+    say(f"step {step} for {to}: {out}")
     return out
 
 

@@ -14,6 +14,7 @@ from pipeline.run import eventlog, events
 from pipeline.run.track import METRICS
 from shards import jsonl
 from shards.files import open_regular
+from shards.text import printable
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 15  # if the output is not a terminal, and there is no progress bar
@@ -100,7 +101,7 @@ class Follower:
         encoding = self._console.encoding
         text = text.encode(encoding, "replace").decode(encoding)
         with contextlib.suppress(OSError):  # stdout is closed
-            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+            self._console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
 def _last_row(path: Path) -> jsonl.Row | None:

@@ -34,7 +34,7 @@ from shards.errors import DataError, M2FError
 from shards.files import disk_errors, read_regular, write_json
 from shards.format.images import decode_image
 from shards.format.taxonomy import Taxonomy
-from shards.text import printable
+from shards.text import say
 
 INSTANCES, SUMMARY = "instances.json", "summary.json"
 NAMED = 3  # inputs that the error names; all are printed and in SUMMARY
@@ -202,9 +202,9 @@ def _some(left_out: dict[str, str]) -> str:
 def _print(summary: dict[str, Any], out: Path, why: str) -> None:
     """Print the counts, the images without segment and why, and what was left out."""
     for row in summary["left_out"]:
-        print(f"left out: {printable(row['file'])}: {printable(row['reason'])}")
+        say(f"left out: {row['file']}: {row['reason']}")
     if ignored := summary["ignored"]:
-        print(f"ignored hidden files: {', '.join(map(printable, ignored))}")
+        say(f"ignored hidden files: {', '.join(ignored)}")
     if empty := summary["without_segment"]:
-        print(f"{len(empty)} of {summary['images']} images have no segment: {why}")
-    print(f"{summary['images']} images, {summary['segments']} segments: {printable(out)}")
+        say(f"{len(empty)} of {summary['images']} images have no segment: {why}")
+    say(f"{summary['images']} images, {summary['segments']} segments: {out}")

@@ -17,6 +17,7 @@ from pipeline.run.eventlog import read_kind
 from pipeline.run.events import Start
 from pipeline.run.folder import PICTURES
 from shards.errors import UsageError
+from shards.text import printable, say
 
 SAMPLES_PER_ROW = 4
 
@@ -64,14 +65,14 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     suffix = "" if rank is None else f"-rank-{rank}"
     path = folder / PICTURES / f"replay-step-{step:09d}{suffix}.png"
     write_png(path, grid(["image", "truth"], drawn, min(SAMPLES_PER_ROW, len(drawn))))
-    print(f"pictures: {path}")
+    say(f"pictures: {path}")
     return path
 
 
 def _line(rank: int, batch: Batch, b: int) -> str:
     height, width = batch.sizes[b].tolist()
     position, epoch = batch.positions[b], batch.epochs[b]
-    return f"{rank:4} {position:9} {epoch:5}  {batch.keys[b]}  {width}x{height}"
+    return f"{rank:4} {position:9} {epoch:5}  {printable(batch.keys[b])}  {width}x{height}"
 
 
 def _unchanged_sets(folder: Path, config: configs.Config) -> list[Store]:

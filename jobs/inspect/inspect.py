@@ -19,7 +19,7 @@ from shards.errors import UsageError
 from shards.files import disk_errors, whole_file
 from shards.inspect import Overview, ShardSet, find, load, overview, pick
 from shards.parallel import processes
-from shards.text import printable
+from shards.text import printable, say
 from shards.verify import shard_sets
 
 TABLE_CLASSES = 25  # rows in a terminal; the page lists all classes
@@ -67,7 +67,7 @@ def inspect(
     overviews = [overview(folder, processes(jobs)) for folder in sets]
     console = Console()
     for described in overviews:
-        print(printable(headline(described)))
+        say(headline(described))
         console.print(*tables(described), sep="\n")
     if html:
         _write_page(overviews, html)
@@ -141,7 +141,7 @@ def _write_picture(sets: list[Path], key: str, path: Path) -> None:
     signature.add_text("Software", SIGNATURE)
     with disk_errors(path), whole_file(path) as file:
         Image.fromarray(draw_sample(opened, position)).save(file, "PNG", pnginfo=signature)
-    print(printable(f"{path}: sample {key} of {opened.folder} with its truth"))
+    say(f"{path}: sample {key} of {opened.folder} with its truth")
 
 
 def _write_page(overviews: list[Overview], path: Path) -> None:
@@ -154,7 +154,7 @@ def _write_page(overviews: list[Overview], path: Path) -> None:
     ]
     with disk_errors(path), whole_file(path) as file:
         file.write(page(list(zip(overviews, galleries, strict=True))).encode())
-    print(printable(f"{path}: open this page in a browser"))
+    say(f"{path}: open this page in a browser")
 
 
 def _facts(described: Overview) -> Table:

@@ -27,6 +27,14 @@ def test_every_kind_of_event_is_printed_in_its_own_words(tmp_path, capsys):
     assert "worker 1 failed: DataError: a.tar: damaged" in printed
 
 
+def test_names_in_events_are_escaped_in_the_terminal(tmp_path, capsys):
+    with Follower(tmp_path, steps=16):
+        eventlog.append(tmp_path, events.Quarantined(step=1, samples=["a\x1b]0;taken\x07"]))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert r"a\x1b]0;taken\x07" in printed
+
+
 def test_a_warning_of_several_workers_is_printed_once(tmp_path, capsys):
     with Follower(tmp_path, steps=16):
         for rank in (0, 1):
