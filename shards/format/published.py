@@ -64,7 +64,7 @@ def _keys(names: Sequence[str], data_set: str | None) -> list[str]:
     """Return for each name what equal names share."""
     if data_set is None:
         return [_plain(name) for name in names]
-    return [_published_name(data_set, name) or _plain(name) for name in names]
+    return [_plain(_published_name(data_set, name) or name) for name in names]
 
 
 def _unique(names: Sequence[str]) -> dict[str, int]:

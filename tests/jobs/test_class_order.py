@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.run import checkpoint
 from pipeline.run.folder import CHECKPOINTS
 from shards.build.build import build
 from shards.errors import UsageError
+from shards.format.manifest import Manifest
 from shards.format.taxonomy import Taxonomy
 from tests.jobs import small
 from tests.shards import raw_ade20k
@@ -39,11 +41,22 @@ def sets(tmp_path_factory) -> dict[str, Path]:
     """The same images in sets of this version and of one that listed things first."""
     folder = tmp_path_factory.mktemp("sets")
     raw = write(raw_ade20k, folder / "raw")
-    made(raw_ade20k, raw, folder / "new")
+    made(raw_ade20k, raw, folder / "new", shards=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Taxonomy, "of", things_first)
-        made(raw_ade20k, raw, folder / "old")
+        made(raw_ade20k, raw, folder / "old", shards=2)
     return {name: folder / name for name in ("old", "new")}
+
+
+def test_the_same_build_replaces_a_set_of_the_old_order(sets, tmp_path):
+    out = shutil.copytree(sets["old"], tmp_path / "out")
+    made(raw_ade20k, sets["old"].parent / "raw", out, shards=2)
+    for split in ("train", "val"):
+        new, again = (Manifest.load(folder / split) for folder in (sets["new"], out))
+        assert again == new
+        for shard in new.shards:
+            path = f"{split}/{shard.name}"
+            assert (out / path).read_bytes() == (sets["new"] / path).read_bytes()
 
 
 @pytest.fixture(scope="module", params=["old", "new"])

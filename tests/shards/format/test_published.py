@@ -48,6 +48,20 @@ def test_a_part_of_a_published_data_set_is_found_in_it(data_set):
     ]
 
 
+def test_equal_names_of_two_published_data_sets_are_matched():
+    """Their spellings stay apart: "plane" of ADE20K is not known to be "airplane" of COCO."""
+    vistas, cityscapes, coco, ade20k = (
+        OFFICIAL[name].names for name in ("vistas", "cityscapes", "coco", "ade20k")
+    )
+    rows = match_names(vistas, cityscapes)
+    found = {cityscapes[n]: vistas[row] for n, row in enumerate(rows) if row is not None}
+    assert found["road"] == "Road"
+    assert all(name == other.lower() for name, other in found.items())
+    rows = match_names(ade20k, coco)
+    assert rows[coco.index("person")] == 12
+    assert rows[coco.index("airplane")] is None
+
+
 def test_names_are_equal_except_for_case_spaces_and_hyphens():
     assert match_names(["b c", "A"], ["a", "B-C", "d"]) == [1, 0, None]
     assert match_names(["building, edifice"], ["building"]) == [None]  # not a published list
