@@ -72,7 +72,7 @@ class Follower:
     def _update(self) -> None:
         for event in self._tail.read():
             self._show(event)
-        row = _last_row(self._metrics)
+        row = _last_row(self._metrics, self._steps)
         if row is None or row["step"] == self._last_step:
             return
         if row["time"] < self._start:  # of an earlier command; the workers have not removed it yet
@@ -104,8 +104,13 @@ class Follower:
             self._console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
-def _last_row(path: Path) -> jsonl.Row | None:
-    """Return the last complete row of metrics that has what is shown; None if there is none."""
+def _last_row(path: Path, steps: int) -> jsonl.Row | None:
+    """Return the last complete row of metrics, up to a step, that has what is shown; None if none.
+
+    Args:
+        path: The file of the metrics.
+        steps: Number of steps of the run.
+    """
     try:
         with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
@@ -113,4 +118,4 @@ def _last_row(path: Path) -> jsonl.Row | None:
     except OSError:
         return None
     rows = (jsonl.parse(line, SHOWN) for line in reversed(lines))
-    return next(filter(None, rows), None)
+    return next((row for row in rows if row and 0 <= row["step"] <= steps), None)

@@ -116,8 +116,9 @@ def folders(checkpoints: Path) -> list[Path]:
 
 
 def last_attempt(checkpoints: Path) -> int:
-    """Return the highest attempt in the names of the folders; 0 without folders."""
-    return max((_step_and_attempt(path)[1] for path in folders(checkpoints)), default=0)
+    """Return the highest attempt in the names of folders, links, and files; 0 without any."""
+    named = [path for path in checkpoints.glob("step-*") if _NAME.fullmatch(path.name)]
+    return max((_step_and_attempt(path)[1] for path in named), default=0)
 
 
 def _step_and_attempt(path: Path) -> tuple[int, int]:
@@ -243,7 +244,7 @@ def load(folder: Path) -> tuple[dict[str, Tensor], TrainerState]:
         UsageError: The checkpoint is damaged.
     """
     try:
-        return load_file(folder / STATE), load_trainer(folder)
+        return load_file(folder / STATE), _read_trainer(folder)
     except (OSError, ValueError, SafetensorError) as error:
         raise damaged(folder, str(error)) from error
 

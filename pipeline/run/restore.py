@@ -30,7 +30,8 @@ def load_model(
         The network in eval mode, its label space, and the checkpoint's step.
 
     Raises:
-        UsageError: The run has no such checkpoint, or its bytes are not as written.
+        UsageError: The run has no such checkpoint, its bytes are not as written, or it does not fit
+            the settings.
     """
     path = choose_checkpoint(folder, which, task)
     if problem := checkpoint.damage(path):
@@ -40,7 +41,14 @@ def load_model(
     model = Mask2Former(bare, len(trainer.taxonomy))
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()
                if name.startswith("model.")}  # fmt: skip
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(
+            "the checkpoint does not fit the model in config.yaml",
+            where=path,
+            fix="restore config.yaml as the run was started with it",
+        ) from error
     return model.to(device).eval(), trainer.taxonomy, trainer.progress.step
 
 

@@ -246,6 +246,7 @@ def theirs(change: Change, *paths: str) -> State:
 
 
 BAK, FILE = f"{LAST}.bak", f"{CHECKPOINTS}/step-000000009-a01"
+NEXT = f"{CHECKPOINTS}/{checkpoint.name_of(STEPS, 2)}"
 OTHER = f"../../other/{LAST}"
 SCORES = "evaluations/step-000000004.json"
 STATES = {
@@ -313,6 +314,8 @@ STATES = {
     "link named best": theirs(
         link(f"{CHECKPOINTS}/step-000000000-best", OTHER), CHECKPOINTS + "/step-000000000-best"
     ),
+    "link with the name of the next checkpoint": theirs(link(NEXT, OTHER), NEXT),
+    "file with the name of the next checkpoint": theirs(write(NEXT, "mine"), NEXT),
     "dangling link": theirs(link(FILE, "nowhere"), FILE),
     "folder with a short step": theirs(
         write(f"{CHECKPOINTS}/step-9-a1/x", ""), f"{CHECKPOINTS}/step-9-a1/x"

@@ -150,3 +150,11 @@ def test_the_meter_counts_images_and_waiting(monkeypatch):
     assert measured.read() == {
         "interval_s": 4.0, "step_s": 4.0, "data_wait_s": 0.0, "images_per_s": 4.0,
     }  # fmt: skip
+
+
+def test_settings_that_do_not_fit_the_checkpoint_are_a_usage_error(tmp_path, photographs):
+    settings = smallest(photographs).model
+    folder = tmp_path / CHECKPOINTS / checkpoint.name_of(7, 1)
+    checkpoint.save(folder, {"model.other": torch.ones(1)}, trainer_state(7))
+    with pytest.raises(UsageError, match=r"does not fit the model in config\.yaml"):
+        load_model(settings, "panoptic", tmp_path, None, CPU)
