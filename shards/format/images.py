@@ -13,6 +13,9 @@ from PIL import Image
 from shards.errors import DataError, M2FError
 from shards.format.schema import MAX_PIXELS, Sample
 
+# PIL and OpenCV tell these apart by the same first bytes and read the same size in their headers.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
 
 def decode_image(encoded: bytes | memoryview, name: str) -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.
@@ -52,7 +55,7 @@ def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
             block cannot decode the picture.
     """
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=_FORMATS) as picture:
             width, height = picture.size
             if not 0 < width * height <= MAX_PIXELS:
                 raise ValueError(f"{width}x{height} pixels are not 1 to {MAX_PIXELS}")
