@@ -395,3 +395,21 @@ def test_all_gpus_are_used_unless_a_number_is_given(gpus, gpu, workers, sets, mo
     settings = [*sets, f"scaling.gpu={gpu}", "batch.size=16"]
     assert configs.load("tiny", [*settings, "scaling.workers=null"]).scaling.workers == workers
     assert configs.load("tiny", [*settings, "scaling.workers=2"]).scaling.workers == 2
+
+
+def test_nested_aliases_of_a_preset_are_not_expanded(tmp_path):
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="an alias"):
+        configs.load(str(path), [])
+
+
+def test_the_environment_is_never_interpolated_into_settings(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {train: ['/${oc.env:HOME}'], val: '/${oc.env:HOME}'}\n")
+    config = configs.load(str(path), ["model.init_from=/${oc.env:HOME}", "scaling.gpu=false"])
+    assert config.data.val == config.data.train[0] == config.model.init_from == "/${oc.env:HOME}"
+    with pytest.raises(UsageError, match=r"tracking\.wandb\.project=\$\{oc\.env:HOME\}"):
+        configs.load(str(path), ["tracking.wandb.project=${oc.env:HOME}"])
