@@ -125,7 +125,7 @@ def _open_regular(path: Path, flags: int) -> int:
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk (fsync).
 
-    Some network and FUSE mounts cannot flush a folder, which is no reason to stop.
+    Some network and FUSE mounts cannot flush a folder; they are used without it.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
