@@ -14,7 +14,7 @@ from shards.errors import DataError, M2FError
 from shards.format.schema import MAX_PIXELS, Sample
 
 # PIL and OpenCV tell these apart by the same first bytes and read the same size in their headers.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # "JPEG" includes MPO
 
 
 def decode_image(encoded: bytes | memoryview, name: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards.doctor import Doctor, Reject
 from shards.errors import DataError
@@ -146,3 +147,17 @@ def test_headers_without_end_are_refused() -> None:
     blob = b"".join(header("x", b"%011o\0" % 0, PAX) for _ in range(5000))
     with pytest.raises(DataError, match="not an uncompressed tar file"):
         list(third_party_samples(io.BytesIO(blob), "a.tar"))
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png", ".webp", ".bmp", ".gif", ".tiff"])
+def test_pictures_of_the_usual_formats_are_decoded(kind: str) -> None:
+    blob = bytes(encoded(kind))
+    assert decode_image(blob, "a").shape == PIXELS.shape
+    assert check_image(blob, "a.png", (32, 24), Doctor("a.png")) == (blob, 32, 24)
+
+
+def test_a_photograph_with_a_second_picture_is_decoded() -> None:
+    first, second = (Image.fromarray(PIXELS) for _ in range(2))
+    stream = io.BytesIO()
+    first.save(stream, "MPO", save_all=True, append_images=[second])
+    assert decode_image(stream.getvalue(), "a").shape == PIXELS.shape
