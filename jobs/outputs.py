@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
-from shards.files import read_json, sha256, write_json
+from shards.files import LONGEST_START, read_json, sha256, write_json
 
 MARK = ".mask2former.json"
 _HEAD = 4096  # bytes at the start of a file within which its signature is
@@ -41,7 +41,7 @@ class OutputFolder:
             for name in sorted(self._names):
                 self._check_free(name, stale)
             self._write_mark(earlier | dict.fromkeys(self._names, ""), complete=False)
-            for file in stale:
+            for file in [*stale, *self._partial([*earlier, MARK])]:
                 file.unlink()
             for folder in {(self.path / name).parent for name in self._names}:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -57,6 +57,15 @@ class OutputFolder:
         if file.is_symlink() or not file.is_file() or not self._is_inside(name):
             return False
         return hash in ("", sha256(file))
+
+    def _partial(self, names: Iterable[str]) -> Iterator[Path]:
+        """Yield what a killed process left of files: see `whole_file`."""
+        begun = {self.path / name for name in names if self._is_inside(name)}
+        starts = {(path.parent, path.name[:LONGEST_START]) for path in begun}
+        for folder in {parent for parent, _ in starts if parent.is_dir()}:
+            for path in folder.glob("*.tmp-*"):
+                if (folder, path.name.rpartition(".tmp-")[0]) in starts and path.is_file():
+                    yield path
 
     def _is_inside(self, name: str) -> bool:
         """Return whether no symbolic link leads from the folder to elsewhere."""
@@ -98,7 +107,8 @@ def claim(folder: Path, command: str) -> dict[str, str]:
         mark = _read_mark(folder)
         if mark and mark["command"] == command:
             return mark["files"]
-        if any(folder.iterdir()):
+        partial = f"{MARK}.tmp-"  # what a killed process left of the mark
+        if any(not path.name.startswith(partial) for path in folder.iterdir()):
             what = f"the output of {mark['command']}" if mark else f"what {command} did not write"
             raise UsageError(
                 f"the folder holds {what}",

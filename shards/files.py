@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from shards.errors import Failed, UsageError
 
+LONGEST_START = 60  # characters of a temporary name: at most 240 bytes, and file systems take 255
 _CLUTTER = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")  # beside hidden files and folders
 LOCAL_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # for short paths and for locks
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -28,8 +29,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     A killed process leaves `NAME.tmp-PID` behind, which no reader takes for the file.
     """
-    # 60 characters have at most 240 bytes, and file systems take 255.
-    temporary = path.with_name(f"{path.name[:60]}.tmp-{os.getpid()}")
+    temporary = path.with_name(f"{path.name[:LONGEST_START]}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of a killed process with the same id
     try:
         with temporary.open("xb") as file:

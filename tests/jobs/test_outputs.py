@@ -59,6 +59,20 @@ def test_the_same_command_replaces_its_results_whole(tmp_path, finished):
     assert set(tree(tmp_path)) == {MARK, "mine.txt"}
 
 
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{MARK}.tmp-7").write_text("{")
+    long = "x" * 200 + ".png"
+    OutputFolder(out, "predict", [*NAMES, long], [])
+    for name in ("a.png.tmp-7", "sub/b.png.tmp-8", f"{long[:60]}.tmp-9", f"{MARK}.tmp-7"):
+        (out / name).write_text("half")
+    for name in ("c.png.tmp-7", "a.png.tmp", "sub/a.png.tmp-7"):
+        (out / name).write_text("mine")
+    OutputFolder(out, "predict", NAMES, [])
+    assert set(tree(out)) == {MARK, "c.png.tmp-7", "a.png.tmp", "sub/a.png.tmp-7"}
+
+
 @pytest.mark.parametrize(
     "state",
     [
