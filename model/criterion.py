@@ -63,10 +63,11 @@ class Criterion:
         """
         with torch.autocast(targets.maps.device.type, enabled=False):
             dtype = torch.promote_types(predictions.class_logits.dtype, torch.float32)
+            features = predictions.mask_features  # sampled as they are, without a copy in float32
             predictions = Predictions(*(x.to(dtype) for x in predictions))
             groups = neighbors(targets.maps)
             matches = match(
-                predictions,
+                predictions._replace(mask_features=features),
                 targets,
                 groups,
                 draw,

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from model.masked_decoder import Predictions
-from model.points import padded_rows, sample_rows, sample_shared
+from model.points import row_sampler, sample_shared
 from model.targets import Draw, Targets
 
 
@@ -44,7 +44,8 @@ def match(
     results back, so a step waits for the GPU only once here.
 
     Args:
-        predictions: Predictions of all layers.
+        predictions: Predictions of all layers, in float32 or float64; the mask features may have
+            fewer bits.
         targets: The segments of every image.
         groups: `neighbors` of the targets' maps.
         draw: Random numbers. For prediction i of each image, the purpose is "match/i" and the shape
@@ -59,10 +60,10 @@ def match(
             prediction with such logits.
     """
     cost = class_weight * class_cost(predictions.class_logits, targets.categories)
-    rows = padded_rows(predictions.mask_features)
+    sample_features = row_sampler(predictions.mask_features)
     for i, embeddings in enumerate(predictions.mask_embeddings):
         locations = _draw_points(draw, f"match/{i}", len(embeddings), points, embeddings)
-        features = sample_rows(rows, locations)  # [B, P, C]
+        features = sample_features(locations)  # [B, P, C]
         masks = sample_shared(groups, targets.layer, targets.value, locations)  # [B, N, P]
         mask, dice = mask_costs(embeddings @ features.transpose(1, 2), masks)
         cost[i] += mask_weight * mask + dice_weight * dice

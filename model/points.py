@@ -5,9 +5,14 @@ outside of a map count as zeros, as in `grid_sample(align_corners=False)`. Resul
 of the points.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from model.kernels import REFERENCE, implementation
 
 CODES = {torch.uint8: 1 << 8, torch.int32: 1 << 16}  # dtype of a map -> bound of its values
 
@@ -18,17 +23,32 @@ def sample(features: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(features, grid, align_corners=False)[..., 0]
 
 
-def padded_rows(features: Tensor) -> Tensor:
-    """Return [B, C, H, W] in the layout of `sample_rows`: [B, H + 2, W + 2, C], framed by zeros."""
-    return F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
+def row_sampler(features: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that samples features [B, C, H, W] at points [B, P, 2]: [B, P, C].
+
+    The function does the same as `sample`, without a gradient, in a form that suits many channels:
+    the four neighbors of a point are four whole rows of C channels. The result has the dtype of the
+    points, which is float32 or, for features in float64, float64.
+    """
+    features = features.detach()
+    if implementation("sample_rows", features.device) == REFERENCE:
+        return partial(_sample_rows, _padded_rows(features))
+    from model.kernels import points_triton  # missing on machines without a GPU
+
+    # Features whose channels are last in memory are not copied.
+    return partial(points_triton.sample_rows, features.permute(0, 2, 3, 1).contiguous())
 
 
-def sample_rows(rows: Tensor, points: Tensor) -> Tensor:
-    """Return the features of `padded_rows`, [B, H + 2, W + 2, C], at points [B, P, 2]: [B, P, C].
+def _padded_rows(features: Tensor) -> Tensor:
+    """Return [B, C, H, W] as [B, H + 2, W + 2, C] of at least 32 bits, framed by zeros."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return F.pad(features.to(dtype), (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
 
-    This function does the same as `sample`, in a form that suits many channels. The four neighbors
-    of a point are four whole rows of C channels, which `embedding_bag` reads and weights in one
-    pass.
+
+def _sample_rows(rows: Tensor, points: Tensor) -> Tensor:
+    """Return the features of `_padded_rows` at points [B, P, 2]: [B, P, C].
+
+    `embedding_bag` reads and weights the neighbors of a point in one pass.
     """
     batch, height, width = rows.shape[:3]
     index, fraction = _locate(points, height - 2, width - 2, stride=width)

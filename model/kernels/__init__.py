@@ -45,6 +45,8 @@ OPERATIONS: Mapping[str, Mapping[str, Callable[[torch.device], bool]]] = {
     "deformable_self_attention": {"triton": _with_triton, REFERENCE: _everywhere},
     # model.token_linear: products of [B, N, C] with a matrix
     "token_linear": {"onednn": _on_cpu, REFERENCE: _everywhere},
+    # model.points: feature maps at points
+    "sample_rows": {"triton": _with_triton, REFERENCE: _everywhere},
     # model.segment: masks at the image's size, and per pixel the first mask of the largest value
     "resize_masks": {"bands": _everywhere, REFERENCE: _everywhere},
     "first_largest": {"minimum": _everywhere, REFERENCE: _everywhere},

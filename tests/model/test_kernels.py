@@ -76,7 +76,15 @@ def test_the_network_is_the_same_with_every_implementation(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("choice", ["", "reference", "reference,deformable_self_attention=triton"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "",
+        "reference",
+        "reference,deformable_self_attention=triton",
+        "reference,sample_rows=triton",
+    ],
+)
 def test_a_gpu_agrees_with_the_reference_on_a_cpu(
     choice: str, reference: dict[str, Tensor]
 ) -> None:

@@ -6,10 +6,9 @@ import torch.nn.functional as F
 
 from model.points import (
     neighbors,
-    padded_rows,
+    row_sampler,
     sample,
     sample_pairs,
-    sample_rows,
     sample_shared,
     uncertain_points,
 )
@@ -46,7 +45,7 @@ def test_rows_are_sampled_as_maps_are() -> None:
     torch.manual_seed(0)
     features = torch.randn(2, 5, 6, 9, dtype=torch.float64)
     points = edgy_points(2, 60)
-    sampled = sample_rows(padded_rows(features), points)
+    sampled = row_sampler(features)(points)
     expected = sample(features, points).transpose(1, 2)
     torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-12)
 
