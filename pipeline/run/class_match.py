@@ -19,9 +19,11 @@ def match_classes(taxonomy: Taxonomy, weights: Path) -> Match:
         weights: The file or folder of weights. A checkpoint of this project gives the names in the
             state of its trainer.
     """
-    folder = weights if weights.is_dir() else weights.parent
-    is_checkpoint = (folder / checkpoint.TRAINER_STATE).is_file()
-    known = list(checkpoint.load_trainer(folder).taxonomy.names) if is_checkpoint else None
+    # A folder of transformers can hold another trainer_state.json, so the other file decides.
+    state = weights / checkpoint.STATE if weights.is_dir() else weights
+    is_checkpoint = state.name == checkpoint.STATE and state.is_file()
+    is_checkpoint = is_checkpoint and (state.parent / checkpoint.TRAINER_STATE).is_file()
+    known = list(checkpoint.load_trainer(state.parent).taxonomy.names) if is_checkpoint else None
     return partial(_match, taxonomy.names, known)
 
 
@@ -86,7 +88,7 @@ def _without_names(wanted: Sequence[str], count: int) -> ClassRows:
             f"the file has no class names, so that it is unknown which of its {count} rows is "
             f"{wanted[0]}: the classes of the data are not those of a published data set; give a "
             "run, an export of this project, or a folder of transformers whose config.json has the "
-            "names as id2label"
+            "names as id2label, or add the names to the file (docs/model.md)"
         )
     data_set, names = published
     text = f"the file has no class names: its rows are assumed to be the {count} classes of "

@@ -83,6 +83,14 @@ def test_the_names_of_a_file_count_more_than_those_of_a_run_beside_it(tmp_path):
     saved(tmp_path / "c", taxonomy("a", "b"))
     match = match_classes(taxonomy("a", "b"), tmp_path / "c" / "other.pkl")
     assert match(["b", "a"], 2).rows == [1, 0]
+    with pytest.raises(ValueError, match="no class names"):
+        match(None, 2)
+
+
+def test_the_state_of_the_trainer_of_transformers_is_not_read(tmp_path):
+    (tmp_path / checkpoint.TRAINER_STATE).write_text('{"epoch": 3.0, "log_history": []}')
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        assert match_classes(taxonomy("a", "b"), path)(["b", "a"], 2).rows == [1, 0]
 
 
 def test_evaluation_needs_the_same_classes_with_the_same_flags():
