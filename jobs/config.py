@@ -15,7 +15,7 @@ from model.settings import SettingError, Settings, setting
 from pipeline.data.split import BatchSplit
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
-from shards.files import is_url, read_json, whole_file
+from shards.files import expanded, is_url, read_json, whole_file
 
 PRESETS = Path(__file__).parent / "presets"
 RUNS = Path("runs")
@@ -133,7 +133,7 @@ def _resolved(config: Config, name: str) -> Config:
 def _absolute(location: str) -> str:
     if location == "none" or is_url(location):
         return location
-    return str(Path(location).expanduser().absolute())
+    return str(expanded(location).absolute())
 
 
 def _run_or_path(name: str) -> str:

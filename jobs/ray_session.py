@@ -162,7 +162,9 @@ def _set_environment(folder: Path) -> None:
         os.environ.setdefault(name, value)
     os.environ |= PRIVATE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{gettempdir()}/torchinductor_{os.getuid()}")
+    with contextlib.suppress(OSError):  # the machine has no such folder
+        cache = f"{gettempdir()}/torchinductor_{os.getuid()}"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)  # is to outlive this command
     os.environ["TMPDIR"] = str(folder)
 
 

@@ -287,6 +287,20 @@ def files_below(
             report(f"{path} is not a regular file and is skipped")
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with ~ and ~USER replaced by a home folder.
+
+    Raises:
+        UsageError: The home folder is not known: in containers, HOME can be unset.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            "the home folder is not known", where=path, fix="set HOME, or write the whole path"
+        ) from error
+
+
 def is_url(location: str | Path) -> bool:
     """Return whether a location is a URL instead of a path."""
     return "://" in str(location)

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from shards.errors import Failed
 from shards.progress import progress
+from shards.scratch import use_short_sockets
 
 ATTEMPTS = 3
 
@@ -92,6 +93,7 @@ def _in_processes(work: Work, pieces: Sequence[Piece], *, count: int) -> Iterato
     if min(count, len(pieces)) <= 1:
         yield from ((index, work(piece)) for index, piece in enumerate(pieces))
         return
+    use_short_sockets()
     context = multiprocessing.get_context("forkserver")
     function = work.func if isinstance(work, partial) else work
     context.set_forkserver_preload([type(pieces[0]).__module__, function.__module__])

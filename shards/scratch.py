@@ -2,18 +2,23 @@
 
 import contextlib
 import fcntl
+import multiprocessing.util
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from shards.errors import UsageError
 from shards.files import LOCAL_FOLDERS
 
-MAX_BYTES = 40  # of such a folder; Ray adds up to 64 bytes to it, and multiprocessing 32
+MAX_BYTES = 40  # of such a folder; Ray adds up to 64 bytes to it
+LONGEST_TMPDIR = 75  # bytes; multiprocessing adds 32 to it
 PREFIX = "m2f-"
+Made = TypeVar("Made")
 ABANDONED_AFTER_S = 60  # a new folder is unlocked for an instant
 
 
@@ -27,7 +32,7 @@ def private_folder() -> Iterator[Path]:
     Raises:
         UsageError: None of them can be written.
     """
-    folder = _make()
+    folder = Path(_below_short_folder(partial(tempfile.mkdtemp, None, PREFIX)))
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor)
@@ -38,14 +43,29 @@ def private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make() -> Path:
+def use_short_sockets() -> None:
+    """Let multiprocessing make its sockets in another folder if the usual one has a long path."""
+    if not all(len(os.fsencode(folder)) <= LONGEST_TMPDIR for folder in _usual()):
+        _below_short_folder(_keep_sockets)
+
+
+def _keep_sockets(parent: str) -> None:
+    """Let multiprocessing make its folder, which it removes at exit, below `parent`."""
+    usual, tempfile.tempdir = tempfile.tempdir, parent
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = usual
+
+
+def _below_short_folder(make: Callable[[str], Made]) -> Made:
     tried = {}
     for parent in dict.fromkeys((*_usual(), *LOCAL_FOLDERS)):
         if len(os.fsencode(parent)) + len(f"/{PREFIX}12345678") > MAX_BYTES:
             tried[parent] = "too long for the paths of sockets"
             continue
         try:
-            return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+            return make(parent)
         except OSError as error:
             tried[parent] = error.strerror or str(error)
     reasons = ", ".join(f"{parent} ({reason})" for parent, reason in tried.items())

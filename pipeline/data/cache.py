@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from pipeline.data.settings import CacheSettings
 from shards.errors import DataError, UsageError
-from shards.files import file_lock, sync
+from shards.files import expanded, file_lock, sync
 from shards.format.manifest import Shard
 
 
@@ -34,7 +34,7 @@ class ShardCache:
     """
 
     def __init__(self, settings: CacheSettings):
-        self.folder = Path(settings.folder).expanduser()
+        self.folder = expanded(settings.folder)
         self.budget = int(settings.gib * 2**30)
         try:
             (self.folder / "locks").mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.data.cache import CacheSettings, ShardCache
 from shards.errors import DataError, Failed, UsageError
-from shards.files import disk_errors, whole_file
+from shards.files import disk_errors, expanded, whole_file
 from shards.format.index import SAMPLES
 from shards.format.manifest import MANIFEST, File, Manifest, Shard
 from shards.remote import RemoteFolder
@@ -34,7 +34,7 @@ def fetch_set(remote: RemoteFolder, settings: CacheSettings) -> Path:
 def _download_index(remote: RemoteFolder, settings: CacheSettings) -> Path:
     try:
         manifest = remote.read(MANIFEST)
-        folder = Path(settings.folder).expanduser() / "sets" / sha256(manifest).hexdigest()
+        folder = expanded(settings.folder) / "sets" / sha256(manifest).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         if not _has(folder / MANIFEST, manifest):  # the folder may belong to another user
             with whole_file(folder / MANIFEST) as file:

@@ -13,7 +13,7 @@ from shards.build.upload import send_shard
 from shards.build.writer import BuiltShard, write_shard
 from shards.doctor import FINDINGS
 from shards.errors import UsageError
-from shards.files import file_lock
+from shards.files import expanded, file_lock
 from shards.format.index import SAMPLES
 from shards.format.manifest import MANIFEST
 from shards.remote import RemoteFolder
@@ -127,7 +127,7 @@ def staging_folder(source: str, url: str, work: Path | None) -> Path:
     It is the same in every run, so that a build resumes where it stopped.
     """
     name = hashlib.sha256(f"{source} {url}".encode()).hexdigest()
-    return (work or Path(STAGING)).expanduser().absolute() / name
+    return expanded(work or STAGING).absolute() / name
 
 
 def _is_stale(name: str, stems: set[str]) -> bool:
