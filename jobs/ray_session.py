@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from jobs.on_ray import python_path
 from jobs.processes import adopt_orphans, descendants, end_descendants
-from shards.scratch import private_folder
+from shards.scratch import private_folder, remove
 
 STARTS = 3  # Ray gives its processes 30 s, which a loaded machine may exceed
 POLL_S = 0.2
@@ -146,7 +146,7 @@ def _end_with_parent(folder: Path) -> None:
     assert parent is not None
     parent.join()
     end_descendants()
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     os._exit(1)
 
 

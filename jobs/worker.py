@@ -14,6 +14,7 @@ from jobs import config as configs
 from jobs.config import Config
 from pipeline.run import eventlog, events
 from pipeline.run.restarts import is_crash_loop
+from shards.scratch import name_semaphores
 
 TIMEOUT_S = 600
 
@@ -99,6 +100,7 @@ def _work(arguments: dict[str, Any]) -> str:
 
     job: Job = arguments["job"]
     torch.set_num_threads(job.threads)
+    name_semaphores(arguments["private"])
     if is_crash_loop(eventlog.read(job.folder), job.launch):
         return "crash loop"
     try:

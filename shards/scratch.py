@@ -18,6 +18,7 @@ from shards.files import LOCAL_FOLDERS
 MAX_BYTES = 40  # of such a folder; Ray adds up to 64 bytes to it
 LONGEST_TMPDIR = 75  # bytes; multiprocessing adds 32 to it
 PREFIX = "m2f-"
+SHARED_MEMORY = Path("/dev/shm")
 Made = TypeVar("Made")
 ABANDONED_AFTER_S = 60  # a new folder is unlocked for an instant
 
@@ -27,7 +28,8 @@ def private_folder() -> Iterator[Path]:
     """Make a folder with a short path that only this user can open; remove it at the end.
 
     It is made in the folder for temporary files, or in one of LOCAL_FOLDERS if that path is long.
-    The folders that killed processes left beside it, whose locks the kernel released, are removed.
+    The folders that killed processes left beside it, whose locks the kernel released, are removed,
+    and so are the semaphores of processes that called `name_semaphores`.
 
     Raises:
         UsageError: None of them can be written.
@@ -40,7 +42,22 @@ def private_folder() -> Iterator[Path]:
         yield folder
     finally:
         os.close(descriptor)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
+
+
+def name_semaphores(folder: Path) -> None:
+    """Name the semaphores of multiprocessing in this process after a private folder.
+
+    They stay in /dev/shm if the process is killed together with its resource tracker, as Ray does.
+    """
+    multiprocessing.current_process()._config["semprefix"] = f"/{folder.name}"  # pyright: ignore
+
+
+def remove(folder: Path) -> None:
+    """Remove a private folder and the semaphores that are named after it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for semaphore in SHARED_MEMORY.glob(f"sem.{folder.name}-*"):
+        semaphore.unlink(missing_ok=True)
 
 
 def use_short_sockets() -> None:
@@ -99,6 +116,6 @@ def _remove_abandoned(parent: Path) -> None:
                 age = time.time() - os.fstat(descriptor).st_mtime
                 is_mine = os.fstat(descriptor).st_uid == os.getuid()
                 if is_mine and age > ABANDONED_AFTER_S and _lock(descriptor):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove(folder)
             finally:
                 os.close(descriptor)

@@ -99,12 +99,15 @@ def call(folder: Path, *command: str) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue())
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen:
-    """Start `python -m jobs COMMAND…` in `folder`, in a new process."""
+def start(
+    folder: Path, *command: str, start_new_session: bool = False, **variables: str
+) -> subprocess.Popen:
+    """Start `python -m jobs COMMAND…` in `folder`, in a new process, with more variables."""
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *command],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
+        start_new_session=start_new_session,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,7 +1,10 @@
 """What every command prints when it warns or fails."""
 
+import signal
 import subprocess
 import sys
+
+import pytest
 
 PROGRAM = """
 import sys, warnings
@@ -28,3 +31,35 @@ def test_a_warning_and_an_error_are_one_line_each():
         "error: 000000.tar: the header is damaged; download it again",
     ]
     assert (done.returncode, done.stdout) == (3, "")
+
+
+WARN = 'warnings.warn("the cache is too small")'
+SEND = """
+    import os, time
+    try:
+        os.kill(os.getpid(), {})
+        time.sleep({})
+    finally:
+        print("cleaned up")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+)
+def test_a_signal_ends_a_command_with_its_clean_up_and_one_line(number, code):
+    program = PROGRAM.replace(
+        'warnings.warn("the cache is too small")', SEND.format(int(number), 60)
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.splitlines() == [f"error: stopped by {number.name}"]
+    assert (done.returncode, done.stdout) == (code, "cleaned up\n")
+
+
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored():
+    """As SIGHUP is under `nohup`."""
+    sent = SEND.format(int(signal.SIGHUP), 0)
+    program = PROGRAM.replace(WARN, sent)
+    program = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN){program}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "cleaned up\n")

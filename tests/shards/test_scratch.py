@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -65,3 +67,19 @@ def test_folders_of_killed_processes_are_removed_and_those_in_use_stay(base):
     os.close(in_use)
     assert left == {*names[1:], f"{PREFIX}link1234"}
     assert (base / "else/logs").is_dir()
+
+
+def test_semaphores_of_killed_processes_are_removed(base):
+    """Their resource tracker would do it, but Ray kills it, too."""
+    with private_folder() as folder:
+        code = (
+            "import multiprocessing, os, sys; from pathlib import Path\n"
+            "from shards.scratch import name_semaphores\n"
+            "name_semaphores(Path(sys.argv[1]))\n"
+            "lock = multiprocessing.get_context('spawn').Lock()\n"
+            "for pid in (multiprocessing.resource_tracker._resource_tracker._pid, os.getpid()):\n"
+            "    os.kill(pid, 9)"
+        )
+        subprocess.run([sys.executable, "-c", code, folder], check=False)
+        assert len(list(scratch.SHARED_MEMORY.glob(f"sem.{folder.name}-*"))) == 1
+    assert not list(scratch.SHARED_MEMORY.glob(f"sem.{folder.name}-*"))
