@@ -168,7 +168,7 @@ def test_ctrl_c_writes_a_checkpoint_and_nothing_listens_beyond_this_machine(comm
 
 
 def test_a_scheduler_that_signals_the_whole_group_gets_a_checkpoint_and_75(commands):
-    """It resumes the run of the test above, with other settings that do not change what is learned."""
+    """It resumes the run of the test above with settings that do not change what is learned."""
     process = commands.start(*RESUMED_WITH)
     commands.train(process)
     raylet = next(p for p in tree(process.pid) if (p / "comm").read_text() == "raylet\n")
