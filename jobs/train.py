@@ -24,7 +24,7 @@ from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
 from shards.errors import DataError, Failed, M2FError, UsageError
-from shards.files import file_lock
+from shards.locks import file_lock
 
 LOGS = Path("ray", "logs")
 OTHER_COMMAND = "the run is being trained by another command"

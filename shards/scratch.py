@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.errors import UsageError
-from shards.files import LOCAL_FOLDERS
+from shards.locks import LOCAL_FOLDERS
 
 MAX_BYTES = 40  # of such a folder; Ray adds up to 64 bytes to it
 LONGEST_TMPDIR = 75  # bytes; multiprocessing adds 32 to it

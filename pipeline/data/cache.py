@@ -9,8 +9,9 @@ from typing import BinaryIO, NamedTuple
 
 from pipeline.data.settings import CacheSettings
 from shards.errors import DataError, UsageError
-from shards.files import expanded, file_lock, sync
+from shards.files import expanded, sync
 from shards.format.manifest import Shard
+from shards.locks import file_lock
 
 
 class _CachedFile(NamedTuple):

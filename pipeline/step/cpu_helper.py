@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from shards.files import file_lock
+from shards.locks import file_lock
 
 CPU_HELPER = "deepspeed_shm_comm"
 DEFAULT_FOLDER = Path(__file__).parents[2] / ".cache" / "torch_extensions"

@@ -13,9 +13,10 @@ from shards.build.upload import send_shard
 from shards.build.writer import BuiltShard, write_shard
 from shards.doctor import FINDINGS
 from shards.errors import UsageError
-from shards.files import expanded, file_lock
+from shards.files import expanded
 from shards.format.index import SAMPLES
 from shards.format.manifest import MANIFEST
+from shards.locks import file_lock
 from shards.remote import RemoteFolder
 
 STAGING = "~/.cache/mask2former/build"

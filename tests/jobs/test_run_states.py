@@ -33,9 +33,10 @@ from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
 from pipeline.settings import ScheduleSettings, WandbSettings
 from shards.errors import UsageError
-from shards.files import file_lock, write_json
+from shards.files import write_json
 from shards.format.taxonomy import Taxonomy
 from shards.jsonl import append
+from shards.locks import file_lock
 from tests.jobs import small
 from tests.pipeline.runs import TAXONOMY, trainer_state
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from shards import files
+from shards import locks
 from shards.errors import Failed, UsageError
-from shards.files import disk_errors, file_lock, whole_file, write_json
+from shards.files import disk_errors, whole_file, write_json
 from shards.jsonl import append, keep_rows, rows
+from shards.locks import file_lock
 
 
 def hold(path: Path) -> bool:
@@ -54,7 +55,7 @@ def test_a_file_system_without_locks_is_served_by_a_local_one(tmp_path, monkeypa
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", refusing)
-    monkeypatch.setattr(files, "LOCAL_FOLDERS", (str(tmp_path / "missing"), str(local)))
+    monkeypatch.setattr(locks, "LOCAL_FOLDERS", (str(tmp_path / "missing"), str(local)))
     with warnings.catch_warnings(record=True) as told, file_lock(shared / "lock"):
         assert not hold(tmp_path / "alias/lock")
         assert hold(shared / "other")
@@ -62,7 +63,7 @@ def test_a_file_system_without_locks_is_served_by_a_local_one(tmp_path, monkeypa
     with pytest.warns(UserWarning, match="has no locks"):
         assert hold(shared / "lock")
     assert [path.stat().st_mode & 0o777 for path in local.iterdir()] == [0o700]
-    monkeypatch.setattr(files, "LOCAL_FOLDERS", (str(tmp_path / "missing"),))
+    monkeypatch.setattr(locks, "LOCAL_FOLDERS", (str(tmp_path / "missing"),))
     refused = pytest.raises(UsageError, match="shared/lock: the file system has no locks")
     with warnings.catch_warnings(record=True), refused:
         hold(shared / "lock")
