@@ -204,7 +204,7 @@ def is_printable(name: str) -> bool:
 
     Spaces of every width and the invisible characters of emoji and of scripts are common in names.
     """
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+    return name.isprintable() or not any(unicodedata.category(one) in ("Cc", "Cs") for one in name)
 
 
 def is_metadata(name: str) -> bool:

@@ -8,11 +8,14 @@ missing member raises a ValueError whose text names the member and the value.
 import math
 import re
 import reprlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0*)?")  # 007 may be another id than 7
+T = TypeVar("T")
+
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})(\.0*)?")  # 007 may be another id than 7
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_WORDS = {"true": True, "false": False}
+_FLAGS = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}
 _MAX_INTEGER = 2**63 - 1  # what readers that infer types hold
 
 
@@ -27,6 +30,8 @@ def member(entry: Any, name: str) -> Any:
 
 def integer(name: str, value: Any) -> int:
     """Return a whole number of at most 64 bits, given as a number or as text."""
+    if type(value) is int and -_MAX_INTEGER <= value <= _MAX_INTEGER:
+        return value  # most values are, and a large file has millions
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         value = float(value) if len(value) < 16 else int(value.split(".")[0])
     if isinstance(value, float) and value.is_integer():
@@ -49,12 +54,10 @@ def number(name: str, value: Any) -> float:
 
 def flag(name: str, value: Any) -> bool:
     """Return a flag, given as a boolean, as 0 or 1, or as text of these."""
-    known = _WORDS.get(value.lower(), value) if isinstance(value, str) else value
-    try:
-        known = known if isinstance(known, bool) else {0: False, 1: True}[integer(name, known)]
-    except (ValueError, KeyError):
-        raise ValueError(f"{name} {reprlib.repr(value)} is neither 0 nor 1") from None
-    return known
+    known = _FLAGS.get(value.lower()) if isinstance(value, str) else value
+    if known not in (0, 1):
+        raise ValueError(f"{name} {reprlib.repr(value)} is neither 0 nor 1")
+    return bool(known)
 
 
 def text(name: str, value: Any) -> str:
@@ -69,6 +72,14 @@ def identifier(name: str, value: Any) -> int | str:
     if isinstance(value, str) and not _WHOLE.fullmatch(value):
         return text(name, value)
     return integer(name, value)
+
+
+def optional(read: Callable[[str, Any], T], name: str, value: Any) -> T | None:
+    """Return what a function of this module reads, None if the value is not usable."""
+    try:
+        return read(name, value)
+    except ValueError:
+        return None
 
 
 def box(name: str, value: Any) -> list[float]:

@@ -57,12 +57,15 @@ def relative_name(name: Any, kind: str) -> str:
         ValueError: The name has another form.
         DataError: A shard cannot hold the name.
     """
-    if not isinstance(name, str) or not PurePosixPath(name).name or leaves_folder(name):
+    try:
+        key_of(name)
+    except DataError:
+        if isinstance(name, str) and PurePosixPath(name).name and not leaves_folder(name):
+            raise
         raise ValueError(
             f"file_name {reprlib.repr(name)} is not a path relative to the {kind} folder, "
             "with / between the parts and without .."
-        )
-    key_of(name)
+        ) from None
     return name
 
 

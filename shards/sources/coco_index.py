@@ -14,7 +14,7 @@ from shards.errors import DataError
 from shards.format.schema import image_ext, is_printable
 from shards.format.taxonomy import Taxonomy
 from shards.raw.json_entries import Entry, iterate_entries
-from shards.raw.values import identifier, integer, member, text
+from shards.raw.values import identifier, integer, member, optional, text
 from shards.sources.coco_categories import taxonomy_of
 from shards.sources.coco_entry import is_crowd, relative_name
 
@@ -36,20 +36,17 @@ class Photo(NamedTuple):
         Raises:
             ValueError: The entry is malformed.
         """
-        url = value.get("coco_url")
-        name = PurePosixPath(url).name if isinstance(url, str) else None
-        name = relative_name(value.get("file_name", name), "image")
+        name, url = value.get("file_name"), value.get("coco_url")
+        if "file_name" not in value and isinstance(url, str):
+            name = PurePosixPath(url).name
+        name = relative_name(name, "image")
         image_ext(name)
         width, height = value.get("width"), value.get("height")
         size = None
         if width is not None and height is not None:
             size = integer("width", width), integer("height", height)
-        license_id = origin = None
-        with contextlib.suppress(ValueError):
-            origin = text("flickr_url", value.get("flickr_url"))
-        with contextlib.suppress(ValueError):
-            license_id = identifier("license", value.get("license"))
-        return cls(name, size, license_id, origin)
+        license_id = optional(identifier, "license", value.get("license"))
+        return cls(name, size, license_id, optional(text, "flickr_url", value.get("flickr_url")))
 
 
 @dataclass(slots=True)
@@ -156,10 +153,9 @@ class CocoIndex:
         """Keep the licenses that have an id, and of each the texts and whole numbers."""
         for entry in value if isinstance(value, list) else ():
             with contextlib.suppress(ValueError):
-                id, plain = identifier("id", member(entry, "id")), {}
-                for name in entry:
-                    with contextlib.suppress(ValueError):
-                        plain[name] = identifier(name, entry[name])
+                id = identifier("id", member(entry, "id"))
+                plain = {name: optional(identifier, name, entry[name]) for name in entry}
+                plain = {name: one for name, one in plain.items() if one is not None}
                 self.licenses.setdefault(id, plain)
 
     def _reject(self, entry: Entry, error: ValueError) -> None:
@@ -174,8 +170,7 @@ class CocoIndex:
         where = f"{self.path.name} at byte {entry.start}: {entry.name}"
         self.damaged.append(Finding(file, code, f"{where}: {what}"))
         if entry.name == "images":
-            with contextlib.suppress(ValueError):
-                self.damaged_photos.add(identifier("id", value.get("id")))
+            self.damaged_photos.add(optional(identifier, "id", value.get("id")))
 
     def _digest(self, image_id: Any, raw: bytes) -> None:
         self.digests[image_id] = xxhash.xxh3_64_intdigest(raw, seed=self.digests[image_id])
