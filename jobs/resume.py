@@ -146,7 +146,9 @@ def _resumes(folder: Path, before: Config, config: Config) -> bool:
     damaged: list[str] = []
     newest = checkpoint.newest(folder / CHECKPOINTS, damaged.append)
     saved = checkpoint.step_of(newest) if newest else 0
-    finished = max((e.step for e in eventlog.read_kind(folder, events.Finish)), default=0)
+    history = eventlog.read(folder)
+    ends = [event for event in history if isinstance(event, events.Start | events.Finish)]
+    finished = max((event.step for event in ends if isinstance(event, events.Finish)), default=0)
     steps = config.trainer.steps
     if steps < max(saved, finished):
         raise UsageError(
@@ -160,7 +162,8 @@ def _resumes(folder: Path, before: Config, config: Config) -> bool:
             where=folder / CHECKPOINTS,
             fix="restore one, or train again under another name=NAME",
         )
-    if finished >= steps and saved >= steps:
+    has_ended = bool(ends) and isinstance(ends[-1], events.Finish)  # not started again since
+    if has_ended and min(finished, saved) >= steps:
         print(f"{folder} is finished ({saved} steps); to continue, raise trainer.steps")
         return False
     skipped = f" ({'; '.join(damaged)})" if damaged else ""
