@@ -20,8 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done; 1 failed, and the input is not to blame; 2 wrong command line, "
-    "path, or setting; 3 wrong or damaged data; 75 stopped by a scheduler; 130 by Ctrl-C. An error is "
-    "one line on stderr.",
+    "path, or setting; 3 wrong or damaged data; 75 stopped by a scheduler; 130 by Ctrl-C. "
+    "An error is one line on stderr.",
 )
 
 
