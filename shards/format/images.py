@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from shards.errors import DataError, M2FError
+from shards.errors import DataError
 from shards.format.schema import MAX_PIXELS, Sample
 
 # PIL and OpenCV tell these apart by the same first bytes and read the same size in their headers.
@@ -55,17 +55,23 @@ def opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
             block cannot decode the picture.
     """
     try:
-        with Image.open(file, formats=_FORMATS) as picture:
-            width, height = picture.size
-            if not 0 < width * height <= MAX_PIXELS:
-                raise ValueError(f"{width}x{height} pixels are not 1 to {MAX_PIXELS}")
-            yield picture
-    except (FileNotFoundError, M2FError):
+        picture = Image.open(file, formats=_FORMATS)
+    except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
         raise ValueError(f"it declares more than {MAX_PIXELS} pixels") from error
-    except Exception as error:  # the decoders of PIL raise almost any class for a damaged file
-        raise ValueError(str(error) or type(error).__name__) from error
+    except Exception as error:  # PIL raises almost any class, and its texts can hold addresses
+        raise ValueError(type(error).__name__) from error
+    with picture:
+        if not 0 < picture.width * picture.height <= MAX_PIXELS:
+            size = f"{picture.width}x{picture.height}"
+            raise ValueError(f"it declares {size} pixels, not 1 to {MAX_PIXELS}")
+        try:
+            yield picture
+        except (ValueError, FileNotFoundError):
+            raise
+        except Exception as error:
+            raise ValueError(type(error).__name__) from error
 
 
 def decode_with_opencv(encoded: bytes | memoryview, flags: int) -> np.ndarray | None:
