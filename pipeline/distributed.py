@@ -105,9 +105,8 @@ def call_on_all_ranks(function: Callable[[], T]) -> T:
 def is_lost_peer(error: BaseException) -> bool:
     """Return whether a collective failed because the process of another rank is gone."""
     text = str(error)
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in text and "peer" in text
-    )
+    is_collective = isinstance(error, RuntimeError) and ("gloo" in text or "NCCL" in text)
+    return is_collective and ("peer" in text or "remote process" in text)
 
 
 def _picklable(error: Exception) -> Exception:

@@ -153,5 +153,10 @@ def test_a_rank_knows_that_another_is_gone(tmp_path):
 
 
 def test_an_error_of_its_own_is_not_that_of_a_peer():
-    for error in (*ERRORS, RuntimeError("CUDA error: out of memory"), MemoryError()):
-        assert not is_lost_peer(error)
+    own = (
+        RuntimeError("CUDA error: out of memory"),
+        dist.DistBackendError("NCCL error, unhandled cuda error: ncclUnhandledCudaError"),
+    )
+    assert not any(map(is_lost_peer, (*ERRORS, *own, MemoryError())))
+    text = "NCCL error: ncclRemoteError: a network error or a remote process exiting prematurely"
+    assert is_lost_peer(dist.DistBackendError(text))
