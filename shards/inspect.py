@@ -117,10 +117,12 @@ def overview(folder: Path, runner: Runner) -> Overview:
     """Count the contents of the shard set in `folder`, shard by shard.
 
     Raises:
-        DataError: The set is damaged.
+        DataError: The set is damaged or holds no sample.
     """
     opened, parts = ShardSet.load(folder), []
     manifest, index = opened.manifest, opened.index
+    if not manifest.samples:
+        raise DataError("the set holds no sample", where=folder, fix="build it again")
     for number, shard in enumerate(manifest.shards):
         mine = index.shard == number
         if mine.any():

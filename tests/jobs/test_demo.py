@@ -24,8 +24,8 @@ def shown(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "demo"
     full_train = demo.train
 
-    def train(preset, overrides, runs):
-        return full_train(preset, [*overrides, *STEPS], runs)
+    def train(preset, overrides, **options):
+        return full_train(preset, [*overrides, *STEPS], **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TRAIN_IMAGES", 32)
@@ -97,4 +97,4 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     outcome = small.call(tmp_path, "demo", "--out", "file/demo")
     assert outcome.code == 2
     complaint = small.complaint(outcome)
-    assert "file/demo/raw: Not a directory; give another folder with --out" in complaint
+    assert "file/demo: Not a directory; name another folder" in complaint

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -170,6 +171,13 @@ def test_names_of_a_set_are_escaped_in_the_terminal(tmp_path):
         assert outcome.code == (2 if key and key != ["a"] else 0)
         assert "\x1b" not in outcome.out + outcome.err
         assert r"\x1b]0;taken\x07" in outcome.out + outcome.err
+
+
+def test_a_set_without_samples_is_named(counted, monkeypatch):
+    empty = ShardSet(counted.folder, replace(counted.manifest, shards=()), counted.index)
+    monkeypatch.setattr(ShardSet, "load", lambda _: empty)
+    with pytest.raises(DataError, match="the set holds no sample"):
+        overview(counted.folder, processes(1))
 
 
 def test_damage_is_named(photographs, tmp_path):
