@@ -34,10 +34,11 @@ class OutputFolder:
 
     def __init__(self, path: Path, command: str, names: Iterable[str], inputs: Iterable[Path]):
         self.path, self._command, self._names = path.absolute(), command, set(names)
+        self._inside: dict[Path, bool] = {}  # by the folder of a file
         check_apart(path, inputs)
         earlier = claim(path, command)
         with refusals(path):
-            stale = [self.path / name for name, hash in earlier.items() if self._is_own(name, hash)]
+            stale = {self.path / name for name, hash in earlier.items() if self._is_own(name, hash)}
             for name in sorted(self._names):
                 self._check_free(name, stale)
             self._write_mark(earlier | dict.fromkeys(self._names, ""), complete=False)
@@ -70,11 +71,14 @@ class OutputFolder:
     def _is_inside(self, name: str) -> bool:
         """Return whether no symbolic link leads from the folder to elsewhere."""
         parent = Path(name).parent
-        return not parent.is_absolute() and (
-            (self.path / parent).resolve() == self.path.resolve() / parent
-        )
+        if parent not in self._inside:
+            resolved = (self.path / parent).resolve()
+            self._inside[parent] = (
+                not parent.is_absolute() and resolved == self.path.resolve() / parent
+            )
+        return self._inside[parent]
 
-    def _check_free(self, name: str, stale: list[Path]) -> None:
+    def _check_free(self, name: str, stale: set[Path]) -> None:
         file = self.path / name
         taken = os.path.lexists(file) and file not in stale
         if taken or not self._is_inside(name):
