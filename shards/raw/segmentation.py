@@ -73,7 +73,7 @@ def _from_runs(name: str, mask: dict[str, Any], width: int, height: int) -> Rle:
 def _run(value: Any, pixels: int) -> int:
     """Return one plain run length, or -1 if it is beyond the image."""
     run = value if type(value) is int else integer("counts", value)
-    return run if run <= pixels else -1
+    return run if 0 <= run <= pixels else -1
 
 
 def _compress(counts: list[int], height: int, width: int) -> Rle:
