@@ -100,7 +100,7 @@ class Follower:
         self._last_printed = time.monotonic()
         encoding = self._console.encoding
         text = text.encode(encoding, "replace").decode(encoding)
-        with contextlib.suppress(OSError):  # stdout is closed
+        with contextlib.suppress(OSError, SystemExit):  # stdout is closed, as rich finds out
             self._console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 

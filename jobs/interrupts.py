@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-import sys
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,10 +98,15 @@ def handled(receive: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def _leave_terminal() -> None:
-    """Drop what is printed from now on, because the terminal is gone and printing would fail."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            if stream.isatty():
-                os.dup2(null, stream.fileno())
-        os.close(null)
+    """Drop what is printed from now on if it went to the terminal, because printing would fail.
+
+    `isatty` is false once the terminal is gone.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # it is closed
+            if stat.S_ISCHR(
+                os.fstat(descriptor).st_mode
+            ):  # isatty is False if the terminal is gone
+                os.dup2(null, descriptor)
+    os.close(null)

@@ -1,5 +1,7 @@
 """What every command prints when it warns or fails."""
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -63,3 +65,26 @@ def test_a_signal_that_is_ignored_at_the_start_stays_ignored():
     program = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN){program}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (3, "cleaned up\n")
+
+
+HANGUP = """
+    import sys, time
+    sys.stdout.write("up")
+    sys.stdout.flush()
+    try:
+        time.sleep(60)
+    finally:
+        print("to nobody", flush=True)
+"""
+
+
+def test_a_command_survives_the_end_of_its_terminal():
+    """Printing to a terminal that is gone fails, and would hide the exit code."""
+    process, terminal = pty.fork()
+    if process == 0:
+        program = PROGRAM.replace(WARN, HANGUP)
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    assert os.read(terminal, 2) == b"up"
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 75

@@ -119,6 +119,16 @@ def test_metrics_of_an_earlier_command_are_not_progress(tmp_path, capsys, monkey
     assert "step 201/300" in printed
 
 
+def test_a_closed_pipe_does_not_end_the_command(tmp_path, monkeypatch):
+    """Ctrl-C in `train | tee log` ends tee first."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", closed)
+        with Follower(tmp_path, steps=16) as follower:
+            follower.say("SIGINT: a checkpoint is written after this step")
+
+
 @pytest.fixture
 def job(tmp_path):
     return Job({}, tmp_path / "mine", 1, launch="17.000")
