@@ -108,7 +108,11 @@ class Manifest:
         return digest([SCHEMA, self.taxonomy.to_json(), shards, *meaning])
 
     def save(self, folder: Path) -> None:
-        """Write `manifest.json`."""
+        """Write `manifest.json`.
+
+        Raises:
+            DataError: `load` would refuse it; the source gave a value that no set can hold.
+        """
         document = {
             "schema": SCHEMA,
             **asdict(self),
@@ -116,8 +120,10 @@ class Manifest:
             "fingerprint": self.fingerprint,
         }
         document["checksum"] = digest(document)
+        text = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+        self._parsed(json.loads(text), folder / MANIFEST)
         with whole_file(folder / MANIFEST) as file:
-            file.write(json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
+            file.write(text)
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -140,6 +146,15 @@ class Manifest:
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(f"damaged ({error})", where=path, fix=_REBUILD) from error
+        return cls._parsed(document, path)
+
+    @classmethod
+    def _parsed(cls, document: Any, path: Path) -> "Manifest":
+        """Return the manifest of a JSON value.
+
+        Raises:
+            DataError: As for `load`.
+        """
         schema = document.get("schema") if isinstance(document, dict) else None
         if schema != SCHEMA:
             raise DataError(

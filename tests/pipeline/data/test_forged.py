@@ -216,3 +216,10 @@ def test_a_manifest_that_is_no_mapping_is_refused(text: str, spare_set: Path) ->
     (spare_set / MANIFEST).write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json"):
         Manifest.load(spare_set)
+
+
+def test_a_manifest_that_could_not_be_read_is_not_written(spare_set: Path) -> None:
+    manifest, before = Manifest.load(spare_set), (spare_set / MANIFEST).read_bytes()
+    with pytest.raises(DataError, match=r"licence\[0\].url is nan, not a finite number"):
+        replace(manifest, licence=({"url": float("nan")},)).save(spare_set)
+    assert (spare_set / MANIFEST).read_bytes() == before
