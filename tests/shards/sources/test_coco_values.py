@@ -1,6 +1,9 @@
 """COCO's JSON as tools write it: each value is read as it was meant, or its image is left out."""
 
+import contextlib
+import copy
 import json
+import random
 import re
 
 import pytest
@@ -277,3 +280,31 @@ def test_a_value_without_one_meaning_leaves_its_image_out_and_no_other(tmp_path,
     assert all("Error" not in one.detail for one in found)
     with pytest.raises(DataError, match=f"finding {code}"):
         made(tmp_path, document, strict=True)
+
+
+ODD = [
+    *(None, True, -1, 7, 1.5, NAN, -INF, 10**400, -(10**400), "", "1", "x", "\ud800", "\0", "../a"),
+    *([], {}, [[]], [1], {"id": 1}, POLYGON, PAIRS, rle(), rle(PACKED), [rle()], [[1e5] * 6]),
+]
+
+
+def containers(value):
+    """Yield every list and object in a document that is not empty."""
+    if isinstance(value, (dict, list)) and value:
+        yield value
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from containers(entry)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_odd_values_anywhere_end_in_a_set_that_all_accept_or_in_an_error(tmp_path, seed):
+    rng = random.Random(seed)
+    for _ in range(15):
+        document = plain()
+        document["annotations"].append(document["annotations"][0] | {"segmentation": rle(PACKED)})
+        for _ in range(rng.choice([1, 1, 2])):
+            inside = rng.choice(list(containers(document)))
+            key = rng.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+            inside[key] = copy.deepcopy(rng.choice(ODD))
+        with contextlib.suppress(DataError):
+            made(tmp_path, document)
