@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs import predict
 from jobs.image_files import find_images
 from jobs.outputs import MARK
 from shards.errors import UsageError
@@ -153,6 +155,26 @@ def test_results_below_the_photographs_are_not_predicted_again(work, tmp_path):
     assert "shots/out: holds the results of predict" in small.complaint(outcome)
     assert not (tmp_path / "second").exists()
     assert {path.name for path in shots.iterdir()} == {"a.jpg", "out"}
+
+
+def test_interrupted_results_are_not_taken_for_whole(work, tmp_path, monkeypatch):
+    shots = write(tmp_path / "shots", {"a.jpg": PHOTO, "b.jpg": PHOTO})
+    command = ["predict", str(work / "runs" / small.NAME), str(shots), "--out", "out"]
+    assert small.call(tmp_path, *command).code == 0
+    whole = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+
+    def stop(image, *_):
+        if (tmp_path / "out/a.png").exists():
+            signal.raise_signal(signal.SIGINT)
+        return image
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "overlay", stop)
+        assert small.call(tmp_path, *command).code == 130
+    assert not json.loads((tmp_path / "out" / MARK).read_text())["complete"]
+    assert {path.name for path in (tmp_path / "out").rglob("*.*")} == {MARK, "a.png"}
+    assert small.call(tmp_path, *command).code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == whole
 
 
 def test_instances_have_names_pixels_and_a_score(work, odd):
