@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from model.drop_path import DropPath, drop_branches
 from model.families import BACKBONES, RESNET, STRIDES, SWIN, Family
 from model.norms import ChannelNorm, replace_batch_norm
-from model.targets import Draw
+from model.targets import Draw, draw_rows
 
 # A classification checkpoint lacks the norms of feature maps, which start at the identity, and has
 # a norm and a head in addition to the backbone.
@@ -47,6 +47,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         family, config = _config(name, dict(overrides or {}), drop_path)
+        self.family = family
         body = _body(family, config, weights, overrides)
         self.pyramid = None
         channels = body.channels
@@ -78,13 +79,21 @@ class Backbone(nn.Module):
             if draw is None:
                 uniform = torch.rand(len(images), *shape, device=images.device)
             else:
-                uniform = torch.stack([draw(i, "drop_path", shape) for i in range(len(images))])
+                uniform = draw_rows(draw, "drop_path", [1] * len(images), shape)
             for path, column in zip(self.drop_paths, uniform.unbind(1), strict=True):
                 path.uniform = column
+        if images.is_cuda:  # convolutions on tensor cores take channels last
+            images = images.contiguous(memory_format=torch.channels_last)
         maps = self.body(images).feature_maps
         if self.pyramid is not None:
             maps = self.pyramid(*maps)
         return dict(zip(STRIDES, maps, strict=True))
+
+    def compile_blocks(self) -> None:
+        """Run every block through `torch.compile`."""
+        for module in self.body.modules():
+            if isinstance(module, self.family.blocks):
+                module.compile(dynamic=False)
 
 
 class SimplePyramid(nn.Module):

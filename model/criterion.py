@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.masked_decoder import Predictions
-from model.matcher import Matches, match
+from model.matcher import Matches, at_once, match
 from model.network_settings import CriterionSettings
 from model.points import neighbors, sample, sample_pairs, uncertain_points
 from model.recompute import recompute
-from model.targets import Draw, Targets
+from model.targets import Draw, Targets, draw_rows
 
 __all__ = ["Criterion", "CriterionSettings", "Draw", "Normalizers", "Targets", "normalizers"]
 
@@ -119,7 +119,7 @@ class Criterion:
         layer = torch.arange(layers, device=logits.device)[:, None]
         truth[layer, matches.image, matches.query] = categories[matches.image, matches.target]
         weight = logits.new_ones(classes)
-        weight[-1] = self.settings.no_object_weight
+        weight[-1:].fill_(self.settings.no_object_weight)  # assignment would wait for the GPU
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
         return loss.unflatten(0, truth.shape).sum((1, 2))
 
@@ -141,8 +141,8 @@ class Criterion:
         # it draws separately. The losses of all predictions are then computed as one batch.
         points, truth = zip(
             *(
-                self._points(i, maps, groups, targets, matches, draw)
-                for i, maps in enumerate(logits.detach())
+                self._points(part, logits.detach(), groups, targets, matches, draw)
+                for part in at_once(layers, logits.device)
             ),
             strict=True,
         )
@@ -152,34 +152,34 @@ class Criterion:
     @torch.no_grad()
     def _points(
         self,
-        i: int,
+        part: range,
         logits: Tensor,
         groups: Tensor,
         targets: Targets,
         matches: Matches,
         draw: Draw,
     ) -> tuple[Tensor, Tensor]:
-        """Return points [M, P, 2] and their truth [M, P], for logits [M, h, w] of prediction i."""
+        """Return points [l·M, P, 2] and their truth [l·M, P] for a part of l predictions.
+
+        The logits [L, M, h, w] are those of all predictions.
+        """
         s = self.settings
         keep = int(s.importance * s.points)
 
         # One draw per image, keyed by image and prediction: the points of an image do not depend on
         # the other images of its micro-batch, so a batch may be split in any way.
         def uniform(purpose: str, points: int) -> Tensor:
-            draws = [
-                draw(b, f"{purpose}/{i}", (count, points, 2))
-                for b, count in enumerate(matches.counts)
-                if count
-            ]
-            return torch.cat(draws).to(logits.dtype)
+            drawn = [draw_rows(draw, f"{purpose}/{i}", matches.counts, (points, 2)) for i in part]
+            return torch.cat(drawn).to(logits.dtype)
 
         points = uncertain_points(
-            logits,
+            logits[part.start : part.stop].flatten(0, 1),
             uniform("candidates", int(s.oversample * s.points)),
             uniform("uniform", s.points - keep),
             keep,
         )
-        image, target = matches.image, matches.target[i]
+        image = matches.image.repeat(len(part))
+        target = matches.target[part.start : part.stop].flatten()
         layer, value = targets.layer[image, target], targets.value[image, target]
         return points, sample_pairs(groups, image, layer, value, points)
 

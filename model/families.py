@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from torch import nn
 from transformers import (
     ConvNextBackbone,
     ConvNextConfig,
@@ -16,6 +17,11 @@ from transformers import (
     Swinv2Backbone,
     Swinv2Config,
 )
+from transformers.models.convnext.modeling_convnext import ConvNextLayer
+from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
+from transformers.models.swin.modeling_swin import SwinLayer
+from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer
 
 STRIDES = (4, 8, 16, 32)
 
@@ -26,6 +32,7 @@ class Family(NamedTuple):
     Attributes:
         config: Class of its config.
         body: Class of its network.
+        blocks: Classes of the modules that the network repeats.
         first: Field of the config that decides the stride of the first map, and its value.
         branches: Modules of a block, each of them the last one of a residual branch.
         is_plain: Whether it has one resolution, stride 16, of which `SimplePyramid` makes four.
@@ -33,18 +40,35 @@ class Family(NamedTuple):
 
     config: type[PreTrainedConfig]
     body: type[PreTrainedModel]
+    blocks: tuple[type[nn.Module], ...]
     first: tuple[str, Any]
     branches: tuple[str, ...] = ()
     is_plain: bool = False
 
 
 _PATCH_4, _PATCH_16 = ("patch_size", 4), ("patch_size", 16)
-RESNET = Family(ResNetConfig, ResNetBackbone, ("downsample_in_first_stage", False))
-SWIN = Family(SwinConfig, SwinBackbone, _PATCH_4, ("drop_path", "mlp"))
-SWINV2 = Family(Swinv2Config, Swinv2Backbone, _PATCH_4, ("layernorm_before", "layernorm_after"))
-CONVNEXT = Family(ConvNextConfig, ConvNextBackbone, _PATCH_4, ("drop_path",))
+RESNET = Family(
+    ResNetConfig,
+    ResNetBackbone,
+    (ResNetBasicLayer, ResNetBottleNeckLayer),
+    ("downsample_in_first_stage", False),
+)
+SWIN = Family(SwinConfig, SwinBackbone, (SwinLayer,), _PATCH_4, ("drop_path", "mlp"))
+SWINV2 = Family(
+    Swinv2Config,
+    Swinv2Backbone,
+    (Swinv2Layer,),
+    _PATCH_4,
+    ("layernorm_before", "layernorm_after"),
+)
+CONVNEXT = Family(ConvNextConfig, ConvNextBackbone, (ConvNextLayer,), _PATCH_4, ("drop_path",))
 DINOV3_VIT = Family(
-    DINOv3ViTConfig, DINOv3ViTBackbone, _PATCH_16, ("layer_scale1", "layer_scale2"), is_plain=True
+    DINOv3ViTConfig,
+    DINOv3ViTBackbone,
+    (DINOv3ViTLayer,),
+    _PATCH_16,
+    ("layer_scale1", "layer_scale2"),
+    is_plain=True,
 )
 
 _WINDOW_12 = {"window_size": 12, "image_size": 384}

@@ -87,6 +87,11 @@ class MaskedDecoder(nn.Module):
         class_logits = self.class_head(torch.stack(states))
         return Predictions(class_logits, torch.stack(embeddings), mask_features)
 
+    def compile_blocks(self) -> None:
+        """Run every layer through `torch.compile`."""
+        for layer in self.layers:
+            layer.compile(dynamic=False)
+
 
 def _shrink(x: Tensor, factor: int) -> Tensor:
     """Return [B, C, h, w] resized bilinearly to 1 / `factor` of its size.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.masked_decoder import Predictions
 from model.points import row_sampler, sample_shared
-from model.targets import Draw, Targets
+from model.targets import Draw, Targets, draw_rows
 
 
 class Matches(NamedTuple):
@@ -61,12 +61,16 @@ def match(
     """
     cost = class_weight * class_cost(predictions.class_logits, targets.categories)
     sample_features = row_sampler(predictions.mask_features)
-    for i, embeddings in enumerate(predictions.mask_embeddings):
-        locations = _draw_points(draw, f"match/{i}", len(embeddings), points, embeddings)
-        features = sample_features(locations)  # [B, P, C]
-        masks = sample_shared(groups, targets.layer, targets.value, locations)  # [B, N, P]
-        mask, dice = mask_costs(embeddings @ features.transpose(1, 2), masks)
-        cost[i] += mask_weight * mask + dice_weight * dice
+    batch = len(predictions.mask_features)
+    for part in at_once(len(cost), cost.device):
+        locations = [draw_rows(draw, f"match/{i}", [1] * batch, (points, 2)) for i in part]
+        where = torch.stack(locations, dim=1).to(cost.dtype).flatten(1, 2)  # [B, l·P, 2]
+        features = sample_features(where).unflatten(1, (-1, points)).transpose(0, 1)
+        masks = sample_shared(groups, targets.layer, targets.value, where)  # [B, N, l·P]
+        masks = masks.unflatten(2, (-1, points)).permute(2, 0, 1, 3)
+        embeddings = predictions.mask_embeddings[part.start : part.stop]
+        mask, dice = mask_costs(embeddings @ features.transpose(2, 3), masks)
+        cost[part.start : part.stop] += mask_weight * mask + dice_weight * dice
     return _assign(cost, predictions, targets.categories)
 
 
@@ -82,24 +86,30 @@ def class_cost(logits: Tensor, categories: Tensor) -> Tensor:
 
 
 def mask_costs(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean binary cross entropy and the dice loss of every pair, [B, Q, N] each.
+    """Return the mean binary cross entropy and the dice loss of every pair, [.., Q, N] each.
 
     Args:
-        logits: [B, Q, P], mask logits of the queries.
-        masks: [B, N, P] in [0, 1], masks of the targets at the same points.
+        logits: [.., Q, P], mask logits of the queries.
+        masks: [.., N, P] in [0, 1], masks of the targets at the same points.
     """
-    truth = masks.transpose(1, 2)  # [B, P, N]
+    truth = masks.transpose(-1, -2)  # [.., P, N]
     probability = logits.sigmoid()
     # BCE(x, t) = softplus(x) - x·t is linear in t, so all pairs are one matrix product. Beyond 50,
     # softplus(x) equals x in floating point.
-    negative = F.softplus(logits, threshold=50).sum(2, keepdim=True)  # [B, Q, 1]
-    bce = (negative - logits @ truth) / logits.shape[2]
-    size = probability.sum(2, keepdim=True) + truth.sum(1, keepdim=True)  # [B, Q, N]
+    negative = F.softplus(logits, threshold=50).sum(-1, keepdim=True)  # [.., Q, 1]
+    bce = (negative - logits @ truth) / logits.shape[-1]
+    size = probability.sum(-1, keepdim=True) + truth.sum(-2, keepdim=True)  # [.., Q, N]
     return bce, 1 - (2 * (probability @ truth) + 1) / (size + 1)
 
 
-def _draw_points(draw: Draw, purpose: str, batch: int, points: int, like: Tensor) -> Tensor:
-    return torch.stack([draw(b, purpose, (points, 2)) for b in range(batch)]).to(like.dtype)
+def at_once(predictions: int, device: torch.device) -> list[range]:
+    """Divide the predictions of a step into parts that are compared with the truth together.
+
+    A GPU takes all of them, because the host would need longer to launch the kernels of each part
+    than the GPU to run them. A CPU takes one by one, which needs a tenth of the memory.
+    """
+    size = 1 if device.type == "cpu" else predictions
+    return [range(first, first + size) for first in range(0, predictions, size)]
 
 
 def _assign(cost: Tensor, predictions: Predictions, categories: Tensor) -> Matches:

@@ -45,10 +45,10 @@ class PixelDecoderSettings(Settings):
     points: int = setting(4, "Sampling points per head and level.", at_least=1)
     feedforward: int = setting(1024, "Hidden channels of the feed-forward blocks.", at_least=1)
     dtype: str = setting(
-        "fp32",
-        "Precision under autocast: fp32 leaves autocast, as published; bf16 takes part in it, "
-        "except for coordinates, softmax, and the sums of deformable attention.",
-        choices=("fp32", "bf16"),
+        "bf16",
+        "Precision under autocast: bf16 takes part in it, except for coordinates, softmax, and the "
+        "sums of deformable attention; fp32 leaves autocast, as published.",
+        choices=("bf16", "fp32"),
     )
 
 
@@ -103,8 +103,10 @@ class ModelSettings(Settings):
         "Keep only the inputs of each decoder layer and run the layer again in backward, which "
         "takes less memory and gives the same gradients.",
     )
-    compile: bool = setting(
-        False, "Run the backbone and both decoders through torch.compile, for images of one size."
+    compile: bool | None = setting(
+        None,
+        "Train with the blocks of the network run through torch.compile, for images of one size; "
+        "null does so on a GPU, unless zero.stage=3.",
     )
     pixel_decoder: PixelDecoderSettings = setting(
         PixelDecoderSettings, "Sizes of the pixel decoder."

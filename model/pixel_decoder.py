@@ -92,10 +92,21 @@ class PixelDecoder(nn.Module):
             )
         ]
         fine = self.lateral(features[4])
-        # A transposed view would pass its layout on to the upsampled map, which would be copied.
-        coarse = memory[-1].contiguous()
+        coarse = memory[-1]
+        if not coarse.is_cuda:
+            # A transposed view would pass its layout on to the upsampled map, and that be copied.
+            coarse = coarse.contiguous()
         fine = fine + F.interpolate(coarse, fine.shape[2:], mode="bilinear")
         return memory, self.mask_features(self.output(fine))
+
+    def compile_blocks(self) -> None:
+        """Run the projections, the layers, and the convolutions through `torch.compile`.
+
+        Upsampling stays outside. Compiled, its backward adds atomically and takes 14 ms instead of
+        2 ms (16 images of 1024 pixels on an H200).
+        """
+        for block in (*self.input_proj, *self.layers, self.lateral, self.output):
+            block.compile(dynamic=False)
 
 
 class EncoderLayer(nn.Module):

@@ -1,6 +1,6 @@
 """Inputs of the criterion beside the predictions: truth as integer maps, and random numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +8,17 @@ from torch import Tensor
 
 Draw = Callable[[int, str, tuple[int, ...]], Tensor]
 """(index of the image in the batch, purpose, shape) -> float32 in [0, 1) on the device."""
+
+
+def draw_rows(draw: Draw, purpose: str, counts: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Draw `counts[b]` rows of a shape for every image b: float32 [Σ counts, *shape].
+
+    Those of image b are `draw(b, purpose, (counts[b], *shape))`. A `draw` with a method `rows`,
+    which takes the other arguments, draws them all at once.
+    """
+    if rows := getattr(draw, "rows", None):
+        return rows(purpose, counts, shape)
+    return torch.cat([draw(b, purpose, (n, *shape)) for b, n in enumerate(counts) if n])
 
 
 class Targets(NamedTuple):

@@ -3,6 +3,7 @@
 Every function also works in a single process without a process group.
 """
 
+import functools
 import os
 import pickle
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def rank_device() -> torch.device:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")  # TF32, as convolutions have by default
     return device
 
 
@@ -34,6 +36,22 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def sum_on_hosts(tensor: Tensor) -> Tensor:
+    """Sum a tensor on the CPU over all ranks, in place, and return it; no rank waits for its GPU.
+
+    NCCL sums tensors on a GPU only, so its groups have a second one, of gloo, beside them.
+    """
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor, group=_host_group(dist.group.WORLD))
+    return tensor
+
+
+@functools.lru_cache(maxsize=1)
+def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return a group of the ranks of `world` that sums tensors on the CPU."""
+    return dist.new_group(backend="gloo") if dist.get_backend(world) == "nccl" else world
 
 
 def all_gather(value: T) -> list[T]:

@@ -73,9 +73,9 @@ class ZeroSettings(Settings):
     """DeepSpeed's ZeRO."""
 
     stage: int = setting(
-        1,
-        "ZeRO stage: 0 replicates everything, 1 shards the moments, 2 also the gradients, "
-        "3 also the parameters.",
+        0,
+        "ZeRO stage: 0 replicates everything, which is fastest; 1 shards the moments, 2 also the "
+        "gradients, 3 also the parameters.",
         choices=(0, 1, 2, 3),
     )
 

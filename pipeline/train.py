@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch.backends import cudnn
 
 from model.mask2former import Mask2Former
 from pipeline.data.batch import Batch
@@ -53,6 +54,7 @@ class Worker:
         self.settings, self.folder = settings, folder
         rank, world = rank_and_world()
         self.device = rank_device()
+        cudnn.benchmark = True  # all images of a run have one size
         stop.check_together(folder, self.device)
         self.split = BatchSplit(settings.batch.size, settings.batch.micro, world, rank)
         self.data = call_on_all_ranks(
@@ -151,7 +153,12 @@ class Worker:
         if self.journal.checkpoint is None and settings.model.init_from != "none":
             init_from, taxonomy = settings.model.init_from, self.data.taxonomy
             self.journal.event(initialize(model, init_from, settings.task, taxonomy))
-        return Engine(
+        compiled = settings.model.compile
+        if compiled is None:
+            compiled = self.device.type == "cuda" and settings.zero.stage < 3
+        if compiled:
+            model.compile_blocks()
+        engine = Engine(
             model.to(self.device),
             parameter_groups(model, settings.optimizer),
             zero=settings.zero,
@@ -160,6 +167,9 @@ class Worker:
             micro_batch=settings.batch.micro,
             device=self.device,
         )
+        if compiled:
+            engine.record((settings.batch.micro, 3, *settings.data.crop_size))
+        return engine
 
     def _log(self, losses: dict[str, torch.Tensor], lr_multiplier: float, grad_norm: float) -> None:
         rates = {"lr": self.settings.optimizer.lr * lr_multiplier, "grad_norm": grad_norm}
@@ -177,7 +187,9 @@ class Worker:
         settings, step = self.settings.evaluation, self.progress.step
         if not self._is_evaluated(step) or self.journal.is_scored(step):
             return
-        with torch.compiler.set_stance("force_eager"):  # the images have many sizes
+        # The images have many sizes: compiling for each, or a search for its fastest convolutions,
+        # would take longer than the evaluation.
+        with torch.compiler.set_stance("force_eager"), cudnn.flags(enabled=True, benchmark=False):
             model = self.engine.module
             assert isinstance(model, Mask2Former)
             check = partial(stop.check_together, self.folder, self.device)

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "pipeline/settings": SHARDS | {"model"},
     "pipeline": {"shards"},
     "pipeline/data": SHARDS | {"model", "pipeline"},
-    "pipeline/step": {"shards", "model", "pipeline", "pipeline/data"},
+    "pipeline/step": {"shards", "model", "model/kernels", "pipeline", "pipeline/data"},
     "pipeline/score": SHARDS | {"model", "pipeline", "pipeline/data"},
     "pipeline/run": SHARDS
     | MODEL

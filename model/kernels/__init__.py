@@ -43,6 +43,8 @@ OPERATIONS: Mapping[str, Mapping[str, Callable[[torch.device], bool]]] = {
     "deformable_attention": {"cpu": _on_cpu, REFERENCE: _everywhere},
     # model.deformable_self_attention: the same from raw projections
     "deformable_self_attention": {"triton": _with_triton, REFERENCE: _everywhere},
+    # pipeline.step.draws: random numbers of many keys; each implementation gives others
+    "uniform": {"triton": _with_triton, REFERENCE: _everywhere},
     # model.token_linear: products of [B, N, C] with a matrix
     "token_linear": {"onednn": _on_cpu, REFERENCE: _everywhere},
     # model.points: feature maps at points

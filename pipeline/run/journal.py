@@ -6,7 +6,6 @@ import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from pipeline.run.folder import (
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.restarts import next_attempt, run_id
 from pipeline.run.track import Tracker, WandbSettings
+from pipeline.run.versions import versions
 from pipeline.score.headline import HEADLINE
 from pipeline.step.engine import Engine, Update
 from shards.errors import Failed, UsageError
@@ -36,7 +36,6 @@ from shards.format.taxonomy import Taxonomy
 from shards.jsonl import Row, rows
 
 MAX_SKIPPED_IN_A_ROW = 20
-PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class Journal:
             self.world,
             self.info.zero_stage,
             self.info.taxonomy,
-            {name: version(name) for name in PACKAGES},
+            versions(),
         )
         try:
             checkpoint.save(folder, state, trainer)

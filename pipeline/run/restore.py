@@ -37,7 +37,7 @@ def load_model(
     if problem := checkpoint.damage(path):
         raise checkpoint.damaged(path, problem)
     state, trainer = checkpoint.load(path)
-    bare = dataclasses.replace(settings, weights="none", compile=False)
+    bare = dataclasses.replace(settings, weights="none")
     model = Mask2Former(bare, len(trainer.taxonomy))
     weights = {name.removeprefix("model."): tensor for name, tensor in state.items()
                if name.startswith("model.")}  # fmt: skip

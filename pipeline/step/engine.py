@@ -63,6 +63,7 @@ class Engine:
         if device.type == "cpu":
             load_cpu_helper()
         self.stage = zero.stage
+        self._clip = clip
         self.device = device
         self._adamw = torch.optim.AdamW(groups, fused=device.type == "cuda")
         self._base_lrs = [group["lr"] for group in self._adamw.param_groups]
@@ -82,6 +83,14 @@ class Engine:
         """Run the model forward."""
         return self._engine(*args)
 
+    def record(self, shape: tuple[int, int, int, int]) -> None:
+        """Record the network as CUDA graphs for images of a shape, on a GPU at stage 0."""
+        if self.device.type != "cuda" or self.stage > 0:
+            return
+        images = torch.zeros(shape, device=self.device)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            self.module.record(images)
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch.
 
@@ -98,16 +107,29 @@ class Engine:
         """
         for group, base in zip(self._adamw.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * lr_multiplier
-        if self.stage == 0:  # DeepSpeed neither measures the norm nor skips the update
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
-            if not math.isfinite(norm):
-                for gradient in gradients:
-                    gradient.zero_()
-                return Update(applied=False, grad_norm=norm)
+        if self.stage == 0:
+            return self._step_replicated()
         self._engine.step()
-        if self.stage > 0:
-            norm = float(self._engine.get_global_grad_norm())
+        norm = float(self._engine.get_global_grad_norm())
+        return Update(applied=math.isfinite(norm), grad_norm=norm)
+
+    def _step_replicated(self) -> Update:
+        """Clip and update at stage 0, for which DeepSpeed neither measures the norm nor skips.
+
+        On a GPU the norm is read last, because the host waits for it: AdamW's fused kernel itself
+        skips the update if `found_inf` is not 0.
+        """
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        nn.utils.clip_grads_with_norm_(parameters, self._clip, norm)
+        if self.device.type == "cuda":
+            self._adamw.found_inf = 1 - norm.isfinite().float()
+        elif not norm.isfinite():
+            for parameter in parameters:
+                parameter.grad.zero_()
+            return Update(applied=False, grad_norm=float(norm))
+        self._engine.step()
+        norm = float(norm)
         return Update(applied=math.isfinite(norm), grad_norm=norm)
 
     def state(self) -> dict[str, Tensor]:
@@ -241,8 +263,9 @@ def _config(
     return {
         "train_batch_size": global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_clipping": clip,
+        "gradient_clipping": clip if stage > 0 else 0.0,
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice per step
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": stage,

@@ -17,9 +17,9 @@ from model.mask2former import normalize
 from model.masked_decoder import Predictions
 from model.targets import Draw
 from pipeline.data.batch import Batch
-from pipeline.data.keyed import keyed_uniform
 from pipeline.data.split import BatchSplit
-from pipeline.distributed import all_gather, raise_on_all_ranks, sum_over_ranks
+from pipeline.distributed import all_gather, raise_on_all_ranks, sum_on_hosts, sum_over_ranks
+from pipeline.step.draws import Draws
 from pipeline.step.meter import Meter
 
 
@@ -60,19 +60,6 @@ class GlobalBatch(NamedTuple):
     damaged: list[dict[str, Any]]  # rows for quarantine.jsonl, of all ranks
 
 
-def draws(seed: int, batch: Batch) -> Draw:
-    """Return a source of uniform numbers that is keyed by (seed, epoch, sample key, purpose).
-
-    A sample gets the same numbers on any rank and in any micro-batch.
-    """
-
-    def draw(image: int, purpose: str, shape: tuple[int, ...]) -> Tensor:
-        key = seed, batch.epochs[image], batch.keys[image], purpose
-        return keyed_uniform(shape, *key, device=batch.images.device)
-
-    return draw
-
-
 class TrainingStep:
     """The losses and gradients of one global batch.
 
@@ -108,8 +95,9 @@ class TrainingStep:
         """Take the micro-batches of the next step, and sum over those of all ranks.
 
         The denominators of the losses follow from the truth alone, so that one all-reduce before
-        the first forward gives them. The same all-reduce tells every rank whether any rank failed
-        to get its batches or found damaged samples: then all ranks stop, or record it, together.
+        the first forward gives them. It stays on the hosts, so no rank waits for its GPU. The same
+        all-reduce tells every rank whether any rank failed to get its batches or found damaged
+        samples: then all ranks stop, or record it, together.
 
         Raises:
             Exception: What kept any rank from getting its batches, on every rank.
@@ -118,27 +106,28 @@ class TrainingStep:
         error: Exception | None = None
         try:
             with self.meter.waiting():
-                received = [next(batches).to(self.device) for _ in range(self.micro_steps)]
+                received = [next(batches) for _ in range(self.micro_steps)]
         except Exception as raised:  # the other ranks have to learn of it
             error = raised
         size = len(Normalizers._fields)
-        sums = torch.zeros(size + 2, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(size + 2, dtype=torch.float64)
         for batch in received:
-            parts = normalizers(batch.targets.categories, self.queries, self.settings)
+            parts = normalizers(batch.targets.categories.cpu(), self.queries, self.settings)
             sums[:size] += torch.stack([torch.as_tensor(part) for part in parts])
             sums[-2] += len(batch.damaged)
         sums[-1] = error is not None
-        *totals, damaged, failed = sum_over_ranks(sums)
+        *totals, damaged, failed = sum_on_hosts(sums)
         if failed:
             raise_on_all_ranks(error)
         rows = [row for batch in received for row in batch.damaged]
         if damaged:
             rows = [row for part in all_gather(rows) for row in part]
-        return GlobalBatch(received, Normalizers(*totals), rows)
+        on_device = [batch.to(self.device) for batch in received]
+        return GlobalBatch(on_device, Normalizers(*totals), rows)
 
     def losses(self, batch: Batch, totals: Normalizers) -> dict[str, Tensor]:
         """Return the weighted losses of one micro-batch, as its part of the global batch's."""
-        draw = draws(self.seed, batch)
+        draw = Draws(self.seed, batch)
         predictions = self.network(normalize(batch.images), draw)
         return self.criterion(predictions, batch.targets, draw, totals)
 

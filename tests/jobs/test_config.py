@@ -224,7 +224,7 @@ UNREADABLE = {
     "batch.size.x=5": r"^batch\.size is not a section; it is a whole number$",
     "batch.size={a: 1}": r"^batch\.size is not a section; it must be a whole number$",
     "scaling.gpu=yes": r"^scaling\.gpu=yes; it must be true, false, or null$",
-    "model.compile=True": r"^model\.compile=True; it must be true or false$",
+    "model.compile=True": r"^model\.compile=True; it must be true, false, or null$",
     "optimizer.lr=nan": r"^optimizer\.lr=nan; it must be a number$",
     "optimizer.lr=1e400": r"^optimizer\.lr=inf; it must be a finite number below 2\^63$",
     "schedule.milestones=[a]": r"^schedule\.milestones=a; it must be a number$",

@@ -151,7 +151,7 @@ def test_drop_path_on_every_branch(name: str) -> None:
     with torch.no_grad():
         for columns in kept:
             draw = torch.tensor([1.0] * (len(rates) - branches) + list(columns))
-            backbone(images, lambda image, purpose, shape, draw=draw: draw)
+            backbone(images, lambda image, purpose, shape, draw=draw: draw.expand(shape))
     changes = [out - x for x, out in passed]
     assert torch.equal(passed[0][0], passed[0][1])
     for one, other in itertools.combinations(changes, 2):

@@ -24,8 +24,9 @@ def test_a_compiled_network_is_the_same_by_the_same_names(monkeypatch: pytest.Mo
     models = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        settings = tiny_settings(checkpoint_activations=True, compile=compiled)
-        models.append(Mask2Former(settings, num_classes=5))
+        models.append(Mask2Former(tiny_settings(checkpoint_activations=True), num_classes=5))
+        if compiled:
+            models[1].compile_blocks()
     assert models[0].state_dict().keys() == models[1].state_dict().keys()
     torch._dynamo.reset()
     counters.clear()
@@ -36,5 +37,5 @@ def test_a_compiled_network_is_the_same_by_the_same_names(monkeypatch: pytest.Mo
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
     graphs = counters["stats"]["unique_graphs"]
     outcome(models[1], images + 1)
-    assert graphs == counters["stats"]["unique_graphs"] == 3  # backbone, two decoders
+    assert graphs == counters["stats"]["unique_graphs"] > 3
     assert not counters["graph_break"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.backends import cudnn
 
 from model import kernels
 from model.criterion import Criterion, CriterionSettings, normalizers
@@ -89,7 +90,7 @@ def test_a_gpu_agrees_with_the_reference_on_a_cpu(
     choice: str, reference: dict[str, Tensor]
 ) -> None:
     """Losses and gradients agree to 1e-3 in float32."""
-    with kernels.use(choice):
+    with kernels.use(choice), cudnn.flags(enabled=True, allow_tf32=False):
         found = {name: x.cpu() for name, x in step(torch.device("cuda")).items()}
     assert_near(found, reference, 1e-3)
 

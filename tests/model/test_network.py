@@ -190,16 +190,18 @@ def test_constants_cached_in_inference_are_used_in_training() -> None:
     model(images).mask_embeddings.sum().backward()
 
 
+@pytest.mark.parametrize(("dtype", "expected"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 @BOTH
-def test_autocast_predictions_stay_close() -> None:
+def test_autocast_predictions_stay_close(dtype: str, expected: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = Mask2Former(tiny_settings(), num_classes=5).eval()
+    settings = tiny_settings(pixel_decoder=PixelDecoderSettings(dtype=dtype))
+    model = Mask2Former(settings, num_classes=5).eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         full = model(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = model(images)
-    assert half.mask_features.dtype == torch.float32
+    assert half.mask_features.dtype == expected
     error = (half.mask_features.float() - full.mask_features).norm() / full.mask_features.norm()
     assert error < 0.05
 

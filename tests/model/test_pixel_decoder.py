@@ -42,5 +42,5 @@ def test_without_autocast_both_are_the_same() -> None:
 
 
 def test_unknown_dtype_is_named() -> None:
-    with pytest.raises(SettingError, match=r"^dtype=fp16; choose one of fp32, bf16$"):
+    with pytest.raises(SettingError, match=r"^dtype=fp16; choose one of bf16, fp32$"):
         PixelDecoderSettings(dtype="fp16")

@@ -21,8 +21,8 @@ from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.journal import MAX_SKIPPED_IN_A_ROW
 from pipeline.run.track import METRICS
 from pipeline.settings import BatchSettings, CheckpointSettings, RunSettings, TrainerSettings
+from pipeline.step.draws import Draws
 from pipeline.step.engine import ZeroSettings
-from pipeline.step.step import draws
 from pipeline.train import Worker
 from shards.jsonl import rows
 from tests import distributed
@@ -159,7 +159,7 @@ def test_the_first_loss_is_that_of_the_whole_batch_in_plain_torch(runs, photogra
     batch = next(iter(stream))
     torch.manual_seed(3)
     model = Mask2Former(settings.model, len(store.manifest.taxonomy))
-    draw = draws(3, batch)
+    draw = Draws(3, batch)
     terms = Criterion(settings.criterion)(
         model(normalize(batch.images), draw),
         batch.targets,

@@ -1,12 +1,16 @@
 """One training step: its random numbers, and its use in a plain loop without DeepSpeed."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.mask2former import Mask2Former
 from pipeline.data.split import BatchSplit
 from pipeline.data.stream import train_stream
-from pipeline.step.step import PlainNetwork, TrainingStep, draws, global_losses
+from pipeline.step.draws import Draws
+from pipeline.step.step import PlainNetwork, TrainingStep, global_losses
 from tests.pipeline.runs import smallest
 
 CPU = torch.device("cpu")
@@ -42,7 +46,7 @@ def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
             smallest(photographs).data, [train_set], "panoptic", 3, position, share
         )
         batch = next(iter(stream))
-        draw = draws(seed, batch)
+        draw = Draws(seed, batch)
         return {p: draw(b, purpose, (5, 2)) for b, p in enumerate(batch.positions)}
 
     whole = numbers(3, 0, BatchSplit(8, 8))
@@ -58,3 +62,51 @@ def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
         *numbers(3, 10, BatchSplit(8, 8)).values(),
     ]
     assert len({tuple(drawn.flatten().tolist()) for drawn in different}) == 32
+
+
+def test_rows_of_all_images_are_those_of_each(train_set, photographs):
+    stream = train_stream(
+        smallest(photographs).data, [train_set], "panoptic", 3, 0, BatchSplit(4, 4)
+    )
+    draw = Draws(3, next(iter(stream)))
+    counts = [2, 0, 1, 3]
+    together = draw.rows("candidates/0", counts, (5, 2))
+    alone = [draw(b, "candidates/0", (count, 5, 2)) for b, count in enumerate(counts)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+class ReadsOfTheHost(TorchDispatchMode):
+    """Counts the operations for which the host would wait for a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.WAITING:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_losses_and_gradients_read_no_number_on_the_host(train_set, photographs):
+    """The copy of the matching costs, which is not counted here, is the only one of a step."""
+    settings = smallest(photographs)
+    model = Mask2Former(settings.model, len(train_set.manifest.taxonomy))
+    split = BatchSplit(4, 2)
+    step = TrainingStep(
+        PlainNetwork(model, CPU),
+        settings.criterion,
+        queries=settings.model.queries,
+        seed=3,
+        split=split,
+        device=CPU,
+    )
+    stream = train_stream(settings.data, [train_set], "panoptic", 3, 0, split)
+    batch = step.receive(iter(stream))
+    step.forward_backward(batch)  # fills the caches of constants
+    with ReadsOfTheHost() as reads:
+        step.forward_backward(batch)
+    assert not reads.counts
