@@ -23,7 +23,7 @@ from shards.errors import UsageError
 
 Row = dict[str, Any]
 
-NAMES = ("attention", "build", "overfit", "segment", "step", "stream", "stream_decode")
+NAMES = ("attention", "build", "gpu", "overfit", "segment", "step", "stream", "stream_decode")
 REPORT = "report"
 RESULTS = Path("benchmarks")  # of kept results, in the current folder
 

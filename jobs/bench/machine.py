@@ -3,11 +3,12 @@
 import datetime
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from jobs import __version__
+from pipeline.run.versions import versions
 
 LIBRARIES = ("torch", "deepspeed", "ray", "transformers", "webdataset", "numpy", "triton")
 
@@ -25,7 +26,7 @@ def facts() -> dict[str, Any]:
         "versions": {
             "mask2former-at-scale": __version__,
             "python": platform.python_version(),
-            **{name: found for name in LIBRARIES if (found := _version(name))},
+            **versions(LIBRARIES),
         },
     }
 
@@ -43,11 +44,10 @@ def _gpu_model() -> str | None:
 
     if not torch.cuda.is_available():
         return None
-    return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-
-
-def _version(library: str) -> str | None:
+    model = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
+        found = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        found = []
+    return f"{model}, driver {found[0]}" if found else model

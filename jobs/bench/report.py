@@ -50,6 +50,8 @@ def render(folder: Path) -> tuple[str, list[str]]:
         for row in result["rows"]:
             lines.append(f"| {row['name']} | {' | '.join(cells(row))} |")
             missed += [row["name"]] if is_met(row) is False else []
+        notes = [row for row in result["rows"] if row.get("note")]
+        lines += ["", *(f"- {row['name']}: {row['note']}" for row in notes)] if notes else []
         lines.append("")
     return "\n".join(lines).rstrip(), missed
 

@@ -25,7 +25,7 @@ def results(tmp_path) -> Path:
     stream = [
         row("stream.start", "s", 0.3, peer=0.2, peer_name="at 0", better="lower",
             target="<= 0.2 s more"),
-        row("stream.memory", "MiB", 85.0, better="lower"),
+        row("stream.memory", "MiB", 85.0, better="lower") | {"note": "of one process"},
     ]  # fmt: skip
     for name, date, machine, rows in (
         ("stream", "2026-11-26", CPU, stream),
@@ -58,6 +58,8 @@ def test_tables_name_the_machine_and_the_date_and_mark_misses(results):
         "|---|---|---|---|---|",
         "| stream.start | 0.3 s | 0.2 at 0 | 1.5 | <= 0.2 s more |",
         "| stream.memory | 85.0 MiB |  |  |  |",
+        "",
+        "- stream.memory: of one process",
     ]
     assert missed == ["step.time"]
 
