@@ -44,14 +44,20 @@ def sum_on_hosts(tensor: Tensor) -> Tensor:
     NCCL sums tensors on a GPU only, so its groups have a second one, of gloo, beside them.
     """
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(tensor, group=_host_group(dist.group.WORLD))
+        world = dist.group.WORLD
+        assert world is not None
+        dist.all_reduce(tensor, group=_host_group(world))
     return tensor
 
 
 @functools.lru_cache(maxsize=1)
 def _host_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """Return a group of the ranks of `world` that sums tensors on the CPU."""
-    return dist.new_group(backend="gloo") if dist.get_backend(world) == "nccl" else world
+    if dist.get_backend(world) != "nccl":
+        return world
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def all_gather(value: T) -> list[T]:

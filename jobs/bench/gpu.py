@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]  # as documented
 from torch.profiler import ProfilerActivity, profile
 
 from jobs.bench import Row, attention, row, step, training
@@ -218,7 +219,7 @@ def kernel_rows(run: Callable[[], object]) -> list[Row]:
     launches = 0
     for event in recorded.key_averages():
         is_range = event.key.startswith(("##", "m2f::"))  # ranges that hold kernels
-        if event.device_type != torch.autograd.DeviceType.CUDA or is_range:
+        if event.device_type != DeviceType.CUDA or is_range:
             continue
         kind = next(
             (kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)),

@@ -105,5 +105,5 @@ def flops_per_image(settings: ModelSettings, size: int, device: torch.device) ->
     images = torch.zeros(1, 3, size, size, device=device)
     with FlopCounterMode(display=False) as counter:
         predictions = model(images)
-        sum(part.float().sum() for part in predictions).backward()
+        torch.stack([part.float().sum() for part in predictions]).sum().backward()
     return counter.get_total_flops()

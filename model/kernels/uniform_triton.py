@@ -1,4 +1,4 @@
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 # Triton is untyped.
 """Uniform numbers of many keys on a GPU, in one launch of a Triton kernel.
 
