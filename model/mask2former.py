@@ -1,5 +1,8 @@
 """Mask2Former: backbone, pixel decoder and masked-attention decoder as one network."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -83,16 +86,28 @@ class Mask2Former(nn.Module):
 
         A replay launches all kernels at once. One by one, they keep the host busy for longer than
         an H200 computes, even with 16 images of 1024 pixels. The parameters must stay in their
-        memory. Stochastic depth changes from step to step, so backbones with it are not recorded.
+        memory. Stochastic depth changes from step to step, and synchronized batch normalization
+        waits for other GPUs, so backbones with one of them are not recorded.
 
         Args:
             images: Images of the shape that training will have, on the GPU.
         """
-        if self.backbone.drop_paths:
+        waits = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules())
+        if self.backbone.drop_paths or waits:
             return
         network = _WithoutDraws(self.backbone, self.pixel_decoder, self.masked_decoder)
-        torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
+        with buffers_kept(self):
+            torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
         self._recorded.append(network)
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put back the buffers of a module, such as the statistics of batch normalization."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    yield
+    for buffer, value in kept:
+        buffer.copy_(value)
 
 
 class _WithoutDraws(nn.Module):

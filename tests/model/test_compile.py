@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from model.mask2former import Mask2Former
+from model.mask2former import Mask2Former, buffers_kept
 from tests.model.test_recompute import tiny_settings
 
 
@@ -39,3 +39,15 @@ def test_a_compiled_network_is_the_same_by_the_same_names(monkeypatch: pytest.Mo
     outcome(models[1], images + 1)
     assert graphs == counters["stats"]["unique_graphs"] > 3
     assert not counters["graph_break"]
+
+
+def test_warming_up_changes_no_statistics() -> None:
+    """Recording a CUDA graph runs the network on images without content."""
+    torch.manual_seed(0)
+    model = Mask2Former(tiny_settings(norm="batch"), num_classes=5)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert "backbone.body.embedder.embedder.normalization.running_mean" in before
+    with buffers_kept(model):
+        model(torch.zeros(2, 3, 64, 64))
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
