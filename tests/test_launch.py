@@ -1,5 +1,6 @@
 """launch.sh, without installing or downloading anything."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,12 +32,49 @@ def venv(tmp_path):
     folder = tmp_path / "venv"
     folder.mkdir()
     for path in Path(sys.prefix).iterdir():
-        if path.name not in (".complete", "requirements.txt"):
+        if path.name not in (".complete", ".complete-dev", "requirements.txt", "setup.log"):
             (folder / path.name).symlink_to(path)
     sources = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     stamp = subprocess.run(["cksum"], input=b"".join(sources), capture_output=True, check=True)
-    (folder / ".complete").write_text(stamp.stdout.decode().replace(" ", ""))
+    for name in (".complete", ".complete-dev"):
+        (folder / name).write_text(stamp.stdout.decode().replace(" ", ""))
     return folder
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """An empty environment whose `python -m pip` writes a log and ends as PIP says."""
+    folder, tools = tmp_path / "stub", tmp_path / "tools"
+    (folder / "bin").mkdir(parents=True)
+    tools.mkdir()
+    programs = {
+        folder / "bin" / "python": f'''case "$1 $2" in
+          "-m pip") echo "$@" >>"{tmp_path}/pip.log"; echo "Installing collected packages: a, b"
+            eval "$PIP" ;;
+          "-P -c") ;;
+          *) exec {sys.executable} "$@" ;;
+        esac''',
+        tools / "nvidia-smi": "",  # no compiler is needed then
+    }
+    for path, text in programs.items():
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    for name, value in {
+        "M2F_VENV": str(folder),
+        "M2F_PYTHON": sys.executable,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PIP": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+def stamps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(".complete*"))
+
+
+def pip_calls(folder: Path) -> int:
+    return len((folder.parent / "pip.log").read_text().splitlines())
 
 
 @pytest.fixture
@@ -105,3 +143,59 @@ def test_another_requirement_makes_the_environment_incomplete(venv, bare):
     done = launch("--help", PATH=bare, M2F_PYTHON="/nonexistent", M2F_VENV=str(venv))
     assert done.returncode == 2
     assert "no python" in done.stderr
+
+
+def test_setup_installs_the_test_tools_only_if_they_are_asked_for(stub):
+    assert launch("setup").stdout == f"setup: ready ({stub})\n"
+    requirements = (stub / "requirements.txt").read_text()
+    assert "torch>=" in requirements
+    assert "pytest" not in requirements
+    assert stamps(stub) == [".complete"]
+    assert launch("setup").returncode == 0
+    assert pip_calls(stub) == 1
+    assert launch("setup", "--dev").returncode == 0
+    requirements = (stub / "requirements.txt").read_text()
+    assert "torch>=" in requirements
+    assert "pytest>=" in requirements
+    assert stamps(stub) == [".complete", ".complete-dev"]
+    for words in (["setup"], ["setup", "--dev"]):
+        assert launch(*words).returncode == 0
+    assert pip_calls(stub) == 2
+
+
+def test_test_installs_the_test_tools_that_are_missing(stub):
+    assert launch("setup").returncode == 0
+    done = launch("test", "--version")
+    assert done.returncode == 0, done.stderr
+    assert stamps(stub) == [".complete", ".complete-dev"]
+
+
+def test_a_failed_install_leaves_no_complete_environment(stub):
+    assert launch("setup").returncode == 0
+    failed = launch("setup", "--dev", PIP="echo no such package >&2; exit 1")
+    assert failed.returncode == 2
+    assert "no such package\nlaunch.sh: pip could not install the packages" in failed.stderr
+    assert stamps(stub) == []
+    assert launch("setup").returncode == 0
+    assert stamps(stub) == [".complete"]
+
+
+def test_a_command_whose_environment_is_made_first_prints_only_its_own_output(stub):
+    done = launch("settings", "--json-schema")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    steps = [line.split()[2:4] for line in done.stderr.splitlines() if " step " in line]
+    assert steps == [["step", number] for number in "123"]
+
+
+@pytest.mark.slow
+def test_a_long_install_reports_its_progress(stub):
+    done = launch("setup", PIP="sleep 6")
+    assert "installing: 0 of 2 packages" in done.stderr
+
+
+def test_an_unknown_option_of_setup_is_refused(stub):
+    done = launch("setup", "--devel")
+    assert done.returncode == 2
+    assert "setup [--dev]" in done.stdout
+    assert stamps(stub) == []
