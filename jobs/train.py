@@ -23,6 +23,7 @@ from jobs.worker import Job, cpus_per_worker, run_workers
 from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
+from pipeline.step import cpu_helper
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.locks import file_lock
 
@@ -105,6 +106,9 @@ def _fit(config: Config, folder: Path, command: str) -> None:
         f"{workers} workers with {threads} threads each on {os.cpu_count()} cores; "
         f"{cpus} CPUs reserved in Ray; {'GPU' if use_gpu else 'no GPU'}"
     )
+    if not use_gpu and not cpu_helper.is_compiled():
+        print("compiling DeepSpeed's CPU helper, once per environment (about a minute)", flush=True)
+        cpu_helper.compile_alone()
     job = Job(configs.to_dict(config), folder, threads, f"{time.time():.3f}", use_gpu)
     stop.withdraw(folder)
     with handled(requests.receive):

@@ -11,22 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.step.cpu_helper import CPU_HELPER, DEFAULT_FOLDER
+from pipeline.step import cpu_helper
+from pipeline.step.cpu_helper import CPU_HELPER
+from shards.errors import Failed
 
 
 @pytest.fixture
 def extensions(tmp_path, monkeypatch) -> Path:
-    """Return a copy of the folder of the compiled helper, which `start` uses."""
-    if not any(_extensions().glob("*/built")):
-        assert start().wait(timeout=300) == 0
-    shutil.copytree(_extensions(), tmp_path / "extensions")
+    """Return a copy of the helper's folder, compiled but not marked so, which `start` uses."""
+    if not cpu_helper.is_compiled():
+        cpu_helper.compile_alone()
+    compiled = cpu_helper.helper_folder()
     monkeypatch.setenv("M2F_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    (folder,) = (tmp_path / "extensions").glob(f"*/{CPU_HELPER}")
-    return folder
-
-
-def _extensions() -> Path:
-    return Path(os.environ.get("M2F_EXTENSIONS_DIR", DEFAULT_FOLDER))
+    shutil.copytree(compiled, cpu_helper.helper_folder())
+    (cpu_helper.helper_folder() / "built").unlink()  # as if the build had not ended
+    return cpu_helper.helper_folder() / CPU_HELPER
 
 
 def start() -> subprocess.Popen:
@@ -78,3 +77,27 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_checkouts_share_the_helper_of_a_writable_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("M2F_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    shared = cpu_helper.helper_folder()
+    assert shared.is_relative_to(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert cpu_helper.helper_folder().is_relative_to(cpu_helper.CHECKOUT)
+        shared.mkdir(parents=True)
+        (shared / "built").touch()
+        assert cpu_helper.helper_folder() == shared
+        assert cpu_helper.is_compiled()
+    monkeypatch.setenv("M2F_EXTENSIONS_DIR", str(tmp_path / "chosen"))
+    assert cpu_helper.helper_folder() == tmp_path / "chosen" / shared.name
+
+
+@pytest.mark.slow
+def test_a_missing_compiler_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2F_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    with pytest.raises(Failed, match=r"CPU helper does not compile: .*; install a C"):
+        cpu_helper.compile_alone()
