@@ -14,6 +14,8 @@ from shards.build.options import BuildOptions
 from shards.errors import UsageError
 from shards.parallel import Runner
 from shards.sources.coco_item import CocoFiles
+from shards.text import say
+from shards.verify import shard_sets
 
 
 def build(options: BuildOptions, on: str = "auto") -> dict[str, dict[str, Any]]:
@@ -31,7 +33,15 @@ def build(options: BuildOptions, on: str = "auto") -> dict[str, dict[str, Any]]:
     if address:  # its processes have other working directories
         options = _absolute(options)
     with _runner(address, options) as runner:
-        return build_sets(options, runner)
+        built = build_sets(options, runner)
+    if not options.url and len(sets := shard_sets(Path(options.out))) == 1:
+        own = isinstance(options.root, CocoFiles)
+        how = "its JSON with --split val" if own else f"a split of them in {options.root}"
+        say(
+            f"{sets[0]} is the only set; training also needs a set of other images for data.val: "
+            f"build {how} into the same --out"
+        )
+    return built
 
 
 def raw_data(

@@ -1,12 +1,12 @@
 """Check a config against this machine, the data, and the weights before any worker starts."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from jobs.config import Config
+from jobs.inputs import check_exist, warn_if_unlearnable
 from model.mask2former import Mask2Former
 from model.weights.load import fit
 from pipeline.data.stages import load_stage
@@ -30,6 +30,7 @@ def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
         UsageError: Something does not fit. The error names the key, the value, and the fix.
         DataError: A shard set is incomplete.
     """
+    check_exist(config)
     _check_gpus(config.scaling.gpu, config.scaling.workers or 1)
     for name in config.data.stages:
         load_stage(name)
@@ -38,6 +39,7 @@ def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
         _check_model(config, val.manifest.taxonomy, fresh)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+    warn_if_unlearnable(config, train)
     return train, val
 
 
@@ -86,13 +88,6 @@ def _opened(key: str, sets: Callable[[], Any]) -> Any:
 def _check_model(config: Config, taxonomy: Taxonomy, fresh: bool) -> None:
     init_from = config.model.init_from
     weights = config.model.weights if init_from == "none" else "none"
-    if weights != "none" and not Path(weights).is_dir():
-        raise UsageError(
-            "the folder does not exist",
-            where=f"model.weights={weights}",
-            fix="the preset's header has the command that fetches it; model.weights=none trains "
-            "from scratch",
-        )
     with torch.device("meta" if weights == "none" else "cpu"):  # only weights need memory
         model = Mask2Former(config.model, len(taxonomy))
     if init_from != "none" and fresh:

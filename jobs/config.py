@@ -73,7 +73,12 @@ def load(preset: str, overrides: Sequence[str]) -> Config:
     for field in dataclasses.fields(config.data):
         if field.metadata["rule"].required and not getattr(config.data, field.name):
             key = f"data.{field.name}"
-            raise UsageError(f"{key} is not set", fix=f"add {key}=SHARDS/{field.name}")
+            fix = f"add {key}=SHARDS/{field.name}"
+            if field.name == "val":
+                fix += (
+                    "; if there is no such set, build one from other images, in a split of its own"
+                )
+            raise UsageError(f"{key} is not set", fix=fix)
     with _usage_errors():
         return _resolved(config, path.stem)
 

@@ -1,7 +1,7 @@
 """Commands that train, score, and use networks."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,13 @@ from jobs.console import report
 
 PRESETS = Path(__file__).parents[1] / "presets"
 KNOWN = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def _check_run(run: str) -> None:
+    """Report a run that does not exist before torch is imported, which takes seconds."""
+    from jobs import config
+
+    config.run_folder(run)
 
 
 def demo(
@@ -41,8 +48,9 @@ def train(
         trainer.steps=2000 optimizer.lr=1e-3
     """
     from jobs import config
+    from jobs.inputs import check_exist
 
-    config.load(preset, overrides or [])  # reports a wrong setting before seconds of imports
+    check_exist(config.load(preset, overrides or []))  # before seconds of imports
     from jobs.train import train as job
 
     job(preset, overrides or [])
@@ -81,9 +89,14 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a run on its val set: PQ, AP, and mIoU from one pass."""
-    from jobs.evaluate import evaluate as job
 
-    report(lambda: job(run, checkpoint, data, images), as_json)
+    def job() -> dict[str, Any]:
+        _check_run(run)
+        from jobs.evaluate import evaluate as score
+
+        return score(run, checkpoint, data, images)
+
+    report(job, as_json)
 
 
 def predict(
@@ -108,6 +121,7 @@ def predict(
     Folders are searched with those below them. An image that cannot be used is left out and
     listed, the rest is done, and the exit code is 3.
     """
+    _check_run(run)
     from jobs.predict import predict as job
 
     job(run, images, out, checkpoint, threshold)
@@ -119,6 +133,7 @@ def replay(
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's samples.")] = None,
 ) -> None:
     """Draw the exact inputs and targets of the network at a step."""
+    _check_run(run)
     from jobs.replay import replay as job
 
     job(run, step, rank)
@@ -133,6 +148,7 @@ def export(
     checkpoint: Checkpoint = None,
 ) -> None:
     """Write the weights in the format of another library, with a model card."""
+    _check_run(run)
     from jobs.export import export as job
 
     job(run, to, out, checkpoint)

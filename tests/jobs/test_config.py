@@ -297,7 +297,7 @@ WRONG = {
     "model.norm=layer": r"model\.norm=layer; choose one of .*group",
     "model.dim=36": r"model\.dim=36; it must be a multiple of 8",
     "model.queries=0": r"model\.queries=0; it must be at least 1",
-    "model.weights=weights/none": r"model\.weights=.*/none: .* does not exist; .*none trains",
+    "model.weights=weights/none": r"model\.weights=.*/none: .* does not exist; .*from scratch",
 }
 
 
@@ -327,7 +327,9 @@ def test_a_missing_gpu_is_refused(sets, monkeypatch):
 
 def test_data_must_be_given_and_be_a_shard_set(sets, tmp_path):
     refused(r"^data\.train is not set; add data\.train=SHARDS/train$", [])
-    refused(r"^data\.val is not set; add data\.val=SHARDS/val$", sets[:1])
+    refused(
+        r"^data\.val is not set; add data\.val=SHARDS/val; .* build one from other images", sets[:1]
+    )
     refused(rf"data\.val={tmp_path}: not a shard set", [*sets, f"data.val={tmp_path}"])
     refused(
         r"data\.train=/nowhere: not a shard set .*launch\.sh build", [*sets, "data.train=/nowhere"]
