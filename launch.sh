@@ -74,10 +74,11 @@ run_step() {
   report_step 9>&- &
   reporter=$!
   trap 'kill "$reporter" 2>/dev/null || true' EXIT
+  trap 'say "interrupted; run ./launch.sh setup again to resume"; exit 130' INT
   "$@" >"$log" 2>&1 || status=$?
   kill "$reporter" 2>/dev/null || true
-  trap - EXIT
-  (( status == 0 )) || tail -n 15 "$log" >&2
+  trap - EXIT INT
+  (( status == 0 )) || tail -n 15 "$log" | cut -c 1-300 >&2
   return "$status"
 }
 
