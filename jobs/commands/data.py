@@ -1,7 +1,7 @@
 """Commands that check and describe shard sets, and index tars as one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,9 +47,16 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print the classes, sizes, areas, and objects of shard sets, or draw one sample."""
-    from jobs.inspect.inspect import inspect as job
 
-    report(lambda: job(sets, key, html, out, jobs, force), as_json)
+    def job() -> list[dict[str, Any]]:
+        from shards.verify import shard_sets
+
+        shard_sets(sets)  # reports a wrong path before seconds of imports
+        from jobs.inspect.inspect import inspect as describe
+
+        return describe(sets, key, html, out, jobs, force)
+
+    report(job, as_json)
 
 
 def index(

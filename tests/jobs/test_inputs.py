@@ -47,6 +47,10 @@ NOWHERE = ["data.train=/nowhere", "data.val=/nowhere"]
         ["predict", "nothing", "photo.jpg", "--out", "pictures"],
         ["replay", "nothing", "--step", "1"],
         ["export", "nothing", "--to", "transformers"],
+        ["inspect", "/nowhere"],
+        ["verify", "/nowhere"],
+        ["index", "/nowhere"],
+        ["bench", "nothing"],
     ],
 )
 def test_a_wrong_name_is_reported_before_the_heavy_imports(words, tmp_path):
