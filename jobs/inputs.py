@@ -23,6 +23,7 @@ from shards.format.manifest import Manifest
 
 FROZEN = "frozen_batch"
 FROM_SCRATCH = "model.norm=group optimizer.backbone_lr_multiplier=1"  # as in the preset `tiny`
+WEIGHT_FILES = (".safetensors", ".bin")  # of transformers
 LOOKED_AT = 32  # samples of a set, at equal distances
 SMALL_PX = 5  # side of an object, as the square root of its area
 ENOUGH_PX = 10  # side that half of the objects have at least with the proposed settings
@@ -30,7 +31,7 @@ SHARE = 0.3  # of small objects above which a warning is due; COCO has 41 % belo
 
 
 def check_exist(config: Config) -> None:
-    """Check that the local shard sets and the folder of pretrained weights exist.
+    """Check that the local shard sets and the pretrained weights exist.
 
     Raises:
         UsageError: One is missing. The error names the key and the fix.
@@ -44,9 +45,12 @@ def check_exist(config: Config) -> None:
                 except UsageError as error:
                     raise error.at(f"{key}={error.problem.where or location}") from error
     model = config.model
-    if model.init_from == "none" and model.weights != "none" and not Path(model.weights).is_dir():
+    if model.init_from != "none" or model.weights == "none":
+        return
+    folder = Path(model.weights)
+    if not any(path.suffix in WEIGHT_FILES for path in folder.glob("*")):
         raise UsageError(
-            "the folder does not exist",
+            "the folder holds no weights" if folder.is_dir() else "the folder does not exist",
             where=f"model.weights={model.weights}",
             fix=f"{_fetch(config)}; to train from scratch instead, write model.weights=none"
             + f" {FROM_SCRATCH}" * _is_frozen(config),

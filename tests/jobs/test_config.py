@@ -376,8 +376,10 @@ def test_weights_are_loaded_before_workers_start(sets, tmp_path):
     check(configs.load("tiny", overrides))
     deeper = "model.backbone_config.depths=[1,1,1,2]"
     refused(r"model\.weights='.*weights' .*stages\.3", [*overrides, deeper])
+    (folder / "model.safetensors").write_bytes(b"")
+    refused(r"model\.weights='.*weights' cannot be loaded: ", overrides)
     (folder / "model.safetensors").unlink()
-    refused(r"model\.weights='.*weights' cannot be loaded: .*model\.safetensors", overrides)
+    refused(r"model\.weights=.*weights: the folder holds no weights; ", overrides)
 
 
 def test_more_workers_than_gpus_are_refused(sets, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_wrong_name_is_reported_before_the_heavy_imports(words, tmp_path):
     assert line.startswith("error: ")
 
 
-def test_missing_pretrained_weights_are_named_with_the_command_that_fetches_them(sets):
+def test_missing_pretrained_weights_are_named_with_the_command_that_fetches_them(sets, tmp_path):
     fetched = {
         "coco_panoptic_r50": "microsoft/resnet-50",
         "coco_panoptic_swin_tiny": "microsoft/swin-tiny-patch4-window7-224",
@@ -83,6 +83,9 @@ def test_missing_pretrained_weights_are_named_with_the_command_that_fetches_them
         proposed = scratch.removeprefix("write ").split()
         assert "model.weights=none" in proposed
         assert not [text for text in warned(preset, [*words, *proposed]) if FROZEN in text]
+    (tmp_path / "config.json").touch()  # as after a download that was interrupted
+    with pytest.raises(UsageError, match="holds no weights; fetch it: "):
+        check(configs.load("coco_panoptic_r50", [*sets, f"model.weights={tmp_path}"]))
     with pytest.raises(UsageError, match="weights of convnext_tiny in the format of transformers"):
         check(configs.load("tiny", [*sets, "model.backbone=convnext_tiny", "model.weights=no",
                                     "model.norm=frozen_batch"]))  # fmt: skip
