@@ -1,5 +1,6 @@
 """Backbones of `transformers` as feature maps by stride."""
 
+import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -20,6 +22,9 @@ from model.targets import Draw, draw_rows
 # a norm and a head in addition to the backbone.
 _FRESH = "hidden_states_norms."
 _DROPPED = re.compile(r"(\w+\.)?(classifier|layernorm)\.")
+
+# What transformers raises for files of weights that are truncated or of another kind.
+DAMAGED = (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.UnpicklingError)
 
 
 class Backbone(nn.Module):
@@ -183,8 +188,8 @@ def _load(family: type[PreTrainedModel], folder: str, config: PreTrainedConfig) 
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"model.weights={folder!r} cannot be loaded: {reason}") from error
     missing = [name for name in info["missing_keys"] if not name.startswith(_FRESH)]
     unexpected = [name for name in info["unexpected_keys"] if not _DROPPED.match(name)]

@@ -376,9 +376,12 @@ def test_weights_are_loaded_before_workers_start(sets, tmp_path):
     check(configs.load("tiny", overrides))
     deeper = "model.backbone_config.depths=[1,1,1,2]"
     refused(r"model\.weights='.*weights' .*stages\.3", [*overrides, deeper])
-    (folder / "model.safetensors").write_bytes(b"")
-    refused(r"model\.weights='.*weights' cannot be loaded: ", overrides)
-    (folder / "model.safetensors").unlink()
+    whole = (folder / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        for damaged in (b"", b"version https", whole[: len(whole) // 2], whole[:4], b"PK\3\4" * 9):
+            (folder / name).write_bytes(damaged)
+            refused(r"model\.weights='.*weights' cannot be loaded: .", overrides)
+        (folder / name).unlink()
     refused(r"model\.weights=.*weights: the folder holds no weights; ", overrides)
 
 
