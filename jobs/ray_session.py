@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NamedTuple
@@ -94,20 +95,43 @@ class Session:
             shutil.copy(self.folder / DRIVER_LOG, folder)
 
 
+def start_ray(folder: Path, cpus: int) -> None:
+    """Start Ray on this machine, with its files in a private folder."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
+        _temp_dir=str(folder),
+    )
+
+
 @contextlib.contextmanager
-def session(body: Callable[[Path], str], cpus: int) -> Iterator[Session]:
+def session(
+    body: Callable[[Path], str], cpus: int, start: Callable[[Path, int], None] = start_ray
+) -> Iterator[Session]:
     """Start Ray and call `body` in a new process, which ends with the context.
+
+    The process is spawned. A forked one would inherit locks that threads of this process hold, and
+    Ray's start would wait for them without end.
 
     Args:
         body: Uses Ray. Its argument is the private folder, its result the text of the last message.
         cpus: Number of CPUs that Ray may assign.
+        start: Starts Ray; its arguments are the private folder and `cpus`.
     """
     adopt_orphans()
+    resource_tracker.ensure_running()  # among the processes that are spared
     spared = descendants()
     with private_folder() as folder:
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(
-            target=_main, args=(sender, folder, body, cpus)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_main, args=(sender, folder, body, cpus, start)
         )
         process.start()
         sender.close()  # so that the end of the process ends the pipe
@@ -120,7 +144,13 @@ def session(body: Callable[[Path], str], cpus: int) -> Iterator[Session]:
             end_descendants(spared)
 
 
-def _main(messages: Any, folder: Path, body: Callable[[Path], str], cpus: int) -> None:
+def _main(
+    messages: Any,
+    folder: Path,
+    body: Callable[[Path], str],
+    cpus: int,
+    start: Callable[[Path, int], None],
+) -> None:
     """Run Ray and `body` in this process, which ends with its parent."""
     os.setsid()
     adopt_orphans()
@@ -128,7 +158,7 @@ def _main(messages: Any, folder: Path, body: Callable[[Path], str], cpus: int) -
     _redirect_output(folder / DRIVER_LOG)
     _set_environment(folder)
     try:
-        _start(folder, cpus)
+        start(folder, cpus)
     except BaseException as error:  # Ray also calls sys.exit
         messages.send(Message("not started", str(error).strip().partition("\n")[0]))
         return
@@ -166,18 +196,3 @@ def _set_environment(folder: Path) -> None:
         cache = f"{gettempdir()}/torchinductor_{os.getuid()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)  # is to outlive this command
     os.environ["TMPDIR"] = str(folder)
-
-
-def _start(folder: Path, cpus: int) -> None:
-    import ray
-
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
-        _temp_dir=str(folder),
-    )

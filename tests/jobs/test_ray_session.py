@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
 
 from jobs import config as configs
-from jobs import ray_session, train
+from jobs import train
 from jobs.interrupts import requests
 from jobs.processes import descendants, end_descendants
 from jobs.ray_session import STARTS, session
@@ -19,79 +22,101 @@ from shards.errors import Failed
 SPAWN = "import subprocess, sys; subprocess.Popen(['sleep', '600']); print('up', flush=True)"
 
 
+def fail_first(log: Path, failures: int, how: str, folder: Path, cpus: int) -> None:
+    """Stand in for the start of Ray: the first starts fail. Each appends a byte to a file."""
+    with log.open("a") as file:
+        file.write(".")
+    if log.stat().st_size > failures:
+        return
+    if how == "crash":
+        os._exit(134)
+    if how == "exit":
+        sys.exit(1)
+    raise Exception("The current node timed out during startup.\nThe log says more")
+
+
+def done(config, job, private) -> str:
+    return "done"
+
+
+def crash(config, job, private) -> str:
+    os._exit(134)
+
+
 @pytest.fixture
 def run(tmp_path, photographs, monkeypatch):
-    """Return a function that runs workers which are done at once."""
+    """Return a function that runs workers, with a start of Ray that fails at first."""
     _, preset, *overrides = [
         *("train", "tiny", f"data.train={photographs / 'train'}"),
         *(f"data.val={photographs / 'val'}", "scaling.workers=1", "scaling.gpu=false"),
     ]
     config = configs.load(preset, overrides)
     requests.reset()
-    monkeypatch.setattr(train, "run_workers", lambda config, job, private: "done")
-    return lambda: train._run(config, Job({}, tmp_path, 1, launch="1"), 1)
+
+    def call(failures: int, how: str = "time out", workers=done) -> str:
+        start = partial(fail_first, tmp_path / "starts", failures, how)
+        monkeypatch.setattr(train, "session", partial(session, start=start))
+        monkeypatch.setattr(train, "run_workers", workers)
+        return train._run(config, Job({}, tmp_path, 1, launch="1"), 1)
+
+    return call
 
 
-def starts(monkeypatch, log: Path, failures: int, fail) -> None:
-    """Let the first starts of Ray fail. Each appends a byte to a file."""
-
-    def start(folder, cpus):
-        with log.open("a") as file:
-            file.write(".")
-        if log.stat().st_size <= failures:
-            fail()
-
-    monkeypatch.setattr(ray_session, "_start", start)
-
-
-def time_out():
-    raise Exception("The current node timed out during startup.\nThe log says more")
-
-
-@pytest.mark.parametrize("fail", [time_out, lambda: sys.exit(1), lambda: os._exit(134)])
-def test_a_start_that_fails_is_tried_again(run, tmp_path, monkeypatch, capfd, fail):
-    starts(monkeypatch, tmp_path / "starts", STARTS - 1, fail)
-    assert run() == "done"
+@pytest.mark.parametrize("how", ["time out", "exit", "crash"])
+def test_a_start_that_fails_is_tried_again(run, tmp_path, capfd, how):
+    assert run(STARTS - 1, how) == "done"
     assert (tmp_path / "starts").read_text() == "." * STARTS
-    lines = capfd.readouterr().err.splitlines()
+    lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith("Ray did not start (")]
     assert len(lines) == STARTS - 1
-    assert all(line.startswith("Ray did not start (") for line in lines)
 
 
-def test_after_three_starts_it_is_one_line(run, tmp_path, monkeypatch):
-    starts(monkeypatch, tmp_path / "starts", STARTS, time_out)
+def test_after_three_starts_it_is_one_line(run):
     with pytest.raises(Failed) as caught:
-        run()
+        run(STARTS)
     assert str(caught.value).endswith(
         f"Ray did not start in {STARTS} attempts: The current node timed out during startup.; "
         "run the command again when the machine is less busy"
     )
 
 
-def test_a_crash_of_ray_is_a_failed_run(run, tmp_path, monkeypatch):
-    starts(monkeypatch, tmp_path / "starts", 0, time_out)
-    monkeypatch.setattr(train, "run_workers", lambda config, job, private: os._exit(134))
-    assert run() == "failed"
+def test_a_crash_of_ray_is_a_failed_run(run):
+    assert run(0, workers=crash) == "failed"
 
 
-def test_a_session_leaves_no_process_and_no_folder(monkeypatch, tmp_path):
+def leave_processes(private: Path) -> str:
+    for new_session in (False, True):
+        command = [sys.executable, "-c", SPAWN]
+        subprocess.run(command, start_new_session=new_session, check=True)
+    return str(private)
+
+
+def test_a_session_leaves_no_process_and_no_folder(tmp_path):
     """Neither a process whose parent has died, nor one in a session of its own."""
-    starts(monkeypatch, tmp_path / "starts", 0, time_out)
+    resource_tracker.ensure_running()
     before = descendants()
-
-    def body(private: Path) -> str:
-        for new_session in (False, True):
-            command = [sys.executable, "-c", SPAWN]
-            subprocess.run(command, start_new_session=new_session, check=True)
-        return str(private)
-
-    with session(body, 1) as ray:
+    start = partial(fail_first, tmp_path / "starts", 0, "time out")
+    with session(leave_processes, 1, start) as ray:
         while ray.wait() and ray.message.state != "ended":
             pass
         private = Path(ray.message.text)
         assert private.parts
     assert descendants() - before == set()
     assert not private.exists()
+
+
+def test_a_session_starts_beside_threads_that_hold_locks(tmp_path):
+    """A forked process would wait without end for a lock that a thread held at that moment."""
+    with LOCK, session(take_lock, 1, partial(fail_first, tmp_path / "starts", 0, "")) as ray:
+        while ray.wait() and ray.message.state != "ended":
+            pass
+        assert ray.message.text == "taken"
+
+
+LOCK = threading.Lock()
+
+
+def take_lock(private: Path) -> str:
+    return "taken" if LOCK.acquire(timeout=60) else "held"
 
 
 def test_the_processes_that_were_there_before_stay():
@@ -106,26 +131,32 @@ def test_the_processes_that_were_there_before_stay():
 
 DRIVER = """
 import sys, time
+from functools import partial
 from pathlib import Path
 from jobs import ray_session
 
-def body(private):
+def body(note, private):
     import os, subprocess
     processes = [subprocess.Popen(["sleep", "600"]).pid, os.getpid()]
-    Path(sys.argv[1]).write_text(" ".join(map(str, [private, *processes])))
+    Path(note).write_text(" ".join(map(str, [private, *processes])))
     time.sleep(600)
 
-ray_session._start = lambda folder, cpus: None
-with ray_session.session(body, 1) as ray:
-    while ray.wait():
-        pass
+def start(folder, cpus):
+    pass
+
+if __name__ == "__main__":
+    with ray_session.session(partial(body, sys.argv[1]), 1, start) as ray:
+        while ray.wait():
+            pass
 """
 
 
 def test_a_killed_command_leaves_nothing_either(tmp_path):
     note = tmp_path / "note"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, note], env=environment)
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    driver = subprocess.Popen([sys.executable, script, note], env=environment)
     until = time.monotonic() + 60
     while not (note.exists() and note.read_text()):
         assert time.monotonic() < until
