@@ -127,8 +127,9 @@ class Commands:
         left += [name for name in memory if Path(name).exists()]
         for path in processes:
             with contextlib.suppress(OSError):
-                if (path / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                    left.append((path / "cmdline").read_text())
+                command = (path / "cmdline").read_text()
+                if command:  # a process that is ending has none
+                    left.append(command)
         return Signaled(outcome, self.attempts(), steps, left)
 
 

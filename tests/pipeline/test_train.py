@@ -51,7 +51,7 @@ def runs_on_one_process(sets: Path, root: Path) -> dict[str, str | list[str]]:
         "micro 8": attempt(
             dataclasses.replace(plain, batch=BatchSettings(GLOBAL, 8)), root / "micro 8"
         ),
-        "stage 0": attempt(dataclasses.replace(plain, zero=ZeroSettings(0)), root / "stage 0"),
+        "stage 1": attempt(dataclasses.replace(plain, zero=ZeroSettings(1)), root / "stage 1"),
         "stage 3": interrupted(dataclasses.replace(plain, zero=ZeroSettings(3)), root / "stage 3"),
     }
     shutil.copytree(root / "plain", root / "again")
@@ -139,7 +139,7 @@ def test_a_run_leaves_its_records(runs, photographs):
     assert any(row["data_wait_s"] for row in metrics)  # for the first batch at least
     (start,) = events(folder, "start")
     assert start.items() >= {
-        "attempt": 1, "world_size": 1, "zero_stage": 1, "step": 0, "position": 0,
+        "attempt": 1, "world_size": 1, "zero_stage": 0, "step": 0, "position": 0,
         "checkpoint": None,
     }.items()  # fmt: skip
     assert [e["position"] for e in events(folder, "checkpoint")] == [0, 16, 32]
@@ -192,7 +192,7 @@ def test_a_sharded_run_resumes_too(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["two", "two, stage 3", "micro 8", "stage 0"])
+@pytest.mark.parametrize("name", ["two", "two, stage 3", "micro 8", "stage 1"])
 def test_how_the_work_is_divided_does_not_change_the_losses(runs, name):
     root, outcomes = runs
     assert outcomes[name] == "done"

@@ -140,7 +140,7 @@ def test_photographs_reach_the_bound_of_masks_at_stride_4(photographs, settings,
 
 def numbers(scores: dict) -> dict[str, float]:
     """Return all scores in one dictionary, those of a class as `CLASS.METRIC`; -1 for null."""
-    flat = {name: value for name, value in scores.items() if name != "classes"}
+    flat = {name: value for name, value in scores.items() if name not in ("classes", "data")}
     for row in scores["classes"]:
         flat |= {f"{row['name']}.{key}": value for key, value in row.items() if key != "name"}
     return {name: -1 if value is None else value for name, value in flat.items()}
@@ -151,6 +151,7 @@ def test_ranks_share_the_images_and_add_up_to_one_process(blocky):
     alone = score(blocky, AT_OWN_SIZE, (3,))
     first, second = distributed.run(score, 2, blocky, AT_OWN_SIZE, (3,))
     assert second == first
+    assert first["data"] == alone["data"]
     assert numbers(first) == pytest.approx(numbers(alone), rel=1e-12)
     assert len(numbers(alone)) > 30
 
