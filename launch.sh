@@ -129,8 +129,9 @@ case ${1:-} in
       '') setup run ;;
       --dev) setup dev ;;
       *)
-        echo 'Usage: ./launch.sh setup [--dev]   create or complete the environment; --dev adds the test tools'
-        [[ $2 == -h || $2 == --help ]] || exit 2
+        usage='./launch.sh setup [--dev]: create or complete the environment; --dev adds the test tools'
+        [[ $2 == -h || $2 == --help ]] || fail "unknown option $2; usage: $usage"
+        echo "Usage: $usage"
         exit 0
         ;;
     esac

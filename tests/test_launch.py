@@ -197,5 +197,6 @@ def test_a_long_install_reports_its_progress(stub):
 def test_an_unknown_option_of_setup_is_refused(stub):
     done = launch("setup", "--devel")
     assert done.returncode == 2
-    assert "setup [--dev]" in done.stdout
+    assert "launch.sh: unknown option --devel; usage: ./launch.sh setup [--dev]" in done.stderr
+    assert "setup [--dev]" in launch("setup", "--help").stdout
     assert stamps(stub) == []
