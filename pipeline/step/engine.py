@@ -84,8 +84,13 @@ class Engine:
         return self._engine(*args)
 
     def record(self, shape: tuple[int, int, int, int]) -> None:
-        """Record the network as CUDA graphs for images of a shape, on a GPU at stage 0."""
-        if self.device.type != "cuda" or self.stage > 0:
+        """Record the network as CUDA graphs for images of a shape, where that is possible.
+
+        It takes a GPU, stage 0, which leaves the parameters in their memory, and one micro-batch
+        per step: the gradients of a replay may lie in the memory that the next one writes to.
+        """
+        accumulates = self._engine.gradient_accumulation_steps() > 1
+        if self.device.type != "cuda" or self.stage > 0 or accumulates:
             return
         images = torch.zeros(shape, device=self.device)
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
