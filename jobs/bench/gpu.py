@@ -59,7 +59,7 @@ TESTS_S, TRAIN_S = 150, 240
 # Kinds of kernels, by parts of their names; the first match counts.
 KINDS = {
     "fused by the compiler": ("triton_",),
-    "deformable attention": ("_forward", "_backward"),
+    "deformable attention": ("_deformable",),
     "convolution": ("conv", "fprop", "dgrad", "wgrad", "nchwToNhwc", "nhwcToNchw"),
     "attention": ("sdpa", "flash", "fmha"),
     "matrix product": ("gemm", "nvjet", "cutlass", "cublas"),

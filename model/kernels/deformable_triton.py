@@ -30,7 +30,7 @@ def forward(value: Tensor, shapes: Shapes, projected: Tensor) -> Tensor:
     """Return `model.deformable_self_attention` of the arguments."""
     value, projected = value.contiguous(), projected.contiguous()
     output = value.new_empty(*value.shape[:2], value.shape[2] * value.shape[3])
-    _launch(_forward, value, shapes, projected, output)
+    _launch(_deformable_forward, value, shapes, projected, output)
     return output
 
 
@@ -41,7 +41,7 @@ def backward(
     gradient, value, projected = (x.contiguous() for x in (gradient, value, projected))
     of_value = torch.zeros_like(value, dtype=projected.dtype)
     of_projected = torch.empty_like(projected)
-    _launch(_backward, value, shapes, projected, gradient, of_value, of_projected)
+    _launch(_deformable_backward, value, shapes, projected, gradient, of_value, of_projected)
     return of_value.to(value.dtype), of_projected
 
 
@@ -159,7 +159,7 @@ def _store(target, first, tile, mask, LENGTH: tl.constexpr):
 
 
 @triton.jit
-def _forward(
+def _deformable_forward(
     value, levels, projected, output, tokens, heads,
     D: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -223,7 +223,7 @@ def _of_cell(
 
 
 @triton.jit
-def _backward(
+def _deformable_backward(
     value, levels, projected, gradient, of_value, of_projected, tokens, heads,
     D: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr,

@@ -71,7 +71,7 @@ from model.kernels import deformable_triton
 VALUES = ("value", "output", "gradient")
 constants = {"D": 32, "LEVELS": 3, "POINTS": 4, "BLOCK_Q": deformable_triton.BLOCK}
 constants |= {"BLOCK_D": 32, "BLOCK_S": 32}
-for kernel in (deformable_triton._forward, deformable_triton._backward):
+for kernel in (deformable_triton._deformable_forward, deformable_triton._deformable_backward):
     for dtype in ("*bf16", "*fp32"):
         types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(constants, "constexpr")
         types |= {"levels": "*i32"} | dict.fromkeys(("tokens", "heads"), "i32")
