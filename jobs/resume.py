@@ -17,7 +17,7 @@ from shards.files import disk_errors, write_json
 
 MAY_CHANGE = (
     *("name", "trainer.steps", "trainer.log_every", "tracking.", "scaling.", "failure."),
-    *("checkpoint.", "evaluation.", "batch.micro"),
+    *("checkpoint.", "evaluation.", "batch.micro", "zero.stage"),
     *("model.checkpoint_activations", "model.compile"),
     *("data.loader_workers", "data.cache.", "data.max_damaged", "data.stall_timeout_s"),
     *("data.train", "data.val"),  # the fingerprints of the sets are compared instead
@@ -112,11 +112,12 @@ def _check_classes(folder: Path, stores: list[Store]) -> None:
 def _check_same(folder: Path, before: Config, config: Config, data: dict[str, Any]) -> None:
     """Check that an existing run has the same shards, and the same settings except MAY_CHANGE.
 
-    At stage 3 the number of workers may not change, because DeepSpeed's sharded checkpoints fit
-    only the number of workers that wrote them. The size of a micro-batch may not change if the
-    losses or the norms depend on it.
+    At stage 3 neither the number of workers nor the stage may change, because DeepSpeed's sharded
+    checkpoints fit only the workers that wrote them. The size of a micro-batch may not change if
+    the losses or the norms depend on it.
     """
-    fixed = {"scaling."} if config.zero.stage == 3 else set()
+    is_sharded = 3 in (before.zero.stage, config.zero.stage)
+    fixed = {"scaling.", "zero.stage"} if is_sharded else set()
     has_batch_norm = config.model.norm in ("batch", "sync_batch")
     if has_batch_norm or config.criterion.class_normalizer == "local":
         fixed.add("batch.micro")

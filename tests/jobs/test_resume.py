@@ -21,6 +21,7 @@ FREE = [
     "evaluation.segment.object_threshold=0.5",
     "trainer.log_every=7",
     "batch.micro=1",
+    "zero.stage=2",
     "model.checkpoint_activations=true",
     "model.compile=true",
     "scaling.workers=1",
@@ -72,6 +73,12 @@ def test_micro_batches_are_fixed_if_losses_or_norms_depend_on_them(
 ):
     with pytest.raises(UsageError, match=r"batch\.micro: 2 -> 1"):
         resumed(tmp_path, photographs, [started_with], "batch.micro=1")
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 1), (1, 3)])
+def test_the_stage_is_fixed_if_checkpoints_are_sharded(tmp_path, photographs, before, after):
+    with pytest.raises(UsageError, match=rf"zero\.stage: {before} -> {after}"):
+        resumed(tmp_path, photographs, [f"zero.stage={before}"], f"zero.stage={after}")
 
 
 def test_a_moved_set_is_the_same_set_and_another_one_is_not(tmp_path, photographs):

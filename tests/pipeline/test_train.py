@@ -76,12 +76,12 @@ def sharded_and_recomputing(plain: RunSettings) -> RunSettings:
 
 
 def runs_on_two_processes(sets: Path, root: Path) -> dict[str, str]:
-    """Train on two processes: a new run, and one that resumes the run of the single process."""
+    """Train on two processes: a new run, and that of one process resumed at ZeRO stage 1."""
     plain = smallest(sets)
     return {
         "two": attempt(plain, root / "two"),
         "two, stage 3": attempt(sharded_and_recomputing(plain), root / "two, stage 3"),
-        "moved": attempt(plain, root / "moved"),
+        "moved": attempt(dataclasses.replace(plain, zero=ZeroSettings(1)), root / "moved"),
     }
 
 
