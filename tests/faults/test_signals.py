@@ -90,10 +90,11 @@ class Commands:
         self.run = folder / "runs" / small.NAME
         self.processes: list[Path] = []
 
-    def start(self, *changes: str):
+    def start(self, *changes: str, **variables: str):
         every = ["checkpoint.every_steps=3000", "trainer.steps=100000", "data.loader_workers=1"]
         words = small.words(self.photographs, *every, *changes)
-        return small.start(self.folder, *words, start_new_session=True, TMPDIR=str(self.temporary))
+        variables |= {"TMPDIR": str(self.temporary)}
+        return small.start(self.folder, *words, start_new_session=True, **variables)
 
     def wait(self, process, condition) -> None:
         until = time.monotonic() + small.TIMEOUT_S
@@ -169,8 +170,11 @@ def test_ctrl_c_writes_a_checkpoint_and_nothing_listens_beyond_this_machine(comm
 
 
 def test_a_scheduler_that_signals_the_whole_group_gets_a_checkpoint_and_75(commands):
-    """It resumes the run of the test above with settings that do not change what is learned."""
-    process = commands.start(*RESUMED_WITH)
+    """It resumes the run of the test above with settings that do not change what is learned.
+
+    The command has no home folder.
+    """
+    process = commands.start(*RESUMED_WITH, HOME="/nonexistent")
     commands.train(process)
     raylet = next(p for p in tree(process.pid) if (p / "comm").read_text() == "raylet\n")
     variables = environment(raylet)
