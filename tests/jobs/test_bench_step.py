@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from jobs.bench.gpu import SMALL
 from jobs.bench.step import (
     Side,
     batch_of,
@@ -12,9 +13,6 @@ from jobs.bench.step import (
     saved_bytes,
 )
 from model.criterion import CriterionSettings
-from model.mask2former import ModelSettings
-from model.masked_decoder import MaskedDecoderSettings
-from model.pixel_decoder import PixelDecoderSettings
 from pipeline.data.batch import Batch
 from tests.model.samples import boxes
 
@@ -30,14 +28,7 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="module")
 def sides(batch: Batch) -> dict[str, Side]:
-    settings = ModelSettings(
-        backbone="resnet",
-        backbone_config={"depths": [1, 1, 1, 1], "layer_type": "basic", "hidden_sizes": [16] * 4},
-        queries=12,
-        pixel_decoder=PixelDecoderSettings(layers=1, feedforward=64),
-        masked_decoder=MaskedDecoderSettings(layers=3, feedforward=64),
-    )
-    return build(settings, POINTS, batch)
+    return build(SMALL, POINTS, batch)
 
 
 def test_equal_draws_give_the_same_loss(sides, batch):

@@ -1,8 +1,5 @@
 """Deformable attention from raw projections, and its kernels: interpreted, compiled, on a GPU."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from torch import Tensor
 from model.deformable_attention import deformable_attention
 from model.deformable_self_attention import deformable_self_attention, sample_points
 from model.position import pixel_centers
+from tests.model.triton_process import run
 
 SHAPES = ((1, 2), (2, 3), (3, 4))
 # Triton reads TRITON_INTERPRET when a kernel is defined, so each test starts a process. The process
@@ -125,18 +123,6 @@ def check(value: Tensor, projected: Tensor, gradient: Tensor, tolerance: float) 
         torch.testing.assert_close(
             x.double().cpu(), y, rtol=rtol, atol=tolerance * y.abs().max().item()
         )
-
-
-def run(script: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

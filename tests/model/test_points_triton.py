@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from model.points import row_sampler, sample
-from tests.model.test_deformable_self_attention import run
 from tests.model.test_points import edgy_points
+from tests.model.triton_process import run
 
 INTERPRETED = """
 import torch

@@ -1,13 +1,10 @@
 """Uniform numbers by key on a GPU: interpreted, compiled, and on a GPU if there is one."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+
+from tests.model.triton_process import run
 
 SEEDS, COUNTS, SIZE = (3, 2**62 + 5, 7), (2, 0, 3), 1500
 # Triton reads TRITON_INTERPRET when a kernel is defined, so each test starts a process.
@@ -56,18 +53,6 @@ def check(found: torch.Tensor) -> None:
     assert found.shape == wanted.shape
     assert ((found >= 0) & (found < 1)).all()
     torch.testing.assert_close(found.double().cpu(), wanted, rtol=0, atol=2e-7)
-
-
-def run(script: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | environment,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_kernel_follows_the_formula() -> None:

@@ -9,11 +9,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.mask2former import Mask2Former
 from pipeline.data.split import BatchSplit
 from pipeline.data.stream import train_stream
+from pipeline.settings import RunSettings
 from pipeline.step.draws import Draws
 from pipeline.step.step import PlainNetwork, TrainingStep, global_losses
 from tests.pipeline.runs import smallest
 
 CPU = torch.device("cpu")
+
+
+def plain_step(model: Mask2Former, settings: RunSettings, split: BatchSplit) -> TrainingStep:
+    return TrainingStep(
+        PlainNetwork(model, CPU),
+        settings.criterion,
+        queries=settings.model.queries,
+        seed=3,
+        split=split,
+        device=CPU,
+    )
 
 
 def test_a_plain_loop_takes_the_step_in_one_process(train_set, photographs):
@@ -24,14 +36,7 @@ def test_a_plain_loop_takes_the_step_in_one_process(train_set, photographs):
         split = BatchSplit(8, micro_batch)
         torch.manual_seed(3)
         model = Mask2Former(settings.model, len(train_set.manifest.taxonomy))
-        step = TrainingStep(
-            PlainNetwork(model, CPU),
-            settings.criterion,
-            queries=settings.model.queries,
-            seed=3,
-            split=split,
-            device=CPU,
-        )
+        step = plain_step(model, settings, split)
         stream = train_stream(settings.data, [train_set], "panoptic", 3, 0, split)
         batch = step.receive(iter(stream))
         losses.append(global_losses(step.forward_backward(batch)))
@@ -96,14 +101,7 @@ def test_losses_and_gradients_read_no_number_on_the_host(train_set, photographs)
     settings = smallest(photographs)
     model = Mask2Former(settings.model, len(train_set.manifest.taxonomy))
     split = BatchSplit(4, 2)
-    step = TrainingStep(
-        PlainNetwork(model, CPU),
-        settings.criterion,
-        queries=settings.model.queries,
-        seed=3,
-        split=split,
-        device=CPU,
-    )
+    step = plain_step(model, settings, split)
     stream = train_stream(settings.data, [train_set], "panoptic", 3, 0, split)
     batch = step.receive(iter(stream))
     step.forward_backward(batch)  # fills the caches of constants
