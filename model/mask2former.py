@@ -82,7 +82,7 @@ class Mask2Former(nn.Module):
         return self.masked_decoder(memory, mask_features)
 
     def record(self, images: Tensor) -> None:
-        """Record forward and backward as CUDA graphs, which training replays from now on.
+        """Record forward and backward in bfloat16 as CUDA graphs, which training now replays.
 
         A replay launches all kernels at once. One by one, they keep the host busy for longer than
         an H200 computes, even with 16 images of 1024 pixels. The parameters must stay in their
@@ -96,7 +96,9 @@ class Mask2Former(nn.Module):
         if self.backbone.drop_paths or waits:
             return
         network = _WithoutDraws(self.backbone, self.pixel_decoder, self.masked_decoder)
-        with buffers_kept(self):
+        # Without its cache, autocast converts the parameters again in every replay.
+        autocast = torch.autocast("cuda", torch.bfloat16, cache_enabled=False)
+        with buffers_kept(self), autocast:
             torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
         self._recorded.append(network)
 

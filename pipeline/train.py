@@ -54,8 +54,7 @@ class Worker:
         self.settings, self.folder = settings, folder
         rank, world = rank_and_world()
         self.device = rank_device()
-        cudnn.benchmark = True  # all images of a run have one size
-        stop.check_together(folder, self.device)
+        stop.check_together(folder)
         self.split = BatchSplit(settings.batch.size, settings.batch.micro, world, rank)
         self.data = call_on_all_ranks(
             lambda: TrainingData(settings.data, settings.task, settings.seed)
@@ -192,7 +191,7 @@ class Worker:
         with torch.compiler.set_stance("force_eager"), cudnn.flags(enabled=True, benchmark=False):
             model = self.engine.module
             assert isinstance(model, Mask2Former)
-            check = partial(stop.check_together, self.folder, self.device)
+            check = partial(stop.check_together, self.folder)
             scores = evaluate(model, self.data.val, settings, self.device, advance=check)
         self.journal.scored(step, scores)
         self.train_step.meter.restart()

@@ -13,18 +13,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]  # as documented
 from torch.profiler import ProfilerActivity, profile
 
-from jobs.bench import Row, attention, row, step, training
+from jobs.bench import Row, alternate, attention, row, step, training
 from jobs.bench.overfit import SAMPLE
 from jobs.build import build
 from jobs.on_ray import ROOT
@@ -33,6 +32,7 @@ from model.deformable_self_attention import deformable_self_attention
 from model.mask2former import Mask2Former, ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
+from pipeline.distributed import rank_device
 from pipeline.run.track import METRICS
 from shards.build.options import BuildOptions
 from shards.jsonl import rows as json_rows
@@ -43,7 +43,7 @@ SIZE, BATCH = (1024, 16) if ON_GPU else (64, 2)
 PEER_GIB = 5 * BATCH  # the peer's memory for BATCH images
 STEPS = 40 if ON_GPU else 4  # of training from shards
 MATRIX = 8192 if ON_GPU else 256
-WARM_UP, COUNTED = (3, 7) if ON_GPU else (1, 1)
+TURNS = 7 if ON_GPU else 1
 PRESET = "coco_panoptic_r50" if ON_GPU else "tiny"
 SMALL = ModelSettings(
     backbone="resnet",
@@ -100,9 +100,10 @@ def ceilings() -> list[Row]:
     """Measure the copy rate and the rates of matrix products that this device reaches."""
     source = torch.randn(MATRIX, 4 * MATRIX, device=DEVICE)
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / seconds(lambda: target.copy_(source)) / 1e12
     square = source[:, :MATRIX].bfloat16()
-    product = 2 * MATRIX**3 / seconds(lambda: square @ square) / 1e12
+    taken = seconds({"copy": lambda: target.copy_(source), "product": lambda: square @ square})
+    copied = 2 * source.nbytes / taken["copy"] / 1e12
+    product = 2 * MATRIX**3 / taken["product"] / 1e12
     return [
         row("gpu.copy", "TB/s", copied, better="higher"),
         row("gpu.matrix_product.bf16", "TFLOP/s", product, better="higher"),
@@ -124,29 +125,31 @@ def attention_rows() -> list[Row]:
     """Measure deformable attention forward and backward beside grid_sample, in float32."""
     shapes, inputs = attention.case(SIZE, peer_batch(), DEVICE)
     value, projected = inputs
-    gradient = torch.randn_like(deformable_self_attention(value, shapes, projected))
-
-    def passes(function: Callable[..., Tensor]) -> tuple[float, float]:
-        def forward() -> Tensor:
-            return function(value, shapes, projected)
-
-        alone = seconds(forward)
-        return alone, seconds(lambda: torch.autograd.grad(forward(), inputs, gradient)) - alone
-
-    ours, peer = passes(deformable_self_attention), passes(attention.peer)
+    gradient = torch.randn_like(value.flatten(2))
+    sides = {"ours": deformable_self_attention, "peer": attention.peer}
+    calls = {name: partial(side, value, shapes, projected) for name, side in sides.items()}
+    outputs = {name: call() for name, call in calls.items()}
+    forward = seconds(calls)
+    # A difference of two times could be negative on a busy machine, so backward runs alone.
+    backward = seconds(
+        {
+            name: partial(torch.autograd.grad, output, inputs, gradient, retain_graph=True)
+            for name, output in outputs.items()
+        }
+    )
     targets = (">= 6x", ">= 9x") if ON_GPU else (None, None)
     return [
         row(
             f"gpu.attention.{part}",
             "calls/s",
-            1 / mine,
-            peer=1 / other,
+            1 / taken["ours"],
+            peer=1 / taken["peer"],
             peer_name="transformers grid_sample",
             better="higher",
             target=target,
         )
-        for part, mine, other, target in zip(
-            ("forward", "backward"), ours, peer, targets, strict=True
+        for part, taken, target in zip(
+            ("forward", "backward"), (forward, backward), targets, strict=True
         )
     ]
 
@@ -159,15 +162,14 @@ def peer_rows() -> list[Row]:
     batch = step.random_batch(DEVICE, peer_batch(), SIZE)
     sides = step.build(MODEL, CRITERION, batch)
     if ON_GPU:
-        training.as_in_training()
+        training.join_a_group_of_one(DEVICE)
+        rank_device()
         ours = sides["ours"].model
         assert isinstance(ours, Mask2Former)
         ours.compile_blocks()
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            ours.record(torch.zeros(batch.images.shape, device=DEVICE))
-    rates = {}
-    for name, side in sides.items():
-        rates[name] = len(batch.images) / seconds(lambda s=side: step.step(s))
+        ours.record(torch.zeros(batch.images.shape, device=DEVICE))
+    taken = seconds({name: partial(step.step, side) for name, side in sides.items()})
+    rates = {name: len(batch.images) / taken[name] for name in sides}
     return [
         row(
             "gpu.step.rate",
@@ -184,7 +186,7 @@ def peer_rows() -> list[Row]:
 def train_rows() -> list[Row]:
     """Measure the step of a training run: engine and optimizer, syncs, memory, and kernels."""
     run = training.training(MODEL, CRITERION, BATCH, SIZE, DEVICE)
-    taken = seconds(run)
+    taken = seconds({"step": run})["step"]
     rate, goal = BATCH / taken, ">= 160" if ON_GPU else None
     measured = [row("gpu.train.rate", "images/s", rate, better="higher", target=goal)]
     if ON_GPU:
@@ -276,18 +278,12 @@ def end_to_end_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return the median seconds of a function, after calls that are not counted."""
-    taken = []
-    for _ in range(WARM_UP + COUNTED):
-        _wait()
-        start = time.perf_counter()
+def seconds(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median seconds of each function, which take turns, until the device is done."""
+
+    def whole(work: Callable[[], object]) -> None:
         work()
-        _wait()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[WARM_UP:])
+        if ON_GPU:
+            torch.cuda.synchronize()
 
-
-def _wait() -> None:
-    if ON_GPU:
-        torch.cuda.synchronize()
+    return alternate({name: partial(whole, work) for name, work in works.items()}, TURNS)

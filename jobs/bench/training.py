@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.backends import cudnn
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.bench import step
@@ -42,12 +41,11 @@ def training(
         device: Where to train.
         zero_stage: DeepSpeed's ZeRO stage.
     """
-    os.environ.setdefault("LOCAL_RANK", "0")
     join_a_group_of_one(device)
     torch.manual_seed(0)
     model = Mask2Former(settings, step.CLASSES).train()
     if device.type == "cuda":
-        as_in_training()
+        rank_device()
         model.compile_blocks()
     engine = Engine(
         model.to(device),
@@ -80,17 +78,11 @@ def training(
     return run
 
 
-def as_in_training() -> None:
-    """Choose the precision and the convolutions of a training run for this process."""
-    os.environ.setdefault("LOCAL_RANK", "0")
-    rank_device()
-    cudnn.benchmark = True
-
-
 def join_a_group_of_one(device: torch.device) -> None:
     """Initialize a process group of this process alone, unless there is a group."""
     if dist.is_initialized():
         return
+    os.environ.setdefault("LOCAL_RANK", "0")
     store = Path(tempfile.mkdtemp()) / "store"
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=0, world_size=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.distributed import sum_over_ranks
+from pipeline.distributed import sum_on_hosts
 
 STOP = ".stop"
 
@@ -38,12 +38,12 @@ def check(folder: Path) -> None:
         raise Stopped
 
 
-def check_together(folder: Path, device: torch.device) -> None:
+def check_together(folder: Path) -> None:
     """Check for a request on all ranks, each of which must call this.
 
     Raises:
         Stopped: Any rank found the request.
     """
-    found = torch.tensor(float(is_requested(folder)), device=device)
-    if sum_over_ranks(found):
+    found = torch.tensor(float(is_requested(folder)))
+    if sum_on_hosts(found):
         raise Stopped

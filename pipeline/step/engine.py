@@ -92,9 +92,7 @@ class Engine:
         accumulates = self._engine.gradient_accumulation_steps() > 1
         if self.device.type != "cuda" or self.stage > 0 or accumulates:
             return
-        images = torch.zeros(shape, device=self.device)
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            self.module.record(images)
+        self.module.record(torch.zeros(shape, device=self.device))
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch.
