@@ -1,7 +1,7 @@
 """Which tests run: `slow` ones with --all, `gpu` ones with a GPU.
 
 A test may be skipped only for a reason in ALLOWED_SKIPS: it needs a GPU, the permission to mount a
-small disk, or chromium.
+small disk, chromium, or the permission to make network namespaces (with SLURM installed).
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 # Any other reason fails the whole run.
-ALLOWED_SKIPS = ("gpu", "mount", "chromium")
+ALLOWED_SKIPS = ("gpu", "mount", "chromium", "namespaces")
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 _unexpected_skips: list[str] = []
