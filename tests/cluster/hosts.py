@@ -6,7 +6,6 @@ can be cut. This needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN); without it, tests
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 import secrets
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from shards.locks import file_lock
 
 ROOT = Path(__file__).parents[2]
 NETWORKS = 200  # 10.77.N.0/24, one for each cluster at a time
@@ -180,9 +181,7 @@ def _short_folder() -> Iterator[Path]:
 def _free_network(stack: contextlib.ExitStack) -> int:
     """Return the number of a network that no other process uses, locked as long as the stack."""
     for number in range(1, NETWORKS):
-        file = stack.enter_context(open(f"/run/m2f-network-{number}.lock", "w"))
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if stack.enter_context(file_lock(Path(f"/run/m2f-network-{number}.lock"), wait=False)):
             return number
     raise AssertionError("no network is free")
 
