@@ -197,6 +197,8 @@ def _remove(number: int) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             _ip("netns", "del", name, check=False)
+    for wire in Path("/sys/class/net").glob(f"m2f{number}w*"):  # the kernel removes it later
+        _ip("link", "del", wire.name, check=False)
     _ip("link", "del", f"m2f{number}", check=False)
 
 
