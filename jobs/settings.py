@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jobs import config as configs
+from jobs.cluster.site import Site
 from jobs.values import join, read_yaml
 from model.settings import (
     Rule,
@@ -35,6 +36,13 @@ the preset overrides the defaults.
 `./launch.sh settings` prints this list; with PRESET it prints the values of that preset, and with
 `--json-schema` a JSON Schema that editors can check presets against.
 This file is the output of `./launch.sh settings --markdown`.
+"""
+SITE_HEADER = """## Site file
+
+The facts about a cluster, which you write once. The first of these files is read: `--site FILE`,
+`$M2F_SITE`, `./site.yaml`, `~/.config/mask2former/site.yaml`. A key with a dot stands for a
+mapping: `slurm.partition` is `partition` below `slurm`. A value that looks like a secret is an
+error.
 """
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string", Any: None}
 
@@ -97,18 +105,24 @@ def as_text(preset: str | None = None) -> str:
 
 
 def as_markdown() -> str:
-    """Return docs/settings.md: one table for the top level, and one for each section in it."""
+    """Return docs/settings.md: the settings of a run, then the keys of a site file."""
+    return "\n\n".join([HEADER.strip(), *_tables(configs.Config, "##"), SITE_HEADER.strip(),
+                        *_tables(Site, "###")]) + "\n"  # fmt: skip
+
+
+def _tables(kind: type[Settings], heading: str) -> list[str]:
+    """Return one table for the top level of a settings class, and one for each section in it."""
     head = "| key | default | values | what it does |\n|---|---|---|---|"
     tables = {"": [head]}
-    for entry in entries(configs.Config):
+    for entry in entries(kind):
         section, dot, _ = entry.key.partition(".")
         if not is_settings(entry.kind):
             default = f"`{_value(entry.default, entry.rule)}`"
             cells = f"`{entry.key}`", default, _rule(entry), entry.rule.help
             tables[section if dot else ""].append(f"| {' | '.join(cells)} |")
         elif not dot:
-            tables[section] = [f"## {section}", "", entry.rule.help, "", head]
-    return "\n\n".join([HEADER.strip(), *map("\n".join, tables.values())]) + "\n"
+            tables[section] = [f"{heading} {section}", "", entry.rule.help, "", head]
+    return ["\n".join(lines) for lines in tables.values()]
 
 
 def schema(kind: type[Settings]) -> dict[str, Any]:

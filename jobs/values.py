@@ -163,7 +163,8 @@ def _interpret(value: Any, declared: Any, key: str) -> Any:
         if is_settings(kind):
             return construct(kind, value, key)
         if kind is Any or typing.get_origin(kind) is dict:
-            return {name: _interpret(item, Any, join(key, name)) for name, item in value.items()}
+            _, entry = typing.get_args(kind) or (str, Any)
+            return {name: _interpret(item, entry, join(key, name)) for name, item in value.items()}
         raise SettingError(key, " is not a section", f"it must be {type_name(declared)}")
     if isinstance(value, list) and (kind is Any or typing.get_origin(kind) is list):
         entry = (*typing.get_args(kind), Any)[0]

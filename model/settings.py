@@ -165,7 +165,7 @@ def fit(value: Any, kind: Any, key: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(fit(entry, args[0], key) for entry in value)
     if origin is dict and isinstance(value, Mapping):
-        return dict(value)
+        return {name: fit(entry, args[1], f"{key}.{name}") for name, entry in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             return float(value)

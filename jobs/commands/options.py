@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,4 +13,14 @@ Checkpoint = Annotated[
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one per CPU.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on stdout, and text on stderr.")
+]
+Site = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML of facts about a cluster, see docs/cluster.md. Default: $M2F_SITE, "
+        "./site.yaml, or ~/.config/mask2former/site.yaml."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what --on would submit, and submit nothing.")
 ]

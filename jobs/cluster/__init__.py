@@ -1,0 +1,1 @@
+"""Commands on clusters: Ray, its job server, SLURM, and Kubernetes."""
