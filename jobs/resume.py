@@ -19,7 +19,8 @@ MAY_CHANGE = (
     *("name", "trainer.steps", "trainer.log_every", "tracking.", "scaling.", "failure."),
     *("checkpoint.", "evaluation.", "batch.micro", "zero.stage"),
     *("model.checkpoint_activations", "model.compile"),
-    *("data.loader_workers", "data.cache.", "data.max_damaged", "data.stall_timeout_s"),
+    *("data.loader_workers", "data.cache.", "data.max_damaged"),
+    *("data.stall_timeout_s", "trainer.hang_timeout_s"),
     *("data.train", "data.val"),  # the fingerprints of the sets are compared instead
 )
 OTHER_NAME = "name another run: name=NAME"

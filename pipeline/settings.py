@@ -66,6 +66,13 @@ class TrainerSettings(Settings):
 
     steps: int = setting(368_750, "Optimizer steps of the run.", unit="steps", at_least=1)
     log_every: int = setting(20, "Interval between rows of metrics.", unit="steps", at_least=1)
+    hang_timeout_s: int = setting(
+        1800,
+        "Time without progress after which a worker writes the stacks of its threads and ends, so "
+        "that the workers are restarted.",
+        unit="seconds",
+        at_least=1,
+    )
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """The training loop of one worker. It knows torch.distributed, and not who started it."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from pipeline.run import stop
 from pipeline.run.journal import Journal, RunInfo
 from pipeline.run.restore import initialize
 from pipeline.run.warn import recorded_warnings
+from pipeline.run.watchdog import Watchdog
 from pipeline.score.evaluate import evaluate
 from pipeline.settings import RunSettings
 from pipeline.step.engine import Engine
@@ -44,7 +44,8 @@ def train(settings: RunSettings, folder: Path, launch: str = "") -> bool:
             worker = Worker(settings, folder, launch)
         except stop.Stopped:
             return False
-        return worker.run()
+        with worker.watchdog:
+            return worker.run()
 
 
 class Worker:
@@ -60,6 +61,13 @@ class Worker:
             lambda: TrainingData(settings.data, settings.task, settings.seed)
         )
         self.journal = Journal(folder, self._run_info(launch), self.device)
+        self.watchdog = Watchdog(
+            folder,
+            rank=rank,
+            launch=launch,
+            attempt=self.journal.attempt,
+            limit_s=settings.trainer.hang_timeout_s,
+        )
         self.engine = self._engine()
         self.train_step = TrainingStep(
             self.engine,
@@ -96,7 +104,9 @@ class Worker:
         settings, journal = self.settings, self.journal
         batches = self._batches()
         while self.progress.step < settings.trainer.steps:
+            self.watchdog.mark("data")
             batch = self.train_step.receive(batches)
+            self.watchdog.mark("step")
             journal.damaged(self.progress.step + 1, batch.damaged)
             losses = self.train_step.forward_backward(batch)
             lr_multiplier = self.lr_multiplier(self.progress.step)
@@ -126,6 +136,7 @@ class Worker:
             yield next(batches)
 
     def _save(self, required: bool = False) -> None:
+        self.watchdog.mark("checkpoint")
         self.journal.save(self.progress, self.engine, required=required)
         self.saved_step = self.progress.step
 
@@ -191,7 +202,11 @@ class Worker:
         with torch.compiler.set_stance("force_eager"), cudnn.flags(enabled=True, benchmark=False):
             model = self.engine.module
             assert isinstance(model, Mask2Former)
-            check = partial(stop.check_together, self.folder)
-            scores = evaluate(model, self.data.val, settings, self.device, advance=check)
+            scores = evaluate(model, self.data.val, settings, self.device, advance=self._advance)
         self.journal.scored(step, scores)
         self.train_step.meter.restart()
+
+    def _advance(self) -> None:
+        """Pass from one image of an evaluation to the next, unless the run is asked to stop."""
+        self.watchdog.mark("evaluation")
+        stop.check_together(self.folder)

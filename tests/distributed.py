@@ -40,12 +40,8 @@ def run(
     if fork:
         multiprocessing.set_forkserver_preload([function.__module__])
     with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        ranks = mp.start_processes(
-            _main, (world, port, folder, function, args), world, join=False, start_method=method
-        )
+        arguments = (world, free_port(), folder, function, args)
+        ranks = mp.start_processes(_main, arguments, world, join=False, start_method=method)
         deadline = time.monotonic() + timeout_s
         while not ranks.join(timeout=1):
             if time.monotonic() > deadline:
@@ -53,6 +49,13 @@ def run(
                     process.kill()
                 raise TimeoutError(f"{function.__name__} on {world} ranks after {timeout_s} s")
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(world)]
+
+
+def free_port() -> int:
+    """Return a port that no process listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _main(rank: int, world: int, port: int, folder: str, function: Callable, args: tuple) -> None:

@@ -106,12 +106,17 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *command],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
+        env=environment(**variables),
         start_new_session=start_new_session,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a new process that runs the project, with more variables."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
 
 
 def finish(process: subprocess.Popen) -> Outcome:
