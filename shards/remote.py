@@ -1,11 +1,11 @@
 """Files below a URL, through fsspec: one client, one retry policy, one time limit per request."""
 
 import contextlib
+import errno
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -14,9 +14,11 @@ import fsspec
 from fsspec.asyn import sync
 
 from shards.errors import Failed, UsageError
+from shards.file_info import FileInfo, changed
 from shards.files import whole_file
 
 PIECE_BYTES = 8 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
 
@@ -46,19 +48,6 @@ class RetryPolicy:
 
 
 DEFAULT_POLICY = RetryPolicy()
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """What a server reports about a file.
-
-    Attributes:
-        bytes: Its size; None if the server does not report it.
-        changed: When it was written, in ns since the epoch; 0 if the server does not report it.
-    """
-
-    bytes: int | None
-    changed: int
 
 
 class RemoteFolder:
@@ -96,10 +85,17 @@ class RemoteFolder:
 
     def files(self) -> dict[str, int | None]:
         """Return the name, relative to the URL, and the size of every file below it."""
+        return {name: info.bytes for name, info in self.infos().items()}
 
-        def find() -> dict[str, int | None]:
+    def infos(self) -> dict[str, FileInfo]:
+        """Return the name, relative to the URL, and the description of every file below it."""
+
+        def find() -> dict[str, FileInfo]:
             found = self._call("find", self._root, detail=True)
-            return {path[len(self._root) + 1 :]: info["size"] for path, info in found.items()}
+            return {
+                path[len(self._root) + 1 :]: FileInfo(info["size"], changed(info))
+                for path, info in found.items()
+            }
 
         try:
             return self._retry("", find)
@@ -112,7 +108,7 @@ class RemoteFolder:
             info = self._retry(name, lambda: self._call("info", self._path(name)))
         except FileNotFoundError:
             return None
-        return FileInfo(info["size"], _changed(info))
+        return FileInfo(info["size"], changed(info))
 
     def read(self, name: str) -> bytes:
         """Return a small file, such as a manifest.
@@ -182,16 +178,55 @@ class RemoteFolder:
         size, target = path.stat().st_size, self._path(name)
 
         def put() -> None:
-            if not self._fs.async_impl:  # an object store has no folders to create
-                self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             self._call("put_file", str(path), target, size=size)
             self._fs.invalidate_cache()
             arrived = self._call("info", target)["size"]
             if arrived != size:
                 raise OSError(f"{arrived} of {size} bytes arrived")
 
+        self._put(name, put)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file, or replace it.
+
+        Raises:
+            UsageError: The bucket is missing, or the protocol cannot write.
+        """
+        self._put(name, lambda: self._call("pipe_file", self._path(name), content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file unless it exists, in one step if the server can.
+
+        Returns:
+            Whether this call wrote the file. A server that cannot tell may let two callers write.
+
+        Raises:
+            UsageError: The bucket is missing, or the protocol cannot write.
+        """
+
+        def put() -> bool:
+            try:
+                self._call("pipe_file", self._path(name), content, mode="create")
+            except FileExistsError:
+                return self._call("cat_file", self._path(name)) == content  # of a try before
+            except OSError as error:
+                if error.errno in FULL:  # a local file system has created an empty file
+                    self._call("rm_file", self._path(name))
+                raise
+            return True
+
+        return self._put(name, put)
+
+    def _put(self, name: str, put: Callable[[], T]) -> T:
+        """Call `put`, which writes a file, as often as the policy says."""
+
+        def request() -> T:
+            if not self._fs.async_impl:  # an object store has no folders to create
+                self._fs.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            return put()
+
         try:
-            self._retry(name, put)
+            return self._retry(name, request)
         except FileNotFoundError as error:
             raise UsageError(
                 "the server has no such bucket or folder", where=self._where(name), fix="create it"
@@ -241,6 +276,17 @@ class RemoteFolder:
                 ) from error
             except Exception as error:  # every file system raises exceptions of its own
                 last = error
+                if isinstance(error, OSError) and error.errno in FULL:
+                    break
+        if isinstance(last, PermissionError):
+            raise UsageError(
+                f"access is refused ({last})",
+                where=self._where(name),
+                fix="give this machine credentials that may read and write there",
+            ) from last
+        if isinstance(last, OSError) and last.errno in FULL:
+            fix = "free space and run the same command to resume"
+            raise Failed("the disk is full", where=self._where(name), fix=fix) from last
         timeout = "no answer within the time limit"
         reason = timeout if isinstance(last, TimeoutError) else repr(last)
         raise Failed(
@@ -249,14 +295,3 @@ class RemoteFolder:
             fix="check that this machine can reach the server and has the rights to use it, and "
             "run the same command to resume",
         ) from last
-
-
-def _changed(info: dict[str, Any]) -> int:
-    """Return the time of the last change, in ns since the epoch, from an entry of fsspec."""
-    for key in ("LastModified", "mtime", "last_modified"):  # of s3; of file, sftp, and gs; of abfs
-        when = info.get(key)
-        if isinstance(when, datetime):
-            return int(when.timestamp() * 1e9)
-        if isinstance(when, int | float):
-            return int(when * 1e9)
-    return 0

@@ -1,5 +1,6 @@
 """The client for URLs: its methods, retries, and time limit, in build, verify, and train."""
 
+import errno
 import os
 import pickle
 import time
@@ -12,8 +13,9 @@ from pipeline.data.cache import CacheSettings
 from pipeline.data.store import Store
 from shards.build.build import build
 from shards.errors import Failed, UsageError
+from shards.file_info import FileInfo
 from shards.parallel import processes
-from shards.remote import FileInfo, RemoteFolder, RetryPolicy
+from shards.remote import RemoteFolder, RetryPolicy
 from shards.verify import verify
 from tests.pipeline.servers import IMPATIENT, Server, serving
 from tests.shards.raw import sky, write
@@ -90,6 +92,37 @@ def test_files_are_sent_listed_described_and_removed(tmp_path):
     remote.remove("a/b.tar")
     remote.remove("a/b.tar")
     assert remote.files() == {}
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory"])
+def test_small_files_are_written_and_created_once(tmp_path, protocol):
+    remote = RemoteFolder(f"{protocol}://{tmp_path}/there", IMPATIENT)
+    assert remote.create("a/b", b"first")
+    assert not remote.create("a/b", b"second")
+    assert remote.create("a/b", b"first")  # as after a try whose answer was lost
+    remote.write("a/b", b"third")
+    assert remote.read("a/b") == b"third"
+    (info,) = remote.infos().values()
+    assert info.bytes == 5
+    assert info.changed > 10**18
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (PermissionError("Forbidden"), UsageError, r"access is refused \(Forbidden\)"),
+        (OSError(errno.ENOSPC, "No space left on device"), Failed, "the disk is full"),
+    ],
+)
+def test_what_no_repetition_helps_is_named(tmp_path, monkeypatch, error, kind, text):
+    remote = RemoteFolder(f"file://{tmp_path}/there", IMPATIENT)
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(remote, "_call", refuse)
+    with pytest.raises(kind, match=text):
+        remote.write("a", b"")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
