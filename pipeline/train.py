@@ -12,7 +12,8 @@ from pipeline.data.split import BatchSplit
 from pipeline.data.training import TrainingData
 from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
 from pipeline.run import stop
-from pipeline.run.journal import Journal, RunInfo
+from pipeline.run.info import RunInfo
+from pipeline.run.journal import Journal
 from pipeline.run.restore import initialize
 from pipeline.run.warn import recorded_warnings
 from pipeline.run.watchdog import Watchdog
@@ -66,6 +67,7 @@ class Worker:
             rank=rank,
             launch=launch,
             attempt=self.journal.attempt,
+            phases=self.journal.phases,
             limit_s=settings.trainer.hang_timeout_s,
         )
         self.engine = self._engine()
@@ -104,9 +106,9 @@ class Worker:
         settings, journal = self.settings, self.journal
         batches = self._batches()
         while self.progress.step < settings.trainer.steps:
-            self.watchdog.mark("data")
+            journal.phases.enter("data")
             batch = self.train_step.receive(batches)
-            self.watchdog.mark("step")
+            journal.phases.enter("train")
             journal.damaged(self.progress.step + 1, batch.damaged)
             losses = self.train_step.forward_backward(batch)
             lr_multiplier = self.lr_multiplier(self.progress.step)
@@ -136,7 +138,7 @@ class Worker:
             yield next(batches)
 
     def _save(self, required: bool = False) -> None:
-        self.watchdog.mark("checkpoint")
+        self.journal.phases.enter("checkpoint")
         self.journal.save(self.progress, self.engine, required=required)
         self.saved_step = self.progress.step
 
@@ -197,6 +199,7 @@ class Worker:
         settings, step = self.settings.evaluation, self.progress.step
         if not self._is_evaluated(step) or self.journal.is_scored(step):
             return
+        self.journal.phases.enter("evaluate")
         # The images have many sizes: compiling for each, or a search for its fastest convolutions,
         # would take longer than the evaluation.
         with torch.compiler.set_stance("force_eager"), cudnn.flags(enabled=True, benchmark=False):
@@ -208,5 +211,5 @@ class Worker:
 
     def _advance(self) -> None:
         """Pass from one image of an evaluation to the next, unless the run is asked to stop."""
-        self.watchdog.mark("evaluation")
+        self.journal.phases.enter("evaluate")
         stop.check_together(self.folder)

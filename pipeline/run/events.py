@@ -29,6 +29,7 @@ class Start(Event):
         step: Step of the checkpoint, 0 without one.
         position: Index of the next sample in the order of the run.
         checkpoint: Name of the checkpoint's folder; None if the run starts from scratch.
+        last_sign: Time of the last row of metrics before this start; 0 if there is none.
     """
 
     name: ClassVar = "start"
@@ -45,6 +46,7 @@ class Start(Event):
     step: int
     position: int = 0
     checkpoint: str | None = None
+    last_sign: float = 0
 
     def describe(self) -> str:
         """Return one line about this event for people."""
@@ -102,12 +104,17 @@ class Evaluation(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Event):
-    """A checkpoint was written; the line has the name of its folder under "name"."""
+    """A checkpoint was written; the line has the name of its folder under "name".
+
+    In this and in the last event of a start, `seconds` has the time of each phase of rank 0 since
+    that start.
+    """
 
     name: ClassVar = "checkpoint"
     step: int
     position: int
     folder: str
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> jsonl.Row:
         """Return the row of this event."""
@@ -249,6 +256,7 @@ class Finish(Event):
     name: ClassVar = "finish"
     step: int
     position: int
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return one line about this event for people."""
@@ -262,6 +270,7 @@ class Stopped(Event):
     name: ClassVar = "stopped"
     step: int
     position: int
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return one line about this event for people."""

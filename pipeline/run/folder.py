@@ -8,8 +8,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pipeline.run import checkpoint, quarantine, track
+from pipeline.run import checkpoint, eventlog, quarantine, track
+from pipeline.run.event import Event
 from pipeline.run.eventlog import EVENTS
+from pipeline.run.ledger import goodput, ledger
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.stop import STOP
 from pipeline.run.track import METRICS
@@ -174,8 +176,20 @@ def choose_checkpoint(folder: Path, which: str | None, task: str) -> Path:
     return whole[step]
 
 
-def summarize(folder: Path, task: str) -> dict[str, Any]:
-    """Write and return the summary: the best checkpoint, its scores, and the cost of the run."""
+def last_sign(folder: Path) -> float:
+    """Return the time of the latest row of metrics, in seconds since 1970; 0 without any."""
+    times = [row["time"] for row in rows(folder / METRICS) if _is_number(row.get("time"))]
+    return max(times, default=0.0)
+
+
+def summarize(folder: Path, task: str, *unwritten: Event) -> dict[str, Any]:
+    """Write and return the summary: the best checkpoint, its scores, and the cost of the run.
+
+    Args:
+        folder: The run folder.
+        task: The task whose score decides which checkpoint is the best one.
+        unwritten: Events of the run that are not in its records yet.
+    """
     best = choose_checkpoint(folder, None, task)
     step = checkpoint.step_of(best)
     scores = scores_of(folder, step)
@@ -183,11 +197,14 @@ def summarize(folder: Path, task: str) -> dict[str, Any]:
         row for row in rows(folder / METRICS)
         if _is_number(row.get("position")) and _is_number(row.get("interval_s"))
     ]  # fmt: skip
+    seconds = ledger([*eventlog.read(folder), *unwritten])
     summary = {name: scores.get(name) for name in HEADLINE} | {
         "images": scores.get("images"),
         "step": step,
         "position": trained[-1]["position"] if trained else 0,
         "wall_s": round(sum(row["interval_s"] for row in trained), 1),
+        "ledger_s": {kind: round(spent, 1) for kind, spent in seconds.items()},
+        "goodput": goodput(seconds),
         "checkpoint": best.name,
         "pictures": sorted(p.name for p in (folder / PICTURES).glob("*.png")),
     }

@@ -5,7 +5,6 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +14,30 @@ from pipeline.data.order import differences
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
 from pipeline.run import checkpoint, eventlog, events, quarantine
 from pipeline.run.checkpoint import Progress, TrainerState
+from pipeline.run.eventlog import Kind
 from pipeline.run.folder import (
     CHECKPOINTS,
     best_step,
     check_files,
+    last_sign,
     rewind,
     scores_of,
     scores_path,
     summarize,
 )
+from pipeline.run.info import RunInfo
+from pipeline.run.phases import Phases
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.restarts import next_attempt, run_id
-from pipeline.run.track import Tracker, WandbSettings
+from pipeline.run.track import Tracker
 from pipeline.run.versions import versions
 from pipeline.score.headline import HEADLINE
 from pipeline.step.engine import Engine, Update
 from shards.errors import Failed, UsageError
 from shards.files import disk_errors, write_json
-from shards.format.taxonomy import Taxonomy
 from shards.jsonl import Row, rows
 
 MAX_SKIPPED_IN_A_ROW = 20
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """The facts about a run that its records depend on.
-
-    Attributes:
-        name: Name of the run.
-        task: The task whose score decides which checkpoint is the best one.
-        launch: Identifier of the user's command; the restarts of one command share it.
-        order: Identity of the sample order.
-        taxonomy: The classes.
-        zero_stage: ZeRO stage.
-        keep: Number of the newest checkpoints that are kept.
-        max_damaged: Largest number of damaged samples that the run allows.
-        wandb: How Weights & Biases is used.
-        settings: The settings of the run, a dataclass, for Weights & Biases.
-    """
-
-    name: str
-    task: str
-    launch: str
-    order: dict[str, Any]
-    taxonomy: Taxonomy
-    zero_stage: int
-    keep: int
-    max_damaged: int
-    wandb: WandbSettings
-    settings: Any
 
 
 class Journal:
@@ -81,6 +54,7 @@ class Journal:
 
     Attributes:
         checkpoint: The checkpoint to resume from; None at the start of a run.
+        phases: What this rank does, since its start was recorded.
 
     Raises:
         UsageError: Every checkpoint is damaged, the sample order has changed since, or a file of
@@ -106,6 +80,7 @@ class Journal:
         self._resumed = from_rank_0(self._state_of_checkpoint)
         progress = self._resumed.progress if self._resumed else Progress()
         self._record_start(progress, device)
+        self.phases = Phases()
         self._check_resumable()
         from_rank_0(lambda: self._rewind(progress.step))
         known = from_rank_0(lambda: rows(folder / QUARANTINE, quarantine.FIELDS))
@@ -169,9 +144,7 @@ class Journal:
                 return
             with disk_errors(folder):
                 raise
-        self.event(events.Checkpoint(
-            step=progress.step, position=progress.position, folder=folder.name
-        ))  # fmt: skip
+        self.event(self._progressed(events.Checkpoint, progress, folder=folder.name))
         checkpoints = self.folder / CHECKPOINTS
         steps = [checkpoint.step_of(path) for path in checkpoint.committed(checkpoints)]
         best = best_step(self.folder, self.info.task, steps)
@@ -236,14 +209,20 @@ class Journal:
 
     def finish(self, progress: Progress) -> None:
         """Write the summary, and record the end of the run."""
-        from_rank_0(lambda: summarize(self.folder, self.info.task))
-        self.event(events.Finish(step=progress.step, position=progress.position))
+        finish = self._progressed(events.Finish, progress)
+        from_rank_0(lambda: summarize(self.folder, self.info.task, finish))
+        self.event(finish)
         self._tracker.finish()
 
     def stopped(self, progress: Progress) -> None:
         """Record that the run was asked to stop."""
-        self.event(events.Stopped(step=progress.step, position=progress.position))
+        self.event(self._progressed(events.Stopped, progress))
         self._tracker.finish()
+
+    def _progressed(self, kind: type[Kind], progress: Progress, **more: Any) -> Kind:
+        """Return an event of a kind that says how far the run has progressed."""
+        counts = {"step": progress.step, "position": progress.position}
+        return kind(**counts, seconds=self.phases.seconds(), **more)
 
     def _newest(self) -> Path | None:
         def report(text: str) -> None:
@@ -276,6 +255,7 @@ class Journal:
             step=progress.step,
             position=progress.position,
             checkpoint=self.checkpoint.name if self.checkpoint else None,
+            last_sign=from_rank_0(lambda: last_sign(self.folder)),
         ))  # fmt: skip
 
     def _check_resumable(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.run import eventlog, events
+from pipeline.run.phases import Phases
 from shards.files import make_folder
 
 STACKS = "stacks"
@@ -32,6 +33,7 @@ class Watchdog:
         rank: The rank of this process.
         launch: Identifier of the user's command.
         attempt: Number of this start of the run.
+        phases: The phases of this process.
         limit_s: Time without progress, in seconds.
         end: Ends the process.
     """
@@ -43,12 +45,12 @@ class Watchdog:
         rank: int,
         launch: str,
         attempt: int,
+        phases: Phases,
         limit_s: float,
         end: Callable[[int], Any] = os._exit,
     ):
         self._folder, self._rank, self._launch, self._attempt = folder, rank, launch, attempt
-        self._limit_s, self._end = limit_s, end
-        self._phase, self._progress = "start", time.monotonic()
+        self._phases, self._limit_s, self._end = phases, limit_s, end
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
@@ -60,17 +62,14 @@ class Watchdog:
         self._stopped.set()
         self._thread.join()
 
-    def mark(self, phase: str) -> None:
-        """Record that this process has made progress, and what it does next."""
-        self._phase, self._progress = phase, time.monotonic()
-
     def _watch(self) -> None:
-        polled = time.monotonic()
+        resumed = polled = time.monotonic()
         while not self._stopped.wait(min(POLL_S, self._limit_s / 4)):
-            if time.monotonic() - polled > self._limit_s / 2:  # the whole process was suspended
-                self._progress = time.monotonic()
-            polled = time.monotonic()
-            waited = polled - self._progress
+            now = time.monotonic()
+            if now - polled > self._limit_s / 2:  # the whole process was suspended
+                resumed = now
+            polled = now
+            waited = now - max(resumed, self._phases.since)
             if waited > self._limit_s:
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
                 writer = threading.Thread(target=self._record, args=(waited,), daemon=True)
@@ -85,7 +84,7 @@ class Watchdog:
         make_folder(path.parent)
         with path.open("w") as file:
             faulthandler.dump_traceback(file)
-        what = f"no progress for {waited:.0f} s in the phase {self._phase!r}"
+        what = f"no progress for {waited:.0f} s in the phase {self._phases.current!r}"
         eventlog.append(self._folder, events.Failure(
             launch=self._launch,
             rank=self._rank,

@@ -28,7 +28,8 @@ from pipeline.run.folder import (
     scores_path,
     summarize,
 )
-from pipeline.run.journal import Journal, RunInfo
+from pipeline.run.info import RunInfo
+from pipeline.run.journal import Journal
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
 from pipeline.settings import ScheduleSettings, WandbSettings

@@ -12,7 +12,8 @@ from pipeline.data.keyed import keyed_seed
 from pipeline.run import checkpoint, eventlog, events
 from pipeline.run.checkpoint import Progress
 from pipeline.run.folder import CHECKPOINTS, scores_path, summarize
-from pipeline.run.journal import Journal, RunInfo
+from pipeline.run.info import RunInfo
+from pipeline.run.journal import Journal
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.restarts import is_crash_loop
 from pipeline.run.track import METRICS

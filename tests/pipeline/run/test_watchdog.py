@@ -6,12 +6,21 @@ import time
 import pytest
 
 from pipeline.run import eventlog, events
+from pipeline.run.phases import Phases
 from pipeline.run.watchdog import EXIT_CODE, STACKS, Watchdog
 from shards.errors import Failed
 
 
-def watchdog(folder, limit_s, ended):
-    return Watchdog(folder, rank=1, launch="one", attempt=3, limit_s=limit_s, end=ended.append)
+def watchdog(folder, limit_s, ended, phases=None):
+    return Watchdog(
+        folder,
+        rank=1,
+        launch="one",
+        attempt=3,
+        phases=phases or Phases(),
+        limit_s=limit_s,
+        end=ended.append,
+    )
 
 
 def stuck_in_this_function(until: threading.Event) -> None:
@@ -23,8 +32,9 @@ def test_a_hang_ends_the_process_and_leaves_stacks_and_a_failure(tmp_path, monke
     ended, released = [], threading.Event()
     thread = threading.Thread(target=stuck_in_this_function, args=(released,))
     thread.start()
-    with watchdog(tmp_path, 0.2, ended) as dog:
-        dog.mark("checkpoint")
+    phases = Phases()
+    with watchdog(tmp_path, 0.2, ended, phases):
+        phases.enter("checkpoint")
         while not ended:
             time.sleep(0.05)
     released.set()
@@ -70,8 +80,9 @@ def test_progress_and_suspension_do_not_count_as_a_hang(tmp_path, monkeypatch, s
 
     monkeypatch.setattr("pipeline.run.watchdog.POLL_S", 0.01)
     monkeypatch.setattr("pipeline.run.watchdog.time.monotonic", monotonic)
-    with watchdog(tmp_path, 10, ended) as dog:
+    phases = Phases()
+    with watchdog(tmp_path, 10, ended, phases):
         for _ in range(50):
             polls.acquire()
-            dog.mark("step")
+            phases.enter("train")
     assert not ended
