@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from wandb.proto.wandb_internal_pb2 import Record
 
+from pipeline.run import eventlog, events
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.track import METRICS
 from shards.format.manifest import Manifest
@@ -26,7 +27,7 @@ TERMS = {
 SHORT = 5  # steps; rounding errors grow until they decide a close match
 SUMMARY = {
     "PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU",
-    "images", "step", "position", "wall_s", "checkpoint", "pictures",
+    "images", "step", "position", "wall_s", "ledger_s", "goodput", "checkpoint", "pictures",
 }  # fmt: skip
 
 
@@ -178,6 +179,13 @@ def test_the_summary_has_its_fields(run):
         assert 0 <= summary[name] <= 100
     assert (summary["step"], summary["position"]) == (small.STEPS, 128)
     assert summary["wall_s"] > 0
+    history = eventlog.read(run)
+    first = next(event for event in history if isinstance(event, events.Start))
+    wall = history[-1].time - float(first.launch)
+    assert sum(summary["ledger_s"].values()) == pytest.approx(wall, rel=0.01)
+    assert summary["ledger_s"]["lost"] == summary["ledger_s"]["stopped"] == 0
+    assert all(summary["ledger_s"][kind] > 0 for kind in ("start", "train", "checkpoint"))
+    assert 0 < summary["goodput"] < 1
     assert (run / "checkpoints" / summary["checkpoint"]).is_dir()
 
 
