@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from jobs.values import construct, nearest, opaque, read_override, read_yaml
 from model.settings import SettingError, Settings, setting
-from pipeline.data.split import BatchSplit
+from pipeline.data.split import split_of
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
 from shards.files import expanded, is_url, read_json, whole_file
@@ -54,10 +54,10 @@ class Config(RunSettings):
     failure: FailureSettings = setting(FailureSettings, "Restarts.")  # noqa: RUF009
 
     def check(self) -> None:
-        """Check that the workers can share the batch evenly."""
+        """Check that the workers can share the batch."""
         super().check()
         if self.scaling.workers is not None:
-            BatchSplit(self.batch.size, self.batch.micro, self.scaling.workers)
+            split_of(self, self.scaling.workers)
 
 
 def load(preset: str, overrides: Sequence[str]) -> Config:

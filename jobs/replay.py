@@ -54,7 +54,7 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
         for split in splits
         for batch in batches_of_step(config.data, stores, config.task, config.seed, step, split)
     )
-    count = sum(split.micro_steps for split in splits)
+    count = sum(len(split.sizes) for split in splits)
     drawn: list[list[np.ndarray]] = []
     lines = []
     for r, batch in track(batches, f"drawing step {step}", count, transient=True):

@@ -119,8 +119,7 @@ def _check_same(folder: Path, before: Config, config: Config, data: dict[str, An
     """
     is_sharded = 3 in (before.zero.stage, config.zero.stage)
     fixed = {"scaling.", "zero.stage"} if is_sharded else set()
-    has_batch_norm = config.model.norm in ("batch", "sync_batch")
-    if has_batch_norm or config.criterion.class_normalizer == "local":
+    if config.depends_on_micro_batches:
         fixed.add("batch.micro")
     may_change = tuple(key for key in MAY_CHANGE if key not in fixed)
     changed = configs.differences(before, config, may_change)

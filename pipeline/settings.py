@@ -20,7 +20,10 @@ class BatchSettings(Settings):
 
     size: int = setting(16, "Images per optimizer step.", unit="images", at_least=1)
     micro: int = setting(
-        2, "Images per forward and backward pass of one worker.", unit="images", at_least=1
+        2,
+        "Largest number of images per forward and backward pass of one worker.",
+        unit="images",
+        at_least=1,
     )
 
 
@@ -192,6 +195,12 @@ class RunSettings(Settings):
     tracking: TrackingSettings = setting(
         TrackingSettings, "Where metrics are recorded in addition to the run's folder."
     )
+
+    @property
+    def depends_on_micro_batches(self) -> bool:
+        """Whether the losses or the norms depend on the division of a batch into micro-batches."""
+        has_batch_norm = self.model.norm in ("batch", "sync_batch")
+        return has_batch_norm or self.criterion.class_normalizer == "local"
 
     def check(self) -> None:
         """Check that a compiled network is not sharded by ZeRO's stage 3."""

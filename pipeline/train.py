@@ -8,7 +8,7 @@ from torch.backends import cudnn
 
 from model.mask2former import Mask2Former
 from pipeline.data.batch import Batch
-from pipeline.data.split import BatchSplit
+from pipeline.data.split import split_of
 from pipeline.data.training import TrainingData
 from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
 from pipeline.run import stop
@@ -57,7 +57,7 @@ class Worker:
         rank, world = rank_and_world()
         self.device = rank_device()
         stop.check_together(folder)
-        self.split = BatchSplit(settings.batch.size, settings.batch.micro, world, rank)
+        self.split = split_of(settings, world, rank)
         self.data = call_on_all_ranks(
             lambda: TrainingData(settings.data, settings.task, settings.seed)
         )
@@ -175,12 +175,11 @@ class Worker:
             parameter_groups(model, settings.optimizer),
             zero=settings.zero,
             clip=settings.optimizer.clip,
-            global_batch=settings.batch.size,
-            micro_batch=settings.batch.micro,
+            micro_steps=self.split.micro_steps,
             device=self.device,
         )
         if compiled:
-            engine.record((settings.batch.micro, 3, *settings.data.crop_size))
+            engine.record((self.split.sizes[0], 3, *settings.data.crop_size))
         return engine
 
     def _log(self, losses: dict[str, torch.Tensor], lr_multiplier: float, grad_norm: float) -> None:

@@ -52,8 +52,7 @@ def training(
         parameter_groups(model, OptimizerSettings()),
         zero=ZeroSettings(zero_stage),
         clip=OptimizerSettings().clip,
-        global_batch=batch,
-        micro_batch=batch,
+        micro_steps=1,
         device=device,
     )
     engine.record((batch, 3, size, size))

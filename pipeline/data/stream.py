@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset import filters
 from webdataset.pipeline import DataPipeline
 
-from pipeline.data.batch import collate
+from pipeline.data.batch import Batch, collate
 from pipeline.data.order import Order, SetOrder
 from pipeline.data.settings import DataSettings
 from pipeline.data.split import BatchSplit, batches_of_process, micro_batch_positions
@@ -102,11 +103,8 @@ class IndexedSource(IterableDataset):
         self.position, self.split, self.decode = position, split, decode
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        process, count = (worker.id, worker.num_workers) if worker else (0, 1)
         order = order_of(self.stores, self.settings, self.seed)
-        batches = micro_batch_positions(self.position, self.split)
-        for positions in batches_of_process(batches, process, count):
+        for positions in _batches_of_this_process(self.position, self.split):
             upcoming = order.upcoming_shards(positions[0])
             for number, store in enumerate(self.stores):
                 store.prefetch([shard for owner, shard in upcoming if owner == number])
@@ -140,6 +138,21 @@ class IndexedSource(IterableDataset):
         ) from errors[0]
 
 
+def _batches_of_this_process(position: int, split: BatchSplit) -> Iterator[range]:
+    """Yield the positions of the micro-batches that this loader process, if it is one, prepares."""
+    worker = get_worker_info()
+    process, count = (worker.id, worker.num_workers) if worker else (0, 1)
+    return batches_of_process(micro_batch_positions(position, split), process, count)
+
+
+def _batched(
+    samples: Iterator[dict[str, Any]], position: int, split: BatchSplit
+) -> Iterator[Batch]:
+    """Yield the samples of an `IndexedSource` as micro-batches."""
+    for positions in _batches_of_this_process(position, split):
+        yield collate(list(islice(samples, len(positions))))
+
+
 def train_stream(
     settings: DataSettings,
     stores: Sequence[Store],
@@ -163,5 +176,5 @@ def train_stream(
         IndexedSource(stores, settings, seed, position, split, decode),
         *(filters.map(partial(user_stage, name=name, seed=seed)) for name in settings.stages),
         filters.map(partial(augment_stage, settings=settings, task=task, seed=seed)),
-        filters.batched(split.micro_batch, collation_fn=collate, partial=False),
+        partial(_batched, position=position, split=split),
     )

@@ -37,7 +37,8 @@ def batches_of_step(
         split: The division of the global batch at that step, and the rank.
     """
     position = (step - 1) * split.global_batch
-    return islice(train_stream(settings, stores, task, seed, position, split), split.micro_steps)
+    stream = train_stream(settings, stores, task, seed, position, split)
+    return islice(stream, len(split.sizes))
 
 
 def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:

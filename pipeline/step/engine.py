@@ -44,8 +44,7 @@ class Engine:
         groups: AdamW parameter groups with `lr` and `weight_decay`.
         zero: The ZeRO stage.
         clip: Largest global L2 norm of the gradients.
-        global_batch: Images of one optimizer step.
-        micro_batch: Images of one forward pass on one rank.
+        micro_steps: Number of calls of `backward` per step, which is the same on all ranks.
         device: Where the model is.
     """
 
@@ -56,8 +55,7 @@ class Engine:
         *,
         zero: ZeroSettings,
         clip: float,
-        global_batch: int,
-        micro_batch: int,
+        micro_steps: int,
         device: torch.device,
     ):
         if device.type == "cpu":
@@ -71,11 +69,12 @@ class Engine:
         self._engine, *_ = self._deepspeed.initialize(
             model=model,
             optimizer=self._adamw,
-            config=_config(zero.stage, clip, global_batch, micro_batch, device),
+            config=_config(zero.stage, clip, micro_steps, device),
             dist_init_required=False,
         )
         self.module: nn.Module = self._engine.module
-        self._sum = dist.get_world_size() * self._engine.gradient_accumulation_steps()
+        self._micro_steps = micro_steps
+        self._sum = dist.get_world_size() * micro_steps
         if self.stage < 3:
             self._materialize_moments()
 
@@ -89,8 +88,7 @@ class Engine:
         It takes a GPU, stage 0, which leaves the parameters in their memory, and one micro-batch
         per step: the gradients of a replay may lie in the memory that the next one writes to.
         """
-        accumulates = self._engine.gradient_accumulation_steps() > 1
-        if self.device.type != "cuda" or self.stage > 0 or accumulates:
+        if self.device.type != "cuda" or self.stage > 0 or self._micro_steps > 1:
             return
         self.module.record(torch.zeros(shape, device=self.device))
 
@@ -258,14 +256,16 @@ class Engine:
         return self.stage > 0 and (self.stage == 3 or parameter.requires_grad)
 
 
-def _config(
-    stage: int, clip: float, global_batch: int, micro_batch: int, device: torch.device
-) -> dict[str, Any]:
-    """Return DeepSpeed's configuration."""
+def _config(stage: int, clip: float, micro_steps: int, device: torch.device) -> dict[str, Any]:
+    """Return DeepSpeed's configuration.
+
+    DeepSpeed uses the size of a batch for figures of speed only, which are off. It would refuse
+    sizes that differ between ranks, so that it is told of one image per micro-batch.
+    """
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return {
-        "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": micro_batch,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_steps,
         "gradient_clipping": clip if stage > 0 else 0.0,
         "steps_per_print": 10**9,
         "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice per step

@@ -89,6 +89,7 @@ class TrainingStep:
         self.criterion = Criterion(criterion)
         self.queries, self.seed, self.device = queries, seed, device
         self.micro_steps = split.micro_steps
+        self.micro_batches = len(split.sizes)
         self.meter = Meter(split.global_batch)
 
     def receive(self, batches: Iterator[Batch]) -> GlobalBatch:
@@ -106,7 +107,7 @@ class TrainingStep:
         error: Exception | None = None
         try:
             with self.meter.waiting():
-                received = [next(batches) for _ in range(self.micro_steps)]
+                received = [next(batches) for _ in range(self.micro_batches)]
         except Exception as raised:  # the other ranks have to learn of it
             error = raised
         size = len(Normalizers._fields)
@@ -132,13 +133,19 @@ class TrainingStep:
         return self.criterion(predictions, batch.targets, draw, totals)
 
     def forward_backward(self, batch: GlobalBatch) -> dict[str, Tensor]:
-        """Add the gradients of all micro-batches; return this rank's part of the losses."""
+        """Add the gradients of all micro-batches; return this rank's part of the losses.
+
+        All ranks run the network equally often, because sharded parameters and gradients need all
+        ranks in each pass. A rank with fewer micro-batches repeats its last one without effect.
+        """
         total: dict[str, Tensor] = {}
         for micro_batch in batch.batches:
             losses = self.losses(micro_batch, batch.totals)
             self.network.backward(sum_of(losses))
             for name, loss in losses.items():
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
+        for _ in range(self.micro_steps - len(batch.batches)):
+            self.network.backward(0 * sum_of(self.losses(batch.batches[-1], batch.totals)))
         self.meter.step()
         return total
 

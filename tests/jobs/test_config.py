@@ -313,11 +313,16 @@ def test_stage_3_is_not_compiled(sets):
     check(configs.load("tiny", [*sets, "model.compile=true"]))
 
 
-def test_the_batch_must_divide(sets):
-    sizes = ["batch.size=16", "batch.micro=4", "scaling.workers=3"]
-    pattern = r"batch\.size: 16 .*x scaling\.workers=3; write batch\.size=12 or 24"
-    refused(pattern, [*sets, *sizes])
-    check(configs.load("tiny", [*sets, *sizes, "batch.size=24"]))
+def test_workers_share_any_batch_with_an_image_for_each(sets):
+    sizes = ["batch.size=4", "batch.micro=3", "scaling.gpu=false"]
+    check(configs.load("tiny", [*sets, *sizes, "scaling.workers=3"]))
+    pattern = r"batch\.size: 4 images are too few for scaling\.workers=5, "
+    refused(pattern, [*sets, *sizes, "scaling.workers=5"])
+    sizes += ["batch.size=16", "scaling.workers=3", "criterion.class_normalizer=local"]
+    refused(
+        r"batch\.size: 16 .*x scaling\.workers=3; .*; write batch\.size=9 or 18", [*sets, *sizes]
+    )
+    check(configs.load("tiny", [*sets, *sizes, "batch.size=18"]))
 
 
 def test_a_missing_gpu_is_refused(sets, monkeypatch):

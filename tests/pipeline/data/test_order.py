@@ -10,15 +10,25 @@ from hypothesis import strategies as st
 from pipeline.data import order as order_module
 from pipeline.data.keyed import keyed_generator, keyed_permutation, keyed_uniform
 from pipeline.data.order import BLOCK, WINDOW, Order, SetOrder, differences
-from pipeline.data.split import BatchSplit, batches_of_process, micro_batch_positions
+from pipeline.data.split import (
+    BatchSplit,
+    batches_of_process,
+    micro_batch_positions,
+    split_of,
+)
+from pipeline.settings import BatchSettings, CriterionSettings, ModelSettings, RunSettings
 from shards.errors import UsageError
 
 SHARDS = st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(sum).map(tuple)
 SEEDS = st.integers(0, 2**40)
 GOLDEN_UNIFORM = [0.3101348280906677, 0.6411800384521484, 0.07541763782501221]
-DIVISIONS = [  # world size, micro-batch
+EVEN = [  # world size, micro-batch
     (1, 1), (1, 4), (1, 48), (2, 1), (2, 4), (2, 24), (3, 2), (4, 3), (6, 8), (16, 3), (48, 1),
 ]  # fmt: skip
+DIVISIONS = [
+    *EVEN,
+    *((1, 5), (1, 64), (2, 7), (3, 5), (5, 1), (5, 4), (7, 1), (7, 2), (9, 16), (31, 1), (47, 3)),
+]
 GLOBAL = 48
 
 
@@ -46,7 +56,10 @@ def global_batch_positions(world, micro, start, steps, processes=1, global_batch
 
     ranks = [rank_stream(split) for split in splits]
     return [
-        [p for _ in range(splits[0].micro_steps) for rank in ranks for p in next(rank)]
+        [p
+         for micro_step in range(splits[0].micro_steps)
+         for split, rank in zip(splits, ranks, strict=True) if micro_step < len(split.sizes)
+         for p in next(rank)]
         for _ in range(steps)
     ]  # fmt: skip
 
@@ -75,11 +88,32 @@ def test_every_division_makes_the_same_global_batches(world, micro, start, proce
     assert batches == [list(range(p, p + GLOBAL)) for p in first]
 
 
-@pytest.mark.parametrize(("world", "micro"), DIVISIONS)
-def test_a_rank_gets_whole_micro_batches(world, micro):
+@pytest.mark.parametrize(("world", "micro"), EVEN)
+def test_a_batch_that_divides_is_laid_out_as_ever(world, micro):
+    """Runs of earlier versions resume with the same samples on the same rank."""
+    steps = GLOBAL // (world * micro)
     for rank in range(world):
-        stream = micro_batch_positions(0, BatchSplit(GLOBAL, micro, world, rank))
-        assert {len(part) for part in islice(stream, 9)} == {micro}
+        split = BatchSplit(GLOBAL, micro, world, rank)
+        firsts = [t * GLOBAL + (a * world + rank) * micro for t in range(3) for a in range(steps)]
+        found = list(islice(micro_batch_positions(0, split), 3 * steps))
+        assert found == [range(first, first + micro) for first in firsts]
+        assert split.is_even
+        assert split.micro_steps == len(split.sizes) == steps
+
+
+@given(st.integers(1, 100), st.integers(1, 20), st.integers(1, 100))
+def test_shares_and_micro_batches_differ_by_at_most_one_sample(size, micro, world):
+    world = min(world, size)
+    splits = [BatchSplit(size, micro, world, rank) for rank in range(world)]
+    shares = [sum(split.sizes) for split in splits]
+    assert sum(shares) == size
+    assert max(shares) - min(shares) <= 1
+    for split in splits:
+        assert max(split.sizes) <= micro
+        assert max(split.sizes) - min(split.sizes) <= 1
+        assert split.micro_steps == -(-max(shares) // micro)  # no more passes than necessary
+        assert len(split.sizes) == split.micro_steps or (micro == 1 and not split.is_even)
+        assert split.is_even == ({*split.sizes} == {micro} and len({*shares}) == 1)
 
 
 @given(SHARDS, SEEDS, st.integers(1, 30), st.integers(0, 200))
@@ -99,9 +133,9 @@ def test_resuming_at_any_step_and_division_is_the_tail(before, after, step):
     assert global_batch_positions(*after, step * GLOBAL, steps=15 - step) == whole[step:]
 
 
-@given(st.lists(st.sampled_from([1, 2, 3, 4]), min_size=1, max_size=6), st.integers(0, 10**7))
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 10**7))
 def test_workers_that_come_and_go_lose_and_repeat_nothing(worlds, start):
-    """A global batch of 12 on 4, 2, 3 or 1 workers, two steps on each, then on the next."""
+    """A global batch of 12 on 1 to 12 workers, two steps on each, then on the next."""
     position, seen = start, []
     for world in worlds:
         for batch in global_batch_positions(world, 1, position, 2, global_batch=12):
@@ -204,16 +238,36 @@ def test_golden_augmentation_draws():
     ]
 
 
+def test_more_workers_than_images_are_refused():
+    BatchSplit(4, 1, 4)
+    with pytest.raises(
+        UsageError,
+        match=r"batch\.size: 4 images are too few for scaling\.workers=5, .*; "
+        r"write scaling\.workers=4 or less, or raise batch\.size",
+    ):
+        BatchSplit(4, 1, 5)
+
+
 @pytest.mark.parametrize(
     ("batch", "micro", "world"), [(16, 3, 1), (16, 2, 3), (16, 16, 2), (8, 2, 8)]
 )
-def test_a_batch_that_does_not_divide_is_refused(batch, micro, world):
+@pytest.mark.parametrize(
+    "dependent",
+    [
+        {"model": ModelSettings(norm="batch")},
+        {"model": ModelSettings(norm="sync_batch")},
+        {"criterion": CriterionSettings(class_normalizer="local")},
+    ],
+)
+def test_micro_batches_are_equal_if_results_depend_on_their_size(batch, micro, world, dependent):
+    sizes = BatchSettings(batch, micro)
+    assert split_of(RunSettings(batch=sizes), world) == BatchSplit(batch, micro, world)
     with pytest.raises(
         UsageError,
         match=rf"batch\.size: {batch} is not a multiple of batch\.micro={micro} x "
-        rf"scaling\.workers={world}; write batch\.size=\d+",
+        rf"scaling\.workers={world}; .* model\.norm=batch .*; write batch\.size=\d+",
     ):
-        BatchSplit(batch, micro, world)
+        split_of(RunSettings(batch=sizes, **dependent), world)
 
 
 def mixture(sets, weights=(), seed=1, window=2) -> Order:

@@ -87,8 +87,8 @@ def plain(steps: list[int]) -> tuple[list[float], list[float], dict[str, Tensor]
 def make(stage: int) -> Engine:
     model = Toy()
     return Engine(
-        model, groups(model), zero=ZeroSettings(stage), clip=CLIP, global_batch=GLOBAL,
-        micro_batch=MICRO, device=torch.device("cpu"),
+        model, groups(model), zero=ZeroSettings(stage), clip=CLIP,
+        micro_steps=GLOBAL // (MICRO * dist.get_world_size()), device=torch.device("cpu"),
     )  # fmt: skip
 
 
