@@ -30,8 +30,13 @@ class RaySite(Settings):
     """A Ray cluster that runs already."""
 
     address: str = setting("", "Address that `--on auto` joins if RAY_ADDRESS is not set.")
-    env: dict[str, str] = setting(
-        {}, "Environment variables of a submitted job and of its workers."
+    python: str = setting("python", "Python of the nodes, for a submitted job.")
+    env: dict[str, str] = setting({}, "Environment variables of a submitted job; Ray shows them.")
+    env_file: str = setting(
+        "",
+        "File on the head with NAME=VALUE lines, such as secrets, that a submitted job reads.",
+        pattern=r"(/\S+)?",
+        pattern_help="write an absolute path",
     )
     stop_s: int = setting(
         600,
@@ -149,7 +154,12 @@ class KubeRaySite(Settings):
     backoff_limit: int = setting(
         3, "Number of times that the whole cluster is restarted after the head is lost.", at_least=0
     )
-    ttl_s: int = setting(3600, "Time that a finished job is kept.", unit="seconds", at_least=0)
+    ttl_s: int = setting(
+        300,
+        "Time that the pods of a finished job are kept, and its output with them.",
+        unit="seconds",
+        at_least=0,
+    )
     service_account: str = setting("", "Service account of the pods.")
     pull_secret: str = setting("", "Name of the Secret that pulls the image.")
     node_selector: dict[str, str] = setting({}, "Labels of the nodes that may run worker pods.")
