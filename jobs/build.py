@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jobs.cluster.target import HERE, Target
 from jobs.on_ray import tasks as ray_tasks
 from shards.build.build import build_sets
 from shards.build.options import BuildOptions
@@ -18,18 +17,17 @@ from shards.text import say
 from shards.verify import shard_sets
 
 
-def build(options: BuildOptions, on: str = "auto") -> dict[str, dict[str, Any]]:
+def build(options: BuildOptions, target: Target = HERE) -> dict[str, dict[str, Any]]:
     """Build the shard sets and print what they serve.
 
     Args:
         options: What to build.
-        on: Where shards are built: local; HOST:PORT or ray://HOST:PORT, a Ray cluster; auto, the
-            cluster of RAY_ADDRESS if that is set, otherwise local.
+        target: This machine, or a Ray cluster.
 
     Returns:
         The summary of every split; see `build_sets`.
     """
-    address = _cluster(on)
+    address = target.cluster
     if address:  # its processes have other working directories
         options = _absolute(options)
     with _runner(address, options) as runner:
@@ -83,19 +81,6 @@ def _absolute(options: BuildOptions) -> BuildOptions:
     else:
         root = root.absolute()
     return dataclasses.replace(options, root=root, out=options.url or Path(out).absolute())
-
-
-def _cluster(on: str) -> str | None:
-    """Return the address of the Ray cluster where shards are built, None for this machine."""
-    if on == "auto":
-        return os.environ.get("RAY_ADDRESS")
-    if on != "local" and not re.fullmatch(r"(ray://)?[\w.\[\]:-]+:\d+", on):
-        raise UsageError(
-            f"{on!r} is not an address",
-            where="--on",
-            fix="give auto, local, HOST:PORT or ray://HOST:PORT",
-        )
-    return None if on == "local" else on
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
-"""Check a config against this machine, the data, and the weights before any worker starts."""
+"""Check a config against the machines, the data, and the weights before any worker starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from jobs.cluster.ray_cluster import Node
 from jobs.config import Config
 from jobs.inputs import check_exist, warn_if_unlearnable
+from jobs.worker import cpus_per_worker
 from model.mask2former import Mask2Former
 from model.weights.load import fit
 from pipeline.data.stages import load_stage
@@ -18,20 +20,26 @@ from shards.errors import UsageError
 from shards.format.taxonomy import Taxonomy
 
 
-def check(config: Config, fresh: bool = True) -> tuple[list[Store], Store]:
+def check(
+    config: Config, fresh: bool = True, cluster: Sequence[Node] | None = None
+) -> tuple[list[Store], Store]:
     """Return the training sets and the validation set of a config that can be trained.
 
     Args:
         config: The config.
         fresh: Whether the run starts at step 0. A run that resumes from its checkpoint does not
             need the weights that it started from.
+        cluster: The nodes of the Ray cluster that trains; None if this machine does.
 
     Raises:
         UsageError: Something does not fit. The error names the key, the value, and the fix.
         DataError: A shard set is incomplete.
     """
     check_exist(config)
-    _check_gpus(config.scaling.gpu, config.scaling.workers or 1)
+    if cluster is None:
+        _check_gpus(config.scaling.gpu, config.scaling.workers or 1)
+    else:
+        _check_fits(config, cluster)
     for name in config.data.stages:
         load_stage(name)
     train, val = _check_data(config)
@@ -52,6 +60,32 @@ def _check_gpus(gpu: bool | None, workers: int) -> None:
         what = f"this machine has only {gpus} of the GPUs that {workers} workers need"
         fix = f"write scaling.workers={gpus} or scaling.gpu=false"
         raise UsageError(what, where=f"scaling.workers={workers}", fix=fix)
+
+
+def uses_gpu(config: Config, cluster: Sequence[Node] | None) -> bool:
+    """Return whether each worker has a GPU, on this machine or on the nodes of a cluster."""
+    if config.scaling.gpu is not None:
+        return config.scaling.gpu
+    return torch.cuda.is_available() if cluster is None else any(node.gpus for node in cluster)
+
+
+def _check_fits(config: Config, cluster: Sequence[Node]) -> None:
+    """Check that the nodes of a cluster have the GPUs and CPUs that the workers reserve."""
+    workers = config.scaling.workers or 1
+    use_gpu = uses_gpu(config, cluster)
+    where = f"scaling.workers={workers}"
+    if use_gpu and (gpus := int(sum(node.gpus for node in cluster))) < workers:
+        what = f"the cluster has only {gpus} of the GPUs that {workers} workers need"
+        raise UsageError(what, where=where, fix=f"write at most {gpus}, or scaling.gpu=false")
+    cpus = cpus_per_worker(config)
+    if (fitting := sum(node.capacity(cpus, use_gpu) for node in cluster)) < workers:
+        known = ", ".join(f"{node.host}: {node.cpus:g}" for node in cluster)
+        raise UsageError(
+            f"the CPUs of the cluster ({known}) suffice for {fitting} workers that reserve {cpus} "
+            "each on one node",
+            where=where,
+            fix="lower it or data.loader_workers (a worker reserves one CPU more than that)",
+        )
 
 
 def _check_data(config: Config) -> tuple[list[Store], Store]:

@@ -28,21 +28,41 @@ class ScalingSettings(Settings):
 
     workers: int | None = setting(
         None,
-        "Number of workers; null: one per GPU of this machine, or one if no GPU is used.",
+        "Number of workers; null: one per GPU of this machine or of the cluster, or one if no GPU "
+        "is used.",
         unit="workers",
         at_least=1,
     )
     gpu: bool | None = setting(
-        None, "Give each worker a GPU; null does so if this machine has one."
+        None, "Give each worker a GPU; null does so if this machine or the cluster has one."
+    )
+    threads: int | None = setting(
+        None,
+        "Threads of torch in each worker; null shares the cores of a node among its workers.",
+        unit="threads",
+        at_least=1,
+    )
+    placement: str | None = setting(
+        None,
+        "Nodes of a cluster that are used: pack fills one after the other, and spread uses as many "
+        "as it can; null: pack with GPUs, spread without.",
+        choices=("pack", "spread"),
     )
 
 
 @dataclass
 class FailureSettings(Settings):
-    """What happens after a worker has died."""
+    """What happens after a worker has died or does not answer."""
 
     max_restarts: int = setting(
         20, "Largest number of times that a command restarts its workers.", at_least=0
+    )
+    timeout_s: float = setting(
+        600,
+        "Longest time that a worker waits for the others, such as while a link between nodes is "
+        "down; then the workers are restarted.",
+        unit="seconds",
+        above=0,
     )
 
 
@@ -60,10 +80,15 @@ class Config(RunSettings):
             split_of(self, self.scaling.workers)
 
 
-def load(preset: str, overrides: Sequence[str]) -> Config:
+def load(preset: str, overrides: Sequence[str], gpus: int | None = None) -> Config:
     """Return the config of a preset (its name, or a YAML file) with `key=value` overrides.
 
     Paths become absolute, and the name and the number of workers are filled in.
+
+    Args:
+        preset: The name or the path.
+        overrides: The overrides.
+        gpus: Number of GPUs of the cluster; None counts those of this machine if necessary.
 
     Raises:
         UsageError: The preset or a key is unknown, or a value is missing or refused.
@@ -80,7 +105,7 @@ def load(preset: str, overrides: Sequence[str]) -> Config:
                 )
             raise UsageError(f"{key} is not set", fix=fix)
     with _usage_errors():
-        return _resolved(config, path.stem)
+        return _resolved(config, path.stem, gpus)
 
 
 def preset_path(preset: str) -> Path:
@@ -119,7 +144,7 @@ def _usage_errors() -> Iterator[None]:
         raise UsageError(f"{error.key}{error.what}", fix=error.fix) from error
 
 
-def _resolved(config: Config, name: str) -> Config:
+def _resolved(config: Config, name: str, gpus: int | None) -> Config:
     data = replace(
         config.data,
         train=[_absolute(location) for location in config.data.train],
@@ -130,7 +155,7 @@ def _resolved(config: Config, name: str) -> Config:
         weights=_absolute(config.model.weights),
         init_from=_absolute(_run_or_path(config.model.init_from)),
     )
-    workers = config.scaling.workers or _default_workers(config.scaling)
+    workers = config.scaling.workers or _default_workers(config.scaling, gpus)
     scaling = replace(config.scaling, workers=workers)
     return replace(config, name=config.name or name, data=data, model=model, scaling=scaling)
 
@@ -146,9 +171,11 @@ def _run_or_path(name: str) -> str:
     return str(RUNS / name) if (RUNS / name / "config.yaml").is_file() else name
 
 
-def _default_workers(scaling: ScalingSettings) -> int:
+def _default_workers(scaling: ScalingSettings, gpus: int | None) -> int:
     if scaling.gpu is False:
         return 1
+    if gpus is not None:
+        return max(1, gpus)
     import torch  # takes seconds; imported here so that a wrong setting is reported sooner
 
     return max(1, torch.cuda.device_count())

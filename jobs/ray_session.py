@@ -1,8 +1,9 @@
-"""Ray on this machine, as long as one command runs, reachable by this user alone.
+"""Ray as long as one command runs: on this machine, reachable by this user alone, or a cluster.
 
-Ray lives in a process of its own below the command, in its own session. The command stays in
-charge of the terminal and the signals: Ctrl-C does not reach Ray's processes, a crash of Ray is
-one line, and at the end, however it comes, no process and no temporary file is left.
+Ray's driver lives in a process of its own below the command, in its own session. The command stays
+in charge of the terminal and the signals: Ctrl-C does not reach Ray's processes, a crash of Ray is
+one line, and at the end, however it comes, no process and no temporary file is left. A cluster
+ends the workers of a driver that has died.
 """
 
 import contextlib
@@ -19,8 +20,9 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NamedTuple
 
-from jobs.on_ray import python_path
+from jobs.cluster.package import python_path
 from jobs.processes import adopt_orphans, descendants, end_descendants
+from shards.errors import M2FError
 from shards.scratch import private_folder, remove
 
 STARTS = 3  # Ray gives its processes 30 s, which a loaded machine may exceed
@@ -56,10 +58,12 @@ class Message(NamedTuple):
     Attributes:
         state: "started", "not started", or "ended".
         text: Why Ray did not start, or the outcome.
+        error: Why no other attempt is to be made, if the user can correct it.
     """
 
     state: str
-    text: str = ""
+    text: Any = ""
+    error: M2FError | None = None
 
 
 class Session:
@@ -96,7 +100,14 @@ class Session:
 
 
 def start_ray(folder: Path, cpus: int) -> None:
-    """Start Ray on this machine, with its files in a private folder."""
+    """Start Ray on this machine, with its files in a private folder.
+
+    Args:
+        folder: The private folder.
+        cpus: Number of CPUs that Ray may assign.
+    """
+    os.environ |= PRIVATE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ.pop("RAY_ADDRESS", None)
     import ray
 
     ray.init(
@@ -112,9 +123,7 @@ def start_ray(folder: Path, cpus: int) -> None:
 
 
 @contextlib.contextmanager
-def session(
-    body: Callable[[Path], str], cpus: int, start: Callable[[Path, int], None] = start_ray
-) -> Iterator[Session]:
+def session(body: Callable[[Path], Any], start: Callable[[Path], None]) -> Iterator[Session]:
     """Start Ray and call `body` in a new process, which ends with the context.
 
     The process is spawned. A forked one would inherit locks that threads of this process hold, and
@@ -122,8 +131,7 @@ def session(
 
     Args:
         body: Uses Ray. Its argument is the private folder, its result the text of the last message.
-        cpus: Number of CPUs that Ray may assign.
-        start: Starts Ray; its arguments are the private folder and `cpus`.
+        start: Starts Ray, or joins a cluster; its argument is the private folder.
     """
     adopt_orphans()
     resource_tracker.ensure_running()  # among the processes that are spared
@@ -131,7 +139,7 @@ def session(
     with private_folder() as folder:
         receiver, sender = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("spawn").Process(
-            target=_main, args=(sender, folder, body, cpus, start)
+            target=_main, args=(sender, folder, body, start)
         )
         process.start()
         sender.close()  # so that the end of the process ends the pipe
@@ -145,11 +153,7 @@ def session(
 
 
 def _main(
-    messages: Any,
-    folder: Path,
-    body: Callable[[Path], str],
-    cpus: int,
-    start: Callable[[Path, int], None],
+    messages: Any, folder: Path, body: Callable[[Path], Any], start: Callable[[Path], None]
 ) -> None:
     """Run Ray and `body` in this process, which ends with its parent."""
     os.setsid()
@@ -158,7 +162,10 @@ def _main(
     _redirect_output(folder / DRIVER_LOG)
     _set_environment(folder)
     try:
-        start(folder, cpus)
+        start(folder)
+    except M2FError as error:
+        messages.send(Message("not started", str(error), error))
+        return
     except BaseException as error:  # Ray also calls sys.exit
         messages.send(Message("not started", str(error).strip().partition("\n")[0]))
         return
@@ -190,8 +197,6 @@ def _redirect_output(log: Path) -> None:
 def _set_environment(folder: Path) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ |= PRIVATE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ.pop("RAY_ADDRESS", None)
     with contextlib.suppress(OSError):  # the machine has no such folder
         cache = f"{gettempdir()}/torchinductor_{os.getuid()}"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)  # is to outlive this command

@@ -6,20 +6,20 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from jobs import config as configs
-from jobs.check import check
+from jobs.check import check, uses_gpu
+from jobs.cluster.ray_cluster import Node, Variables, join, nodes
+from jobs.cluster.target import HERE, Target
 from jobs.config import Config
 from jobs.follow import Follower
 from jobs.interrupts import handled, requests
-from jobs.ray_session import STARTS, Message, session
+from jobs.ray_session import STARTS, Message, session, start_ray
 from jobs.resume import check_new, open_run
-from jobs.worker import Job, cpus_per_worker, run_workers
+from jobs.worker import Job, cpus_per_worker, run_workers, threads_per_worker
 from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
@@ -33,7 +33,11 @@ ENDING_S = 3  # after which the workers of a killed command have ended
 
 
 def train(
-    preset: str, overrides: list[str], runs: Path = configs.RUNS, command: str | None = None
+    preset: str,
+    overrides: list[str],
+    runs: Path = configs.RUNS,
+    command: str | None = None,
+    target: Target = HERE,
 ) -> Path:
     """Train a preset in runs/<name>/, or resume the run of that name.
 
@@ -42,6 +46,7 @@ def train(
         overrides: Settings as `key=value`.
         runs: The folder of all runs.
         command: The command line that resumes the run, if it is not that of `train`.
+        target: This machine, or a Ray cluster.
 
     Returns:
         The run folder.
@@ -53,17 +58,23 @@ def train(
         Interrupted, Preempted: A signal ended the run. A checkpoint was written first, unless
             Ctrl-C was pressed twice.
     """
-    if cluster := os.environ.get("RAY_ADDRESS"):
-        warnings.warn(f"RAY_ADDRESS={cluster} is ignored: train runs on this machine", stacklevel=2)
-    config = configs.load(preset, overrides)
+    if target.cluster is None and (ignored := os.environ.get("RAY_ADDRESS")):
+        warnings.warn(
+            f"RAY_ADDRESS={ignored} is ignored: train runs on this machine without --on auto",
+            stacklevel=2,
+        )
+    cluster = nodes(target.cluster) if target.cluster else None
+    gpus = None if cluster is None else int(sum(node.gpus for node in cluster))
+    config = configs.load(preset, overrides, gpus)
     folder = (runs / config.name).absolute()
-    stores = check(config, fresh=not committed(folder / CHECKPOINTS))
+    stores = check(config, fresh=not committed(folder / CHECKPOINTS), cluster=cluster)
     check_new(folder)  # before the lock makes a file in it
     with _lock(folder):
         if not open_run(folder, config, stores):
             return folder
-        command = command or shlex.join(["./launch.sh", "train", preset, *overrides])
-        _fit(config, folder, command)
+        on = ["--on", str(target)] if target.cluster else []
+        command = command or shlex.join(["./launch.sh", "train", preset, *overrides, *on])
+        _fit(config, folder, command, target, cluster)
     print(f"done: {folder / SUMMARY}")
     return folder
 
@@ -89,30 +100,49 @@ def _lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _fit(config: Config, folder: Path, command: str) -> None:
-    """Train in workers below a Ray that lives as long as this command.
+def _fit(
+    config: Config, folder: Path, command: str, target: Target, cluster: Sequence[Node] | None
+) -> None:
+    """Train in workers below a Ray that lives as long as this command, or on a cluster.
 
     Args:
         config: The config.
         folder: The run folder.
         command: The command line that resumes the run.
+        target: This machine, or a Ray cluster.
+        cluster: The nodes of the cluster.
     """
     workers = config.scaling.workers
     assert workers is not None, "resolved by `configs.load`"
-    use_gpu = torch.cuda.is_available() if config.scaling.gpu is None else config.scaling.gpu
-    cpus = workers * cpus_per_worker(config)
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    print(
-        f"{workers} workers with {threads} threads each on {os.cpu_count()} cores; "
-        f"{cpus} CPUs reserved in Ray; {'GPU' if use_gpu else 'no GPU'}"
-    )
-    if not use_gpu and not cpu_helper.is_compiled():
-        print("compiling DeepSpeed's CPU helper, once per environment (about a minute)", flush=True)
-        cpu_helper.compile_alone()
-    job = Job(configs.to_dict(config), folder, threads, f"{time.time():.3f}", use_gpu)
+    use_gpu = uses_gpu(config, cluster)
+    cpus = cpus_per_worker(config)
+    shown = "GPU" if use_gpu else "no GPU"
+    launch = f"{time.time():.3f}"
+    if target.cluster and cluster:
+        print(
+            f"{workers} workers on the {len(cluster)} nodes of the Ray cluster {target}; {cpus} "
+            f"CPUs reserved for each; {shown}"
+        )
+        start = partial(join, address=target.cluster)
+        variables = Variables.forwarded()
+        job = Job(configs.to_dict(config), folder, launch, use_gpu, True, variables)
+    else:
+        threads = threads_per_worker(config.scaling.threads, workers)
+        print(
+            f"{workers} workers with {threads} threads each on {os.cpu_count()} cores; "
+            f"{workers * cpus} CPUs reserved in Ray; {shown}"
+        )
+        if not use_gpu and not cpu_helper.is_compiled():
+            print(
+                "compiling DeepSpeed's CPU helper, once per environment (about a minute)",
+                flush=True,
+            )
+            cpu_helper.compile_alone()
+        start = partial(start_ray, cpus=workers * cpus)
+        job = Job(configs.to_dict(config), folder, launch, use_gpu)
     stop.withdraw(folder)
     with handled(requests.receive):
-        outcome = _run(config, job, cpus)
+        outcome = _run(config, job, start)
     stop.withdraw(folder)
     if requests.first and outcome != "done":
         raise _interruption(folder, command)
@@ -120,29 +150,37 @@ def _fit(config: Config, folder: Path, command: str) -> None:
         raise _failure(job)
 
 
-def _run(config: Config, job: Job, cpus: int) -> str:
+def _run(config: Config, job: Job, start: Callable[[Path], None]) -> str:
     """Run the workers, and start Ray again if it did not start.
+
+    Args:
+        config: The config.
+        job: The input of the workers.
+        start: Starts Ray, or joins a cluster.
 
     Returns:
         The outcome of `run_workers`, or "failed" if Ray died.
 
     Raises:
+        UsageError: The cluster cannot be joined.
         Failed: Ray did not start.
     """
     body = partial(run_workers, config, job)
     message = Message("not started")
-    for start in range(STARTS):
+    for attempt in range(STARTS):
         follower = Follower(job.folder, config.trainer.steps)
-        with session(body, cpus) as ray, follower:
+        with session(body, start) as ray, follower:
             while ray.wait() and not _ends_now(ray.message, job, follower):
                 pass
             message = ray.message
             is_good = message.text in ("done", "stopped") or requests.first
             if not is_good:
                 ray.keep_logs(job.folder / LOGS)
+        if message.error:
+            raise message.error
         if message.state != "not started" or requests.first:
             return message.text or "failed"
-        if start < STARTS - 1:
+        if attempt < STARTS - 1:
             print(f"Ray did not start ({message.text}); it is started again", file=sys.stderr)
     raise Failed(
         f"Ray did not start in {STARTS} attempts: {message.text}",

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from jobs.bench import Row, alternate, attention, row, step, training
 from jobs.bench.overfit import SAMPLE
 from jobs.build import build
-from jobs.on_ray import ROOT
+from jobs.cluster.package import ROOT
 from model.criterion import CriterionSettings
 from model.deformable_self_attention import deformable_self_attention
 from model.mask2former import Mask2Former, ModelSettings

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jobs import config as configs
 from jobs.bench import row
 from jobs.build import build
-from jobs.on_ray import ROOT
+from jobs.cluster.package import ROOT
 from jobs.train import train
 from model.segment import STRIDE
 from pipeline.data.augment.recipes import AugmentSettings, augment

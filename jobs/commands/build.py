@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.commands.options import Json, Processes
+from jobs.commands.options import Json, On, Processes, joined
 from jobs.console import report
 
 Source = Annotated[
@@ -53,14 +53,6 @@ Shards = Annotated[int | None, typer.Option(min=1, help="Number of shards per sp
 DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave out images without truth.")]
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first image that the doctor rejects.")
-]
-On = Annotated[
-    str,
-    typer.Option(
-        help="Where shards are made. local: on this machine. HOST:PORT or ray://HOST:PORT: "
-        "on a Ray cluster whose nodes share this checkout, the raw data, and --out (unless it "
-        "is a URL). auto: on the cluster of RAY_ADDRESS if that is set, otherwise local."
-    ),
 ]
 Work = Annotated[
     Path | None,
@@ -115,6 +107,6 @@ def build(
             strict=strict,
             work=work,
         )
-        return job(options, on)
+        return job(options, joined(on))
 
     report(run, as_json)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.commands.options import Checkpoint, Json, Run
+from jobs.commands.options import Checkpoint, Json, On, Run, joined
 from jobs.console import report
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -36,6 +36,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as batch.size=8."),
     ] = None,
+    on: On = "local",
 ) -> None:
     """Train a preset, or resume a run of the same name where it stopped.
 
@@ -50,10 +51,12 @@ def train(
     from jobs import config
     from jobs.inputs import check_exist
 
-    check_exist(config.load(preset, overrides or []))  # before seconds of imports
+    target = joined(on)
+    gpus = 1 if target.cluster else None  # the number is not known yet
+    check_exist(config.load(preset, overrides or [], gpus))  # before seconds of imports
     from jobs.train import train as job
 
-    job(preset, overrides or [])
+    job(preset, overrides or [], target=target)
 
 
 def settings(

@@ -24,6 +24,7 @@ class Start(Event):
         zero_stage: ZeRO stage.
         process_ids: Process id of every worker.
         host: Name of the machine of rank 0.
+        hosts: Name of the machine of every rank; empty in the records of older versions.
         device: Device of rank 0.
         threads: Threads of torch on rank 0.
         step: Step of the checkpoint, 0 without one.
@@ -41,6 +42,7 @@ class Start(Event):
     zero_stage: int = 0
     process_ids: list[int] = field(default_factory=list)
     host: str = ""
+    hosts: list[str] = field(default_factory=list)
     device: str = ""
     threads: int = 0
     step: int
@@ -52,7 +54,9 @@ class Start(Event):
         """Return one line about this event for people."""
         origin = f"from {self.checkpoint}" if self.checkpoint else "from scratch"
         workers = f"{self.world_size} workers, ZeRO {self.zero_stage} on {self.device}"
-        return f"attempt {self.attempt}: {workers}, {origin}"
+        hosts = list(dict.fromkeys(self.hosts))
+        where = f" of {', '.join(hosts)}" if len(hosts) > 1 else ""
+        return f"attempt {self.attempt}: {workers}{where}, {origin}"
 
 
 @dataclass(frozen=True, kw_only=True)

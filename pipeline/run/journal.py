@@ -250,6 +250,7 @@ class Journal:
             zero_stage=self.info.zero_stage,
             process_ids=all_gather(os.getpid()),
             host=platform.node(),
+            hosts=all_gather(platform.node()),
             device=str(device),
             threads=torch.get_num_threads(),
             step=progress.step,

@@ -98,9 +98,8 @@ class Host:
         """
         env = self.environment(**more.pop("env", {}))
         more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **more}
-        return subprocess.Popen(
-            [*self.enter, *command], cwd=cwd, env=env, start_new_session=True, **more
-        )
+        enter = [*self.enter, f"--wd={cwd or '/'}"]
+        return subprocess.Popen([*enter, *command], env=env, start_new_session=True, **more)
 
     def jobs(self, *words: str, cwd: Path, **more: Any) -> subprocess.Popen:
         """Start `python -m jobs WORDS…` on the host."""

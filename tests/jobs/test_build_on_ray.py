@@ -89,7 +89,7 @@ def test_a_piece_is_tried_again_and_its_errors_arrive(cluster, tmp_path):
     [
         (
             "nowhere",
-            r"--on: 'nowhere' is not an address; give auto, local, HOST:PORT or ray://HOST:PORT",
+            r"--on nowhere: is not known; give local, auto, HOST:PORT \(a Ray cluster\)",
         ),
         ("127.0.0.1:1", r"--on 127\.0\.0\.1:1: no Ray cluster answers"),
         ("ray://127.0.0.1:1", r"--on ray://127\.0\.0\.1:1: no Ray cluster answers"),

@@ -131,7 +131,7 @@ def test_a_closed_pipe_does_not_end_the_command(tmp_path, monkeypatch):
 
 @pytest.fixture
 def job(tmp_path):
-    return Job({}, tmp_path / "mine", 1, launch="17.000")
+    return Job({}, tmp_path / "mine", launch="17.000")
 
 
 def test_the_error_of_a_worker_is_rebuilt_in_the_driver(job):

@@ -22,7 +22,7 @@ from shards.errors import Failed
 SPAWN = "import subprocess, sys; subprocess.Popen(['sleep', '600']); print('up', flush=True)"
 
 
-def fail_first(log: Path, failures: int, how: str, folder: Path, cpus: int) -> None:
+def fail_first(log: Path, failures: int, how: str, folder: Path, cpus: int = 1) -> None:
     """Stand in for the start of Ray: the first starts fail. Each appends a byte to a file."""
     with log.open("a") as file:
         file.write(".")
@@ -55,9 +55,8 @@ def run(tmp_path, photographs, monkeypatch):
 
     def call(failures: int, how: str = "time out", workers=done) -> str:
         start = partial(fail_first, tmp_path / "starts", failures, how)
-        monkeypatch.setattr(train, "session", partial(session, start=start))
         monkeypatch.setattr(train, "run_workers", workers)
-        return train._run(config, Job({}, tmp_path, 1, launch="1"), 1)
+        return train._run(config, Job({}, tmp_path, launch="1"), start)
 
     return call
 
@@ -95,7 +94,7 @@ def test_a_session_leaves_no_process_and_no_folder(tmp_path):
     resource_tracker.ensure_running()
     before = descendants()
     start = partial(fail_first, tmp_path / "starts", 0, "time out")
-    with session(leave_processes, 1, start) as ray:
+    with session(leave_processes, start) as ray:
         while ray.wait() and ray.message.state != "ended":
             pass
         private = Path(ray.message.text)
@@ -106,7 +105,7 @@ def test_a_session_leaves_no_process_and_no_folder(tmp_path):
 
 def test_a_session_starts_beside_threads_that_hold_locks(tmp_path):
     """A forked process would wait without end for a lock that a thread held at that moment."""
-    with LOCK, session(take_lock, 1, partial(fail_first, tmp_path / "starts", 0, "")) as ray:
+    with LOCK, session(take_lock, partial(fail_first, tmp_path / "starts", 0, "")) as ray:
         while ray.wait() and ray.message.state != "ended":
             pass
         assert ray.message.text == "taken"
@@ -141,11 +140,11 @@ def body(note, private):
     Path(note).write_text(" ".join(map(str, [private, *processes])))
     time.sleep(600)
 
-def start(folder, cpus):
+def start(folder):
     pass
 
 if __name__ == "__main__":
-    with ray_session.session(partial(body, sys.argv[1]), 1, start) as ray:
+    with ray_session.session(partial(body, sys.argv[1]), start) as ray:
         while ray.wait():
             pass
 """
