@@ -172,8 +172,9 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
 def _is_dead_here(holder: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this machine that has ended."""
     pid = holder.get("pid")
-    is_here = holder.get("machine") == _machine() and isinstance(pid, int)
-    return is_here and holder.get("started") != _start_of(pid)
+    if not isinstance(pid, int) or holder.get("machine") != _machine():
+        return False
+    return holder.get("started") != _start_of(pid)
 
 
 def _machine() -> str:
