@@ -93,8 +93,18 @@ def load(preset: str, overrides: Sequence[str], gpus: int | None = None) -> Conf
     Raises:
         UsageError: The preset or a key is unknown, or a value is missing or refused.
     """
-    path = preset_path(preset)
-    config = merge(read_yaml(path), overrides)
+    config = read(preset, overrides)
+    with _usage_errors():
+        return _resolved(config, preset_path(preset).stem, gpus)
+
+
+def read(preset: str, overrides: Sequence[str]) -> Config:
+    """Return the config of a preset with overrides as it is written, for another machine.
+
+    Raises:
+        UsageError: The preset or a key is unknown, or a value is missing or refused.
+    """
+    config = merge(read_yaml(preset_path(preset)), overrides)
     for field in dataclasses.fields(config.data):
         if field.metadata["rule"].required and not getattr(config.data, field.name):
             key = f"data.{field.name}"
@@ -104,8 +114,7 @@ def load(preset: str, overrides: Sequence[str], gpus: int | None = None) -> Conf
                     "; if there is no such set, build one from other images, in a split of its own"
                 )
             raise UsageError(f"{key} is not set", fix=fix)
-    with _usage_errors():
-        return _resolved(config, path.stem, gpus)
+    return config
 
 
 def preset_path(preset: str) -> Path:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.commands.options import Json, On, Processes, joined
+from jobs.commands.options import DryRun, Json, On, Processes, Site
 from jobs.console import report
 
 Source = Annotated[
@@ -80,6 +80,8 @@ def build(
     drop_empty: DropEmpty = False,
     strict: Strict = False,
     on: On = "auto",
+    site: Site = None,
+    dry_run: DryRun = False,
     work: Work = None,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +91,15 @@ def build(
     """
     from jobs.build import build as job
     from jobs.build import raw_data
+    from jobs.cluster import dispatch
     from shards.build.options import BuildOptions
+
+    target, facts = dispatch.resolve(on, site, dry_run)
+    if target.is_submitted:
+        given = {"--root": root, "--images": images, "--instances": instances}
+        given |= {"--panoptic": panoptic, "--maps": maps, "--out": out}
+        dispatch.submit(dispatch.build_job(out, given, target, facts), target, dry_run)
+        return
 
     def run() -> dict[str, Any]:
         files = {"images": images, "instances": instances, "panoptic": panoptic, "maps": maps}
@@ -107,6 +117,6 @@ def build(
             strict=strict,
             work=work,
         )
-        return job(options, joined(on))
+        return job(options, target)
 
     report(run, as_json)

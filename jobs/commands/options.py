@@ -5,9 +5,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.cluster.target import Target
-from shards.errors import UsageError
-
 Run = Annotated[str, typer.Argument(help="A name under runs/, or a path.")]
 Checkpoint = Annotated[
     str | None,
@@ -24,27 +21,16 @@ Site = Annotated[
         "./site.yaml, or ~/.config/mask2former/site.yaml."
     ),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what --on would submit, and submit nothing.")
-]
 On = Annotated[
     str,
     typer.Option(
         help="Where the command runs. local: on this machine. HOST:PORT: on the Ray cluster of "
         "that address, of which this machine is a node, and whose nodes share the paths that are "
         "given (URLs need not be shared); build also takes ray://HOST:PORT. auto: on the cluster "
-        "of RAY_ADDRESS if that is set, otherwise local."
+        "of RAY_ADDRESS if that is set, otherwise local. http://HOST:8265, slurm, kuberay: in a "
+        "job that is submitted there."
     ),
 ]
-
-
-def joined(on: str) -> Target:
-    """Return the target of `--on`, this machine or a Ray cluster that the command joins.
-
-    Raises:
-        UsageError: It is not known, or is one to which commands are submitted.
-    """
-    target = Target.parse(on)
-    if target.is_submitted:
-        raise UsageError("commands cannot be submitted there yet", where=f"--on {on}")
-    return target
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what --on would submit, and submit nothing.")
+]

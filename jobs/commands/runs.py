@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.commands.options import Checkpoint, Json, On, Run, joined
+from jobs.commands.options import Checkpoint, DryRun, Json, On, Run, Site
 from jobs.console import report
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -37,6 +37,8 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as batch.size=8."),
     ] = None,
     on: On = "local",
+    site: Site = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train a preset, or resume a run of the same name where it stopped.
 
@@ -49,14 +51,19 @@ def train(
         trainer.steps=2000 optimizer.lr=1e-3
     """
     from jobs import config
+    from jobs.cluster import dispatch
     from jobs.inputs import check_exist
 
-    target = joined(on)
+    target, facts = dispatch.resolve(on, site, dry_run)
+    if target.is_submitted:
+        job = dispatch.train_job(preset, overrides or [], target, facts)
+        dispatch.submit(job, target, dry_run)
+        return
     gpus = 1 if target.cluster else None  # the number is not known yet
     check_exist(config.load(preset, overrides or [], gpus))  # before seconds of imports
-    from jobs.train import train as job
+    from jobs.train import train as train_here
 
-    job(preset, overrides or [], target=target)
+    train_here(preset, overrides or [], target=target)
 
 
 def settings(
@@ -89,9 +96,20 @@ def evaluate(
         Path | None, typer.Option(help="Another shard set with the same classes.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of first images.")] = None,
+    on: On = "local",
+    site: Site = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Score a run on its val set: PQ, AP, and mIoU from one pass."""
+
+    from jobs.cluster import dispatch
+
+    target, facts = dispatch.resolve(on, site, dry_run, joins=False)
+    if target.is_submitted:
+        locations = {"--data": data} if data else {}
+        dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
+        return
 
     def job() -> dict[str, Any]:
         _check_run(run)
@@ -118,12 +136,22 @@ def predict(
             "evaluation.segment.object_threshold for segments, and every instance.",
         ),
     ] = None,
+    on: On = "local",
+    site: Site = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Segment images: panoptic overlays and JSON in COCO's formats.
 
     Folders are searched with those below them. An image that cannot be used is left out and
     listed, the rest is done, and the exit code is 3.
     """
+    from jobs.cluster import dispatch
+
+    target, facts = dispatch.resolve(on, site, dry_run, joins=False)
+    if target.is_submitted:
+        locations = {"IMAGES": images, "--out": out}
+        dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
+        return
     _check_run(run)
     from jobs.predict import predict as job
 

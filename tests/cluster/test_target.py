@@ -9,7 +9,6 @@ from jobs.check import _check_fits
 from jobs.cluster import package
 from jobs.cluster.ray_cluster import Node, Variables, interface_of
 from jobs.cluster.target import Target
-from jobs.commands.options import joined
 from shards.errors import UsageError
 from tests.jobs import small
 
@@ -49,7 +48,7 @@ def test_auto_is_the_cluster_of_the_environment(monkeypatch):
         Target.parse("auto")
     monkeypatch.delenv("RAY_ADDRESS")
     assert Target.parse("auto") == Target("local")
-    assert not joined("auto").is_submitted
+    assert not Target.parse("auto").is_submitted
 
 
 def write(root, files):
