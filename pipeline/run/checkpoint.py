@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,12 @@ def folders(checkpoints: Path) -> list[Path]:
     return sorted(named, key=_step_and_attempt)
 
 
+def newest_first(names: Iterable[str]) -> list[str]:
+    """Return those names that `name_of` gives, from the highest step and the latest attempt on."""
+    own = [Path(name) for name in names if _is_name(name)]
+    return [path.name for path in sorted(own, key=_step_and_attempt, reverse=True)]
+
+
 def last_attempt(checkpoints: Path) -> int:
     """Return the highest attempt in the names of folders, links, and files; 0 without any."""
     named = [path for path in checkpoints.glob("step-*") if _NAME.fullmatch(path.name)]
@@ -127,9 +133,12 @@ def _step_and_attempt(path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _is_name(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and name_of(*_step_and_attempt(Path(name))) == name
+
+
 def _is_own(path: Path) -> bool:
-    is_named = _NAME.fullmatch(path.name) and name_of(*_step_and_attempt(path)) == path.name
-    return bool(is_named) and path.is_dir() and not path.is_symlink()
+    return _is_name(path.name) and path.is_dir() and not path.is_symlink()
 
 
 def not_finite(state: dict[str, Tensor]) -> str | None:
@@ -273,23 +282,6 @@ def damaged(folder: Path, problem: str) -> UsageError:
     what = f"the checkpoint is damaged ({problem})"
     fix = "restore it, or name another (evaluate, predict, and export take --checkpoint)"
     return UsageError(what, where=folder, fix=fix)
-
-
-def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
-    """Remove every checkpoint except the newest `keep` up to `step` and the one at step `best`.
-
-    COMMITTED is removed first, so that no partly removed folder has it. Folders without it, which
-    a crash left before the checkpoint at `step` was written, are removed too. Committed ones past
-    `step` were skipped as damaged: they stay and do not count. What is not one of `folders` stays.
-    """
-    whole = committed(checkpoints)
-    past = [folder for folder in whole if step_of(folder) > step]
-    kept = whole[: len(past) + keep]
-    for folder in folders(checkpoints):
-        if folder not in kept and step_of(folder) != best:
-            if folder in whole:
-                (folder / COMMITTED).unlink()
-            shutil.rmtree(folder)
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

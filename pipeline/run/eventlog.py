@@ -1,7 +1,14 @@
-"""The file events.jsonl of a run: any process of the run appends to it, and several read it."""
+"""The events of a run: the processes of a host append to one file, and several processes read all.
 
+The processes on the host of rank 0 append to events.jsonl, those of another host to
+events-HOST.jsonl, because appends of two hosts to one file on a network file system can be lost.
+"""
+
+import heapq
 import os
+import re
 import threading
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +23,23 @@ FIELDS = {"event": str}
 Kind = TypeVar("Kind", bound=Event)
 _waiting: dict[Path, list[jsonl.Row]] = {}  # rows of this process that the disk has refused
 _lock = threading.RLock()
+_own = EVENTS  # the file of this process
+
+
+def write_as_host(host: str) -> None:
+    """Let this process, which is not on the host of rank 0, append to the file of its own host."""
+    global _own
+    _own = f"events-{re.sub(r'[^a-zA-Z0-9_.-]', '_', host)}.jsonl"
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the files with the events of a run, that of rank 0's host first."""
+    return [folder / EVENTS, *sorted(folder.glob("events-*.jsonl"))]
 
 
 def append(folder: Path, event: Event) -> None:
-    """Append an event to the events.jsonl of a run folder. Any process of the run may do so."""
-    append_row(folder / EVENTS, event.to_json())
+    """Append an event to the file of this host. Any process of the run may do so."""
+    append_row(folder / _own, event.to_json())
 
 
 def append_row(path: Path, row: jsonl.Row) -> None:
@@ -45,17 +64,22 @@ def _write_waiting(path: Path) -> None:
         if len(waiting) == 1:  # the first that is refused
             text = f"{path.name} cannot be written ({error}); its rows wait in memory"
             warned = Warned(rank=rank_and_world()[0], category="OSError", text=text)
-            _waiting.setdefault(path.parent / EVENTS, []).append(warned.to_json())
+            _waiting.setdefault(path.parent / _own, []).append(warned.to_json())
 
 
 def read(folder: Path) -> list[Event]:
-    """Return the events of a run, without the lines that cannot be read or of an unknown kind."""
-    return [event for row in jsonl.rows(folder / EVENTS, FIELDS) if (event := _event(row))]
+    """Return the events of a run in the order of time, each host's in the order of its file.
+
+    Lines that cannot be read, and those of an unknown kind, are left out.
+    """
+    logs = (jsonl.rows(path, FIELDS) for path in files(folder))
+    of_hosts = [[event for row in rows if (event := _event(row))] for rows in logs]
+    return list(heapq.merge(*of_hosts, key=attrgetter("time")))
 
 
 def unreadable(folder: Path) -> int:
     """Return the number of lines that cannot be read; those of an unknown kind do not count."""
-    return jsonl.read(folder / EVENTS, FIELDS)[1]
+    return sum(jsonl.read(path, FIELDS)[1] for path in files(folder))
 
 
 def read_kind(folder: Path, kind: type[Kind]) -> list[Kind]:
@@ -64,26 +88,29 @@ def read_kind(folder: Path, kind: type[Kind]) -> list[Kind]:
 
 
 class Tail:
-    """Reads the events that are appended to the events.jsonl of a run from now on."""
+    """Reads the events that are appended to the files of a run from now on."""
 
     def __init__(self, folder: Path):
-        self._path = folder / EVENTS
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
+        self._folder = folder
+        self._offsets = {path: path.stat().st_size for path in files(folder) if path.exists()}
 
     def read(self) -> list[Event]:
-        """Return the events that were completed since the last call.
+        """Return the events that were completed since the last call, those of each host in order.
 
-        There are none while the file is missing or cannot be read.
+        There are none of a file that is missing or cannot be read.
         """
+        return [event for path in files(self._folder) for event in self._read(path)]
+
+    def _read(self, path: Path) -> list[Event]:
+        offset = self._offsets.get(path, 0)
         try:
-            with open_regular(self._path) as file:
-                # Someone may have cut the file.
-                self._offset = min(self._offset, file.seek(0, os.SEEK_END))
-                file.seek(self._offset)
+            with open_regular(path) as file:
+                offset = min(offset, file.seek(0, os.SEEK_END))  # someone may have cut the file
+                file.seek(offset)
                 whole, newline, _ = file.read().rpartition(b"\n")
         except OSError:
             return []
-        self._offset += len(whole + newline)
+        self._offsets[path] = offset + len(whole + newline)
         rows = (jsonl.parse(line, FIELDS) for line in whole.split(b"\n"))
         return [event for row in rows if row and (event := _event(row))]
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.data.order import differences
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
-from pipeline.run import checkpoint, eventlog, events, quarantine
+from pipeline.run import checkpoint, eventlog, events, quarantine, retention
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.eventlog import Kind
 from pipeline.run.folder import (
@@ -76,7 +76,8 @@ class Journal:
             run_id=self.run_id,
             config={**dataclasses.asdict(info.settings), "world_size": self.world},
         )
-        self.checkpoint = from_rank_0(self._newest)
+        newest = from_rank_0(self._newest)  # a name, because hosts can have folders of their own
+        self.checkpoint = folder / CHECKPOINTS / newest if newest else None
         self._resumed = from_rank_0(self._state_of_checkpoint)
         progress = self._resumed.progress if self._resumed else Progress()
         self._record_start(progress, device)
@@ -149,7 +150,7 @@ class Journal:
         steps = [checkpoint.step_of(path) for path in checkpoint.committed(checkpoints)]
         best = best_step(self.folder, self.info.task, steps)
         try:
-            checkpoint.prune(checkpoints, progress.step, self.info.keep, best)
+            retention.prune(checkpoints, progress.step, self.info.keep, best)
         except OSError as error:
             warnings.warn(f"an old checkpoint cannot be removed: {error}", stacklevel=2)
 
@@ -224,11 +225,12 @@ class Journal:
         counts = {"step": progress.step, "position": progress.position}
         return kind(**counts, seconds=self.phases.seconds(), **more)
 
-    def _newest(self) -> Path | None:
+    def _newest(self) -> str | None:
         def report(text: str) -> None:
             self.event(events.Damage(text=text))
 
-        return checkpoint.newest(self.folder / CHECKPOINTS, report)
+        newest = checkpoint.newest(self.folder / CHECKPOINTS, report)
+        return newest.name if newest else None
 
     def _state_of_checkpoint(self) -> TrainerState | None:
         return checkpoint.load_trainer(self.checkpoint) if self.checkpoint else None

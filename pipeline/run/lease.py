@@ -131,10 +131,7 @@ class Lease:
     def _keep(self) -> None:
         while not self._end.wait(BEAT_S):
             with contextlib.suppress(M2FError):  # the storage is away; the next beat may arrive
-                content = _read(self._beats)
-                self.is_lost = content is None or _parsed(content).get("owner") not in (
-                    *(self.owner, None),  # None: a full disk has cut the file
-                )
+                self.is_lost = not is_held(self._beats, self.owner)
                 if self.is_lost:
                     return
                 self._beat += 1
@@ -152,6 +149,13 @@ def lease_of(folder: Path, say: Callable[[str], object] = print) -> Lease:
 def owner_of(remote: RemoteFolder) -> str | None:
     """Return the identifier of the owner of a run; None without one."""
     return _parsed(_read(remote)).get("owner")
+
+
+def is_held(remote: RemoteFolder, owner: str) -> bool:
+    """Return whether the lease of a run is that of an owner."""
+    content = _read(remote)
+    # A file without an owner is being written, or a full disk has cut it.
+    return content is not None and _parsed(content).get("owner") in (owner, None)
 
 
 def _read(remote: RemoteFolder) -> bytes | None:
@@ -172,8 +176,9 @@ def _parsed(content: bytes | None) -> dict[str, Any]:
 def _is_dead_here(holder: dict[str, Any]) -> bool:
     """Return whether the owner was a process of this machine that has ended."""
     pid = holder.get("pid")
-    is_here = holder.get("machine") == _machine() and isinstance(pid, int)
-    return is_here and holder.get("started") != _start_of(pid)
+    if not isinstance(pid, int) or holder.get("machine") != _machine():
+        return False
+    return holder.get("started") != _start_of(pid)
 
 
 def _machine() -> str:

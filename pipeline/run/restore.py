@@ -10,7 +10,9 @@ from model.weights.load import load
 from pipeline.run import checkpoint, events
 from pipeline.run.class_match import match_classes
 from pipeline.run.folder import CHECKPOINTS, choose_checkpoint
+from pipeline.run.pull import weights_of
 from shards.errors import UsageError
+from shards.files import is_url
 from shards.format.taxonomy import Taxonomy
 
 
@@ -57,8 +59,9 @@ def initial_weights(init_from: str, task: str) -> Path:
 
     Raises:
         UsageError: The run has no checkpoint, or its bytes are not as written.
+        Failed: The storage of the run does not answer.
     """
-    path = Path(init_from)
+    path = weights_of(init_from, task) if is_url(init_from) else Path(init_from)
     if (path / CHECKPOINTS).is_dir():
         path = choose_checkpoint(path, None, task)
     if (path / checkpoint.MANIFEST).is_file() and (problem := checkpoint.damage(path)):

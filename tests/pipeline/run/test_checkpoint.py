@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.run import checkpoint
+from pipeline.run import checkpoint, retention
 from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE
 from shards.errors import UsageError
 from tests.pipeline.runs import TAXONOMY, trainer_state
@@ -253,9 +253,9 @@ def test_a_write_that_really_fails_is_an_os_error(tmp_path):
 def test_prune_keeps_the_newest_and_the_best(tmp_path):
     for step in (10, 20, 30, 40, 50):
         save(tmp_path, step)
-    checkpoint.prune(tmp_path, step=50, keep=2, best=20)
+    retention.prune(tmp_path, step=50, keep=2, best=20)
     assert [name[9:14] for name in names(tmp_path)] == ["00020", "00040", "00050"]
-    checkpoint.prune(tmp_path, step=50, keep=1, best=None)
+    retention.prune(tmp_path, step=50, keep=1, best=None)
     assert [name[9:14] for name in names(tmp_path)] == ["00050"]
 
 
@@ -264,7 +264,7 @@ def test_prune_removes_what_a_crash_has_left(tmp_path):
     (save(tmp_path, 30) / COMMITTED).unlink()
     (save(tmp_path, 20) / COMMITTED).unlink()
     save(tmp_path, 20, attempt=2)
-    checkpoint.prune(tmp_path, step=20, keep=3, best=None)
+    retention.prune(tmp_path, step=20, keep=3, best=None)
     assert names(tmp_path) == ["step-000000010-a01", "step-000000020-a02"]
 
 
@@ -273,7 +273,7 @@ def test_prune_never_takes_the_checkpoint_just_written(tmp_path):
     save(tmp_path, 60)
     (save(tmp_path, 100) / STATE).write_bytes(b"")
     save(tmp_path, 80, attempt=2)
-    checkpoint.prune(tmp_path, step=80, keep=1, best=None)
+    retention.prune(tmp_path, step=80, keep=1, best=None)
     assert names(tmp_path) == ["step-000000080-a02", "step-000000100-a01"]
     assert newest(tmp_path)[0] == "step-000000080-a02"
 
@@ -288,7 +288,7 @@ def test_a_kill_while_pruning_leaves_nothing_that_looks_whole_and_is_not(tmp_pat
 
     monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
     with pytest.raises(Killed):
-        checkpoint.prune(tmp_path, step=20, keep=1, best=None)
+        retention.prune(tmp_path, step=20, keep=1, best=None)
     assert newest(tmp_path) == ("step-000000020-a01", [])
     assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-000000020-a01"]
 

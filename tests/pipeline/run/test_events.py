@@ -120,3 +120,20 @@ def test_processes_append_to_one_file_without_mixing_lines(tmp_path):
     for rank in (0, 1):
         texts = [event.text for event in found if event.rank == rank]
         assert texts == [str(n) * 50 for n in range(200)]
+
+
+def test_each_host_appends_to_a_file_of_its_own_and_all_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(eventlog, "_own", EVENTS)
+    tail = eventlog.Tail(tmp_path)
+    eventlog.append(tmp_path, events.Damage(text="first", time=1.0))
+    eventlog.append(tmp_path, events.Damage(text="last", time=3.0))
+    eventlog.write_as_host("node 2/x")
+    eventlog.append(tmp_path, events.Damage(text="between", time=2.0))
+    assert {path.name for path in tmp_path.iterdir()} == {EVENTS, "events-node_2_x.jsonl"}
+    texts = [event.text for event in eventlog.read_kind(tmp_path, events.Damage)]
+    assert texts == ["first", "between", "last"]
+    assert len(tail.read()) == 3
+    assert tail.read() == []
+    with (tmp_path / "events-node_2_x.jsonl").open("a") as file:
+        file.write("{\n")
+    assert eventlog.unreadable(tmp_path) == 1
