@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import secrets
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -169,6 +170,8 @@ def _main(
     except BaseException as error:  # Ray also calls sys.exit
         messages.send(Message("not started", str(error).strip().partition("\n")[0]))
         return
+    # Ray's job server sends SIGTERM to all processes of a command, of which the parent decides.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     messages.send(Message("started"))
     import ray
 

@@ -36,30 +36,23 @@ def scheduler(kind: str) -> Scheduler:
         from jobs.cluster.kuberay import KubeRay
 
         return KubeRay()
-    raise UsageError("is not known", where=f"--on {kind}", fix="give http://HOST:8265 or kuberay")
+    assert kind == "slurm", kind
+    from jobs.cluster.slurm import Slurm
+
+    return Slurm()
 
 
-def resolve(on: str, site: Path | None, dry_run: bool, joins: bool = True) -> tuple[Target, Site]:
+def resolve(on: str, site: Path | None, dry_run: bool) -> tuple[Target, Site]:
     """Return the target of `--on`, and the facts of `--site`.
 
-    Args:
-        on: The value of `--on`.
-        site: The value of `--site`.
-        dry_run: Whether `--dry-run` was given.
-        joins: Whether the command can use all nodes of a Ray cluster. Otherwise it runs on one.
-
     Raises:
-        UsageError: The target is unknown or does not suit the command, the site file is wrong, or
-            `--dry-run` has no effect.
+        UsageError: The target is unknown, the site file is wrong, or `--dry-run` has no effect.
     """
     facts = sites.load(site)
     target = target_of(on, facts)
     if dry_run and not target.is_submitted:
         fix = "give --on slurm, kuberay, or http://HOST:8265, or leave it out"
         raise UsageError(f"--on {target} submits nothing", where="--dry-run", fix=fix)
-    if target.cluster and not joins:
-        fix = "give --on http://HOST:8265 to run it as a job of the cluster"
-        raise UsageError("the command runs on one machine", where=f"--on {target}", fix=fix)
     return target, facts
 
 

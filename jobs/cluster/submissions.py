@@ -44,17 +44,12 @@ class ClusterJob:
 
     @property
     def uses_one_node(self) -> bool:
-        """Whether the command runs on one node, and not on all."""
+        """Whether the command runs on one node, on its GPU, and not on all nodes."""
         return self.command[0] in ("evaluate", "predict")
 
     def words(self, on: str) -> list[str]:
-        """Return the words that run the command on a node of the cluster.
-
-        Args:
-            on: The cluster that it joins, unless it runs on one node.
-        """
-        joined = [] if self.uses_one_node else ["--on", on]
-        return ["python", "-P", "-m", "jobs", *self.command, *joined]
+        """Return the words that run the command on a node of the cluster."""
+        return ["python", "-P", "-m", "jobs", *self.command, "--on", on]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def evaluate(
 
     from jobs.cluster import dispatch
 
-    target, facts = dispatch.resolve(on, site, dry_run, joins=False)
+    target, facts = dispatch.resolve(on, site, dry_run)
     if target.is_submitted:
         locations = {"--data": data} if data else {}
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
@@ -147,7 +147,7 @@ def predict(
     """
     from jobs.cluster import dispatch
 
-    target, facts = dispatch.resolve(on, site, dry_run, joins=False)
+    target, facts = dispatch.resolve(on, site, dry_run)
     if target.is_submitted:
         locations = {"IMAGES": images, "--out": out}
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
