@@ -201,8 +201,7 @@ def _body(job: ClusterJob) -> list[str]:
 
 def _folder(job: ClusterJob) -> Path:
     """Return the folder of a run's jobs: their output, the log of Ray's nodes, and their record."""
-    name = re.sub(r"[^-\w.]", "_", job.name).lstrip(".")
-    return submissions.folder().parent / "slurm" / name
+    return submissions.folder().parent / "slurm" / submissions.file_name(job.name)
 
 
 def _refusal(text: str, site: SlurmSite) -> UsageError | None:

@@ -155,6 +155,11 @@ def every() -> list[Submission]:
     return sorted(found, key=lambda submission: submission.time, reverse=True)
 
 
+def file_name(name: str) -> str:
+    """Return the name of a run without the characters that a path could misread."""
+    return re.sub(r"[^-\w.]", "_", name).lstrip(".")
+
+
 def _path(name: str) -> Path:
-    """Return the path of a record, whose name has no characters that a path could misread."""
-    return folder() / (re.sub(r"[^-\w.]", "_", name).lstrip(".") + ".json")
+    """Return the path of a record."""
+    return folder() / f"{file_name(name)}.json"
