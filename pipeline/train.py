@@ -11,6 +11,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.split import split_of
 from pipeline.data.training import TrainingData
 from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
+from pipeline.pictures.gallery import Gallery
 from pipeline.run import stop
 from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
@@ -20,6 +21,7 @@ from pipeline.run.watchdog import Watchdog
 from pipeline.score.evaluate import evaluate
 from pipeline.settings import RunSettings
 from pipeline.step.engine import Engine
+from pipeline.step.hosts import Hosts
 from pipeline.step.optimizer import parameter_groups
 from pipeline.step.schedule import lr_multiplier
 from pipeline.step.step import TrainingStep, global_losses
@@ -79,6 +81,7 @@ class Worker:
             split=self.split,
             device=self.device,
         )
+        self.hosts = Hosts(self.device)
         self.lr_multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
 
     def run(self) -> bool:
@@ -99,6 +102,9 @@ class Worker:
                 self._save()
             self.journal.stopped(self.progress)
             return False
+        except Exception as error:
+            self.journal.failed(self.progress, error)
+            raise
         self.journal.finish(self.progress)
         return True
 
@@ -149,6 +155,7 @@ class Worker:
             task=settings.task,
             launch=launch,
             order=self.data.order.identity(),
+            data={store.location: store.manifest.fingerprint for store in self.data.stores},
             taxonomy=self.data.taxonomy,
             zero_stage=settings.zero.stage,
             keep=settings.checkpoint.keep,
@@ -184,8 +191,10 @@ class Worker:
 
     def _log(self, losses: dict[str, torch.Tensor], lr_multiplier: float, grad_norm: float) -> None:
         rates = {"lr": self.settings.optimizer.lr * lr_multiplier, "grad_norm": grad_norm}
-        speed = self.train_step.meter.read()
-        self.journal.metrics(self.progress, {**global_losses(losses), **rates, **speed})
+        rates |= {f"lr/{part}": rate for part, rate in self.engine.rates().items()}
+        terms = global_losses(losses)  # waits for the GPU, so that the time until here is measured
+        speed = self.hosts.speed(self.train_step.meter.read())
+        self.journal.metrics(self.progress, {**terms, **rates, **speed, **self.hosts.memory()})
 
     def _is_evaluated(self, step: int) -> bool:
         """Return whether the settings ask for the scores of a step."""
@@ -204,8 +213,17 @@ class Worker:
         with torch.compiler.set_stance("force_eager"), cudnn.flags(enabled=True, benchmark=False):
             model = self.engine.module
             assert isinstance(model, Mask2Former)
-            scores = evaluate(model, self.data.val, settings, self.device, advance=self._advance)
-        self.journal.scored(step, scores)
+            gallery = Gallery(self.settings.task)
+            with_pictures = self.settings.tracking.wandb.mode != "disabled"
+            scores = evaluate(
+                model,
+                self.data.val,
+                settings,
+                self.device,
+                advance=self._advance,
+                seen=gallery.add if with_pictures else None,
+            )
+        self.journal.scored(step, scores, gallery.gathered())
         self.train_step.meter.restart()
 
     def _advance(self) -> None:

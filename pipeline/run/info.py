@@ -16,6 +16,7 @@ class RunInfo:
         task: The task whose score decides which checkpoint is the best one.
         launch: Identifier of the user's command; the restarts of one command share it.
         order: Identity of the sample order.
+        data: The fingerprint of each training set by its location.
         taxonomy: The classes.
         zero_stage: ZeRO stage.
         keep: Number of the newest checkpoints that are kept.
@@ -28,6 +29,7 @@ class RunInfo:
     task: str
     launch: str
     order: dict[str, Any]
+    data: dict[str, str]
     taxonomy: Taxonomy
     zero_stage: int
     keep: int

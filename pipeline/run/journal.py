@@ -31,13 +31,16 @@ from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.restarts import next_attempt, run_id
 from pipeline.run.track import Tracker
 from pipeline.run.versions import versions
+from pipeline.run.wandb_media import Media
 from pipeline.score.headline import HEADLINE
+from pipeline.score.picture import Picture
 from pipeline.step.engine import Engine, Update
 from shards.errors import Failed, UsageError
 from shards.files import disk_errors, write_json
 from shards.jsonl import Row, rows
 
 MAX_SKIPPED_IN_A_ROW = 20
+ALERT_SKIPPED_IN_A_ROW = 5
 
 
 class Journal:
@@ -84,6 +87,7 @@ class Journal:
         self.phases = Phases()
         self._check_resumable()
         from_rank_0(lambda: self._rewind(progress.step))
+        self._tracker.open(progress.step, info.data, self.phases)
         known = from_rank_0(lambda: rows(folder / QUARANTINE, quarantine.FIELDS))
         self._quarantine = Quarantine(folder, info.max_damaged, known)
         self._skipped_in_a_row = 0
@@ -160,7 +164,11 @@ class Journal:
 
     def metrics(self, progress: Progress, values: Mapping[str, float]) -> None:
         """Record the metrics of a step."""
-        counts = {"position": progress.position, "damaged_samples": len(self._quarantine)}
+        counts = {
+            "position": progress.position, "damaged_samples": len(self._quarantine),
+            "skipped_steps": progress.step - progress.updates,
+            "world_size": self.world, "attempt": self.attempt,
+        }  # fmt: skip
         self._tracker.metrics(progress.step, {**counts, **values})
 
     def damaged(self, step: int, found: Sequence[Row]) -> None:
@@ -185,6 +193,9 @@ class Journal:
             return
         self._skipped_in_a_row += 1
         self.event(events.Skipped(step=step, grad_norm=str(update.grad_norm)))
+        if self._skipped_in_a_row == ALERT_SKIPPED_IN_A_ROW:
+            text = f"step {step}: {ALERT_SKIPPED_IN_A_ROW} gradients in a row are not finite"
+            self._tracker.alert("skipped", text)
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise Failed(
                 f"{self._skipped_in_a_row} gradients in a row are not finite",
@@ -196,8 +207,10 @@ class Journal:
         """Return whether a step has been scored, perhaps before a restart."""
         return from_rank_0(lambda: bool(scores_of(self.folder, step)))
 
-    def scored(self, step: int, scores: Mapping[str, Any]) -> None:
-        """Record the scores of a step; only rank 0 writes."""
+    def scored(
+        self, step: int, scores: Mapping[str, Any], pictures: Sequence[Picture] = ()
+    ) -> None:
+        """Record the scores of a step, and pictures for W&B; only rank 0 writes."""
         if self.rank > 0:
             return
         try:
@@ -205,8 +218,13 @@ class Journal:
         except OSError as error:
             warnings.warn(f"the scores of step {step} cannot be written: {error}", stacklevel=2)
         known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}
-        self._tracker.metrics(step, {f"val/{name}": value for name, value in known.items()})
+        row = {f"val/{name}": value for name, value in known.items()}
+        self._tracker.metrics(step, row, Media(scores.get("classes", ()), pictures))
         self.event(events.Evaluation(step=step, scores=known))
+        best = best_step(self.folder, self.info.task)
+        for path in checkpoint.committed(self.folder / CHECKPOINTS):
+            if checkpoint.step_of(path) == step:
+                self._tracker.checkpoint(path, step, known, step == best)
 
     def finish(self, progress: Progress) -> None:
         """Write the summary, and record the end of the run."""
@@ -218,7 +236,12 @@ class Journal:
     def stopped(self, progress: Progress) -> None:
         """Record that the run was asked to stop."""
         self.event(self._progressed(events.Stopped, progress))
-        self._tracker.finish()
+        self._tracker.finish(before=progress.step)
+
+    def failed(self, progress: Progress, error: Exception) -> None:
+        """Tell the people who follow the run in W&B that this rank has failed."""
+        self._tracker.alert("failure", f"step {progress.step}: {error}")
+        self._tracker.finish(exit_code=1, before=progress.step)
 
     def _progressed(self, kind: type[Kind], progress: Progress, **more: Any) -> Kind:
         """Return an event of a kind that says how far the run has progressed."""

@@ -1,30 +1,30 @@
-"""Metrics of a run, in metrics.jsonl and in Weights & Biases. The only import of wandb."""
+"""Metrics and events of a run, in its folder and in Weights & Biases."""
 
-import contextlib
 import math
+import re
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.run import eventlog, events
+from pipeline.run.phases import Phases
+from pipeline.run.wandb_media import Media
+from pipeline.run.wandb_run import WandbRun
 from pipeline.settings import WandbSettings
+from shards.jsonl import rows
 
 METRICS = "metrics.jsonl"
 FIELDS = {"step": int}
-INIT_TIMEOUT_S = 20  # for the first answer of the server
 ALERTS = (
     *(events.Warned, events.Failure, events.CheckpointFailed),
     *(events.Damage, events.Quarantined),
 )
+_LOGIN_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*$")
 
 
 class Tracker:
-    """The metrics of a run. A failure of W&B never stops the run.
-
-    If W&B cannot be reached, or fails later, the metrics continue in an offline W&B run, which
-    `wandb sync` sends later; if that fails too, in metrics.jsonl alone. Both are warnings.
+    """The metrics of a run.
 
     Args:
         folder: The run folder.
@@ -46,14 +46,31 @@ class Tracker:
         config: dict[str, Any],
     ):
         self.folder, self.active = folder, active
-        self._settings, self._name, self._run_id, self._config = settings, name, run_id, config
-        self._mode = settings.mode if active else "disabled"
         self._tail = eventlog.Tail(folder)
-        self._run: Any = None
-        self._call(lambda run: None)  # opens the run
+        self._wandb: WandbRun | None = None
+        if active and settings.mode != "disabled":
+            config = without_secrets(config)
+            self._wandb = WandbRun(
+                folder, settings, name=name, run_id=run_id, config=config, kept=METRICS
+            )
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one row of scalars at `step`.
+    def open(self, step: int, data: Mapping[str, str], phases: Phases) -> None:
+        """Open the run of W&B, give it the metrics up to `step` that it lacks, and name the data.
+
+        Args:
+            step: The step from which the run resumes.
+            data: The fingerprint of each shard set by its location.
+            phases: The phases of this worker, which tell whether it makes progress.
+        """
+        if self._wandb is None:
+            return
+        known = rows(self.folder / METRICS, FIELDS)
+        self._wandb.open([row for row in known if row["step"] <= step], phases)
+        for location, fingerprint in data.items():
+            self._wandb.use_data(fingerprint, without_secrets(location))
+
+    def metrics(self, step: int, values: Mapping[str, float], media: Media | None = None) -> None:
+        """Append one row of scalars at `step`; `media` is for W&B alone.
 
         JSON has no NaN and no infinity: values that are not finite become null.
         """
@@ -61,74 +78,57 @@ class Tracker:
             return
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         eventlog.append_row(self.folder / METRICS, {"step": step, "time": time.time(), **row})
-        self._call(lambda run: run.log({"trainer/step": step, **row}))
-        self._alert()
+        if self._wandb is not None:
+            self._wandb.row(step, row, media)
+            self._alert()
 
     def event(self, event: events.Event) -> None:
         """Append an event."""
         if self.active:
             eventlog.append(self.folder, event)
 
-    def finish(self) -> None:
-        """Flush W&B."""
-        self._alert()
-        if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:  # as in `_call`
-                self._fall_back(error)
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert to the people who follow the run in W&B."""
+        if self._wandb is not None:
+            self._wandb.alert(title, text)
+
+    def checkpoint(self, path: Path, step: int, scores: Mapping[str, float], best: bool) -> None:
+        """Record a checkpoint in W&B, by reference.
+
+        Args:
+            path: The checkpoint, which is complete.
+            step: Its step.
+            scores: Its scores.
+            best: Whether no other checkpoint has a better score.
+        """
+        if self._wandb is not None:
+            aliases = [f"step-{step}", *["best"] * best]
+            self._wandb.add_checkpoint(path, {"step": step, **scores}, aliases)
+
+    def finish(self, exit_code: int = 0, before: int | None = None) -> None:
+        """Flush W&B, and end its run.
+
+        Args:
+            exit_code: 0 unless the run failed.
+            before: Leave out the row of this step; a resumed run sends it with its scores.
+        """
+        if self._wandb is not None:
+            self._alert()
+            self._wandb.close(exit_code, before)
 
     def _alert(self) -> None:
         """Send the new events of all workers that people should know of as W&B alerts."""
-        for event in self._tail.read() if self._mode != "disabled" else ():
-            if isinstance(event, ALERTS):
-                title, text = f"{self._name}: {event.name}", event.describe()
-                self._call(lambda run, title=title, text=text: run.alert(title=title, text=text))
+        for event in self._tail.read():
+            is_restart = isinstance(event, events.Start) and event.attempt > 1
+            if isinstance(event, ALERTS) or is_restart:
+                self.alert(event.name, event.describe())
 
-    def _call(self, use: Callable[[Any], Any]) -> None:
-        """Open the W&B run if necessary and use it; after a failure, do so with an offline run."""
-        while self._mode != "disabled":
-            try:
-                if self._run is None:
-                    self._run = self._open()
-                use(self._run)
-                return
-            except Exception as error:  # whatever fails in a tracker is a warning
-                self._fall_back(error)
 
-    def _fall_back(self, error: Exception) -> None:
-        """Change from online to offline, and from offline to no W&B, with a warning."""
-        was_online = self._mode == "online"
-        self._run = None
-        self._mode = "offline" if was_online else "disabled"
-        reason = " ".join(str(error).split())
-        kept = "offline; send them with `wandb sync`" if was_online else f"in {METRICS} alone"
-        warnings.warn(f"W&B is off: {reason}; metrics are kept {kept}", stacklevel=3)
-        if was_online:
-            with contextlib.suppress(Exception):
-                import wandb
-
-                wandb.teardown()  # W&B's service process still holds the id of the run
-
-    def _open(self) -> Any:
-        """Open the run of W&B in the current mode."""
-        import wandb
-
-        run = wandb.init(
-            project=self._settings.project,
-            mode=self._mode,  # pyright: ignore[reportArgumentType]  settings check the value
-            id=self._run_id,
-            name=self._name,
-            resume="allow",
-            dir=str(self.folder),
-            config=self._config,
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=INIT_TIMEOUT_S,
-                x_transaction_log_flush_interval=1,
-            ),
-        )
-        run.define_metric("trainer/step")
-        run.define_metric("*", step_metric="trainer/step")
-        return run
+def without_secrets(value: Any) -> Any:
+    """Return plain data in which no URL has a login or a query, which can hold keys."""
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_secrets(item) for item in value]
+    is_url = isinstance(value, str) and "://" in value
+    return _LOGIN_OR_QUERY.sub("", value) if is_url else value

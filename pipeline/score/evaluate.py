@@ -160,6 +160,7 @@ def evaluate(
     settings: EvaluationSettings,
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
+    seen: Callable[[int, np.ndarray, Sample, Result], None] | None = None,
 ) -> dict[str, Any]:
     """Score a model on a shard set, whose images the ranks of a process group share.
 
@@ -172,6 +173,8 @@ def evaluate(
         settings: The number and the size of the images.
         device: The device of the network.
         advance: Called after each image.
+        seen: Called for each image that this rank scored, with its number, the decoded image, its
+            truth, and the result.
 
     Returns:
         The scores as `Scores.result` returns them, on every rank, with the `images` and the `data`
@@ -202,6 +205,8 @@ def evaluate(
         result = infer(model, image, settings, taxonomy.things, device)
         if sample is not None and number < count and not failure:
             scores.update(result, sample)
+            if seen is not None:
+                seen(number, image, sample, result)
         advance()
     model.train(was_training)
     if world > 1:

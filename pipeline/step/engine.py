@@ -101,6 +101,10 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
 
+    def rates(self) -> dict[str, float]:
+        """Return the learning rate of each part of the model in the last update."""
+        return {group["name"].partition(".")[0]: group["lr"] for group in self._adamw.param_groups}
+
     def step(self, lr_multiplier: float) -> Update:
         """Clip and update with `lr_multiplier` times the base learning rate of each group.
 

@@ -149,9 +149,9 @@ def resume(run: Path, opened) -> int:
         if not open_run(run, config, stores):
             return STEPS
         info = RunInfo(
-            name=config.name, task="panoptic", launch="17.000", order={}, taxonomy=TAXONOMY,
-            zero_stage=1, keep=KEEP, max_damaged=10, wandb=WandbSettings(mode="disabled"),
-            settings=config,
+            name=config.name, task="panoptic", launch="17.000", order={}, data={},
+            taxonomy=TAXONOMY, zero_stage=1, keep=KEEP, max_damaged=10,
+            wandb=WandbSettings(mode="disabled"), settings=config,
         )  # fmt: skip
         with Follower(run, STEPS):
             journal = Journal(run, info, torch.device("cpu"))

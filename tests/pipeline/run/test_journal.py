@@ -40,7 +40,7 @@ class StubEngine:
 def journal_of(folder: Path, keep: int = 1) -> Journal:
     folder.mkdir(exist_ok=True)
     info = RunInfo(
-        name=folder.name, task="panoptic", launch="17.000", order={}, taxonomy=TAXONOMY,
+        name=folder.name, task="panoptic", launch="17.000", order={}, data={}, taxonomy=TAXONOMY,
         zero_stage=1, keep=keep, max_damaged=10, wandb=WandbSettings(mode="disabled"),
         settings=RunSettings(),
     )  # fmt: skip

@@ -1,20 +1,23 @@
 """Metrics and events in the run folder and in W&B, whose failures never stop the run."""
 
 import json
-import struct
+import threading
 import time
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wandb
-from wandb.proto.wandb_internal_pb2 import Record
+from PIL import Image
 
-from pipeline.run import track
+from pipeline.run import track, wandb_log, wandb_run
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.events import Checkpoint, Damage, Start, Warned
-from pipeline.run.track import METRICS, Tracker, WandbSettings
+from pipeline.run.phases import Phases
+from pipeline.run.track import METRICS, Tracker
+from pipeline.run.wandb_media import Media
+from pipeline.score.picture import Picture
+from pipeline.settings import WandbSettings
 from shards.jsonl import append, keep_rows, rows
 
 OFF = WandbSettings(mode="disabled")
@@ -110,6 +113,7 @@ def test_keep_rows_drops_the_rows_that_will_be_written_again(tmp_path):
 
 def whole_run(folder: Path, mode: str = "offline") -> None:
     tracked = tracker(folder, WandbSettings(mode=mode))
+    tracked.open(0, {}, Phases())
     tracked.metrics(1, {"loss": 1.0})
     tracked.metrics(2, {"loss": 0.5})
     tracked.finish()
@@ -118,22 +122,31 @@ def whole_run(folder: Path, mode: str = "offline") -> None:
 class FakeRun:
     """A run of W&B in which one method fails in one mode."""
 
+    starting_step = 0
+
     def __init__(self, mode: str, failing: str):
         self.mode, self.failing = mode, failing
         self.rows: list[dict] = []
         self.alerts: list[tuple[str, str]] = []
+        self.exit_code: int | None = None
 
     def define_metric(self, *_, **__): ...
 
-    def log(self, values: dict) -> None:
+    def log(self, values: dict, step: int, commit: bool) -> None:
         self.fail_in("log")
+        assert commit
+        assert values["trainer/step"] == step
         self.rows.append(values)
 
     def alert(self, title: str, text: str) -> None:
         self.alerts.append((title, text))
 
-    def finish(self) -> None:
+    def finish(self, exit_code: int) -> None:
         self.fail_in("finish")
+        self.exit_code = exit_code
+
+    def log_artifact(self, *_, **__) -> None:
+        self.fail_in("artifact")
 
     def fail_in(self, method: str) -> None:
         if self.failing == f"{self.mode} {method}":
@@ -144,7 +157,7 @@ class FakeRun:
 def fake(monkeypatch):
     """Replace `wandb.init`; return a function that sets what fails and returns the opened runs."""
 
-    def install(failing: str) -> list[FakeRun]:
+    def install(failing: str = "") -> list[FakeRun]:
         opened: list[FakeRun] = []
 
         def init(*, mode: str, **_) -> FakeRun:
@@ -177,57 +190,137 @@ def test_a_failing_server_is_replaced_by_an_offline_run(tmp_path, fake, method, 
     with pytest.warns(UserWarning, match="W&B is off: .* on fire; metrics are kept offline"):
         whole_run(tmp_path, "online")
     assert [run.mode for run in opened] == modes
-    assert [row["loss"] for row in opened[-1].rows] == [1.0, 0.5]
+    assert [row["train/loss"] for row in opened[-1].rows] == [1.0, 0.5]
 
 
 def test_warnings_of_every_worker_are_alerts_in_wandb(tmp_path, fake):
-    opened = fake("nothing")
+    opened = fake()
     tracked = tracker(tmp_path, WandbSettings())
+    tracked.open(0, {}, Phases())
     append(tmp_path / EVENTS, Warned(rank=1, category="UserWarning", text="slow").to_json())
     tracked.event(Damage(text="checkpoint step-1 is skipped"))
     tracked.event(Start(world_size=2, step=0))
+    tracked.event(Start(attempt=2, world_size=2, step=1, checkpoint="step-1"))
     tracked.metrics(1, {"loss": 1.0})
+    tracked.finish()
     assert opened[0].alerts == [
         ("small: warning", "warning (worker 1): slow"),
         ("small: damage", "checkpoint step-1 is skipped"),
+        ("small: start", "attempt 2: 2 workers, ZeRO 0 on , from step-1"),
     ]
+
+
+def test_wandb_groups_the_metrics(tmp_path, fake):
+    opened = fake()
+    tracked = tracker(tmp_path, WandbSettings())
+    tracked.open(0, {}, Phases())
+    tracked.metrics(
+        1, {"loss_ce": 1.0, "loss_ce_0": 2.0, "step_s": 0.5, "attempt": 1, "lr/head": 3}
+    )
+    tracked.finish()
+    assert opened[0].rows == [{
+        "trainer/step": 1, "train/loss_ce": 1.0, "layers/loss_ce_0": 2.0, "speed/step_s": 0.5,
+        "trainer/attempt": 1, "lr/head": 3,
+    }]  # fmt: skip
+
+
+def test_scores_join_the_row_of_their_step(tmp_path, fake):
+    opened = fake()
+    tracked = tracker(tmp_path, WandbSettings())
+    tracked.open(0, {}, Phases())
+    tracked.metrics(2, {"loss": 1.0})
+    tracked.metrics(2, {"val/PQ": 50.0})
+    tracked.metrics(3, {"loss": 0.5})
+    tracked.finish(exit_code=1, before=3)  # the scores of step 3 may follow after a restart
+    assert opened[0].rows == [{"trainer/step": 2, "train/loss": 1.0, "val/PQ": 50.0}]
+    assert opened[0].exit_code == 1
+
+
+def test_wandb_gets_the_earlier_rows_that_it_lacks(tmp_path, fake, monkeypatch):
+    tracked = tracker(tmp_path)
+    for step in (1, 2, 3, 4, 5):
+        tracked.metrics(step, {"loss": float(step)})
+    opened = fake()
+    monkeypatch.setattr(FakeRun, "starting_step", 3)
+    again = tracker(tmp_path, WandbSettings(mode="online"))
+    again.open(4, {}, Phases())  # the metrics of step 5 are past the checkpoint
+    again.metrics(5, {"loss": 5.5})
+    again.finish()
+    assert [(row["trainer/step"], row["train/loss"]) for row in opened[0].rows] == [
+        (3, 3), (4, 4), (5, 5.5),
+    ]  # fmt: skip
+
+
+def test_an_extra_that_fails_leaves_the_run_online(tmp_path, fake):
+    opened = fake("online artifact")
+    (tmp_path / "step-1").mkdir()
+    tracked = tracker(tmp_path, WandbSettings(mode="online"))
+    tracked.open(0, {}, Phases())
+    tracked.checkpoint(tmp_path / "step-1", 1, {"PQ": 50.0}, best=True)
+    tracked.metrics(2, {"loss": 1.0})
+    with pytest.warns(UserWarning, match="W&B lacks the checkpoint step-1: the server is on fire"):
+        tracked.finish()
+    assert [run.mode for run in opened] == ["online"]
+    assert len(opened[0].rows) == 1
+
+
+def test_a_stall_is_one_alert(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(wandb_run, "STALL_S", -1)
+    monkeypatch.setattr(wandb_run, "WATCH_S", 0.01)
+    opened = fake()
+    tracked = tracker(tmp_path, WandbSettings())
+    tracked.open(0, {}, Phases())
+    time.sleep(0.3)
+    tracked.finish()
+    ((title, _),) = opened[0].alerts
+    assert title == "small: stalled"
+
+
+def test_a_wandb_that_hangs_holds_nothing_up(tmp_path, monkeypatch):
+    hangs, released = threading.Event(), threading.Event()
+
+    def init(**_):
+        hangs.set()
+        released.wait()
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb_run, "CLOSE_S", 0.1)
+    whole_run(tmp_path, "offline")
+    assert hangs.is_set()
+    assert [row["step"] for row in rows(tmp_path / METRICS)] == [1, 2]
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "wandb"]
+    released.set()
+    with pytest.warns(UserWarning, match="too late"):
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("value", "public"),
+    [
+        ("s3://bucket/coco", "s3://bucket/coco"),
+        ("https://me:secret@host/coco?X-Amz-Signature=secret", "https://host/coco"),
+        ({"data": {"train": ["http://secret@host/a"]}}, {"data": {"train": ["http://host/a"]}}),
+        ("me@home?", "me@home?"),
+        (None, None),
+    ],
+)
+def test_locations_have_no_secrets_in_wandb(value, public):
+    assert track.without_secrets(value) == public
 
 
 @pytest.mark.slow
 def test_an_unreachable_server_gives_a_real_offline_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-    monkeypatch.setattr(track, "INIT_TIMEOUT_S", 2)
-    with pytest.warns(UserWarning, match="W&B is off: .*; metrics are kept offline"):
-        tracked = tracker(tmp_path, WandbSettings(mode="online"))
+    monkeypatch.setattr(wandb_run, "INIT_TIMEOUT_S", 2)
+    tracked = tracker(tmp_path, WandbSettings(mode="online"))
+    tracked.open(0, {}, Phases())
     tracked.metrics(1, {"loss": 0.5})
-    tracked.finish()
+    with pytest.warns(UserWarning, match="W&B is off: .*; metrics are kept offline"):
+        tracked.finish()
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert [row["loss"] for row in history(path, 1)] == [0.5]
-
-
-# A file of W&B: a header of 7 bytes, then the log format of LevelDB with protobuf records.
-
-BLOCK, HEADER = 32 * 1024, struct.Struct("<IHB")
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
-
-
-def records(path: Path) -> Iterator[Record]:
-    """Yield the records of a .wandb file, and verify their checksums."""
-    content = path.read_bytes()
-    assert struct.unpack_from("<4sH", content) == (b":W&B", 0xBEE1)
-    at, parts = 7, b""
-    while at + HEADER.size <= len(content):
-        if BLOCK - at % BLOCK < HEADER.size:
-            at += BLOCK - at % BLOCK
-            continue
-        checksum, length, kind = HEADER.unpack_from(content, at)
-        payload = content[at + HEADER.size : at + HEADER.size + length]
-        assert zlib.crc32(bytes([kind]) + payload) == checksum
-        at += HEADER.size + length
-        parts = payload if kind in (FULL, FIRST) else parts + payload
-        if kind in (FULL, LAST):
-            yield Record.FromString(parts)
+    assert [row["train/loss"] for row in history(path, 1)] == [0.5]
 
 
 def history(path: Path, count: int) -> list[dict]:
@@ -242,7 +335,7 @@ def history_now(path: Path) -> list[dict]:
     return [
         {".".join(item.nested_key) or item.key: json.loads(item.value_json)
          for item in record.history.item}
-        for record in records(path) if record.WhichOneof("record_type") == "history"
+        for record in wandb_log.records(path) if record.WhichOneof("record_type") == "history"
     ]  # fmt: skip
 
 
@@ -250,6 +343,7 @@ def test_wandb_offline_really_writes_the_rows(tmp_path, monkeypatch):
     for name in ("WANDB_MODE", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     tracked = tracker(tmp_path, WandbSettings(mode="offline", project="painted"))
+    tracked.open(0, {}, Phases())
     for step in (10, 20, 30):
         tracked.metrics(step, {"loss": 1 / step, "val/PQ": float("nan")})
     tracked.finish()
@@ -259,9 +353,50 @@ def test_wandb_offline_really_writes_the_rows(tmp_path, monkeypatch):
         for row in history(path, 3)
     ]
     assert logged == [
-        {"trainer/step": step, "loss": 1 / step, "val/PQ": None} for step in (10, 20, 30)
+        {"trainer/step": step, "train/loss": 1 / step, "val/PQ": None} for step in (10, 20, 30)
     ]
-    (run,) = [r.run for r in records(path) if r.WhichOneof("record_type") == "run"]
+    (run,) = [r.run for r in wandb_log.records(path) if r.WhichOneof("record_type") == "run"]
     assert (run.run_id, run.display_name, run.project) == ("small-00c0ffee", "small", "painted")
     config = {update.key: json.loads(update.value_json) for update in run.config.update}
     assert config.items() >= {"optimizer": {"lr": 0.25}, "world_size": 2}.items()
+    assert wandb_log.last_step(tmp_path, "small-00c0ffee") == 30
+    assert wandb_log.last_step(tmp_path, "small-00c0ffe") == -1
+    cut = path.read_bytes()[:-200]  # as a crash may leave it
+    path.write_bytes(cut)
+    assert wandb_log.last_step(tmp_path, "small-00c0ffee") <= 30
+
+
+def test_offline_runs_of_restarts_hold_each_step_once(tmp_path):
+    """The second start repeats the steps since its checkpoint, as after `kill -9`."""
+    first = tracker(tmp_path, WandbSettings())
+    first.open(0, {}, Phases())
+    for step in (1, 2, 3, 4):
+        first.metrics(step, {"loss": float(step)})
+    first.finish(before=4)
+    keep_rows(tmp_path / METRICS, track.FIELDS, lambda row: row["step"] <= 2)
+    second = tracker(tmp_path, WandbSettings())
+    second.open(2, {}, Phases())
+    for step in (3, 4, 5):
+        second.metrics(step, {"loss": float(step)})
+    second.finish()
+    runs = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    steps = [[row["trainer/step"] for row in history(path, 2)] for path in runs]
+    assert sorted(steps) == [[1, 2, 3], [4, 5]]
+
+
+def test_an_evaluation_has_a_table_and_pictures(tmp_path):
+    tracked = tracker(tmp_path, WandbSettings())
+    tracked.open(0, {}, Phases())
+    image = np.zeros((8, 8, 3), np.uint8)
+    truth = np.arange(64).reshape(8, 8) * 8  # classes above 254 share one value
+    picture = Picture("cat", image, truth, np.zeros((8, 8), int))
+    classes = [{"name": f"c{n}", "PQ": float(n)} for n in range(600)]
+    tracked.metrics(1, {"val/PQ": 5.0}, Media(classes, [picture]))
+    tracked.finish()
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (row,) = history(path, 1)
+    assert row["val/classes.nrows"] == 600
+    assert row["val/pictures.count"] == 1
+    masks = sorted(tmp_path.glob("wandb/offline-run-*/files/media/images/mask/**/*.png"))
+    values = [np.unique(np.asarray(Image.open(mask))).tolist() for mask in masks]
+    assert sorted(values) == [[0], [*range(0, 255, 8), 255]]

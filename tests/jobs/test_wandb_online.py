@@ -1,0 +1,147 @@
+"""W&B in its online mode against a local server: one run through kills, and what it shows."""
+
+import io
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.run import checkpoint
+from pipeline.run.eventlog import read_kind
+from pipeline.run.events import Start, Warned
+from pipeline.run.folder import CHECKPOINTS
+from pipeline.run.track import METRICS
+from shards.jsonl import rows
+from tests.jobs import small
+from tests.wandb_stub import KEY, StubRun, WandbStub
+
+pytestmark = pytest.mark.slow
+
+STEPS, SAVED_EVERY, SCORED_EVERY = 140, 40, 70
+VICTIMS = ("worker", "driver", "driver")
+SETTINGS = (
+    *("tracking.wandb.mode=online", f"trainer.steps={STEPS}", "evaluation.images=3"),
+    *(f"checkpoint.every_steps={SAVED_EVERY}", f"evaluation.every_steps={SCORED_EVERY}"),
+)
+SECRET = "planted5ecret"
+
+
+@pytest.fixture(scope="module")
+def stub():
+    with WandbStub() as server:
+        yield server
+
+
+def wait_until(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + small.TIMEOUT_S
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "nothing happened in time"
+        time.sleep(0.05)
+
+
+def is_past(run: Path, stub: WandbStub, step: int) -> bool:
+    """Return whether a checkpoint of `step` or later exists, and W&B has a later step than it."""
+    saved = checkpoint.committed(run / CHECKPOINTS)
+    newest = checkpoint.step_of(saved[0]) if saved else STEPS
+    return newest >= step and any(known.last_step > newest for known in stub.runs.values())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photographs, stub) -> Path:
+    """A run whose worker was killed once, and its command twice, each past a checkpoint."""
+    folder = tmp_path_factory.mktemp("online")
+    run = folder / "runs" / small.NAME
+    command = small.words(photographs, *SETTINGS)
+    environment = stub.variables | {"AWS_SECRET_ACCESS_KEY": SECRET}
+    driver = small.start(folder, *command, **environment)
+    for number, victim in enumerate(VICTIMS):
+        wait_until(driver, lambda number=number: is_past(run, stub, number * SAVED_EVERY))
+        if victim == "worker":
+            os.kill(read_kind(run, Start)[-1].process_ids[0], signal.SIGKILL)
+        else:
+            driver.kill()
+            driver.communicate()
+            driver = small.start(folder, *command, **environment)
+    outcome = small.finish(driver)
+    assert outcome.code == 0, outcome.err
+    assert read_kind(run, Warned) == []
+    return folder
+
+
+@pytest.fixture
+def run(folder, stub) -> StubRun:
+    """The one run that W&B has."""
+    (found,) = stub.runs.values()
+    return found
+
+
+def test_a_run_killed_three_times_is_one_run_with_each_step_once(folder, run):
+    starts = read_kind(folder / "runs" / small.NAME, Start)
+    assert [start.attempt for start in starts] == [1, 2, 3, 4]
+    assert starts[-1].step >= 2 * SAVED_EVERY  # W&B had later steps at each kill
+    assert run.steps == list(range(1, STEPS + 1))
+    assert run.exits == [0]
+
+
+def test_wandb_has_the_numbers_of_the_run(folder, run):
+    kept = [row for row in rows(folder / "runs" / small.NAME / METRICS) if "loss" in row]
+    assert [row["trainer/step"] for row in run.rows] == [row["step"] for row in kept]
+    assert [row["train/loss"] for row in run.rows] == [row["loss"] for row in kept]
+    last = run.rows[-1]
+    layers = {f"layers/loss_{kind}_{n}" for kind in ("ce", "mask", "dice") for n in range(3)}
+    assert layers | {"train/loss_ce", "train/grad_norm", "lr/backbone", "lr/head"} <= last.keys()
+    assert {"speed/images_per_s", "speed/data_wait_s", "speed/step_s"} <= last.keys()
+    assert {"speed/images_per_s_per_worker", "trainer/skipped_steps"} <= last.keys()
+    assert {"trainer/world_size", "trainer/attempt", "trainer/damaged_samples"} <= last.keys()
+    assert any(name.startswith("hosts/") and name.endswith(".memory_gib") for name in last)
+    scored = [row["trainer/step"] for row in run.rows if "val/PQ" in row]
+    assert scored == [SCORED_EVERY, STEPS]
+
+
+def test_wandb_shows_classes_and_the_same_pictures_each_time(run, stub):
+    tables = [a for a in stub.artifacts.values() if a.type == "run_table" and a.aliases]
+    assert tables
+    shown = [row["val/pictures"] for row in run.rows if "val/pictures" in row]
+    assert [pictures["count"] for pictures in shown] == [3, 3]
+    assert shown[0]["captions"] == shown[1]["captions"]
+    last = shown[-1]  # a kill can hit an evaluation before its pictures are sent
+    for name, masks in zip(last["filenames"], last["all_masks"], strict=True):
+        size = Image.open(io.BytesIO(run.uploads[name])).size
+        assert max(size) <= 512
+        assert masks.keys() == {"truth", "prediction"}
+        for mask in masks.values():
+            assert Image.open(io.BytesIO(run.uploads[mask["path"]])).size == size
+
+
+def test_checkpoints_and_data_are_artifacts_by_reference(folder, run, stub):
+    models = [a for a in stub.artifacts.values() if a.type == "model"]
+    assert {alias for a in models for alias in a.aliases} >= {f"step-{SCORED_EVERY}", "best"}
+    for model in models:
+        references = [entry["ref"] for entry in model.manifest.values()]
+        assert any(ref.endswith("/COMMITTED") for ref in references)
+        assert all(ref.startswith(f"file://{folder}/runs/") for ref in references)
+        assert model.files == {}  # nothing was copied
+        assert "PQ" in model.metadata
+    (data,) = [a for a in stub.artifacts.values() if a.type == "dataset"]
+    assert data.used_by
+    assert next(iter(data.manifest.values()))["ref"].endswith("/train/manifest.json")
+
+
+def test_restarts_are_alerts(stub):
+    titles = [title for title, _ in stub.alerts]
+    assert titles == [f"{small.NAME}: start"] * len(VICTIMS)
+
+
+def test_wandb_has_the_config_and_no_secret_is_anywhere(folder, run):
+    assert run.config["optimizer"]["lr"] == small.LR
+    assert run.config["world_size"] == 2
+    sent = [*run.uploads.values(), str(run.config).encode(), *map(str.encode, run.system)]
+    written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    for secret in (SECRET.encode(), KEY.encode()):
+        assert not any(secret in content for content in sent + written)
