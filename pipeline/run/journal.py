@@ -194,8 +194,7 @@ class Journal:
         self._skipped_in_a_row += 1
         self.event(events.Skipped(step=step, grad_norm=str(update.grad_norm)))
         if self._skipped_in_a_row == ALERT_SKIPPED_IN_A_ROW:
-            text = f"step {step}: {ALERT_SKIPPED_IN_A_ROW} gradients in a row are not finite"
-            self._tracker.alert("skipped", text)
+            self._tracker.alert("skipped", f"steps up to {step}: gradients are not finite")
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise Failed(
                 f"{self._skipped_in_a_row} gradients in a row are not finite",
@@ -240,8 +239,7 @@ class Journal:
 
     def failed(self, progress: Progress, error: Exception) -> None:
         """Tell the people who follow the run in W&B that this rank has failed."""
-        self._tracker.alert("failure", f"step {progress.step}: {error}")
-        self._tracker.finish(exit_code=1, before=progress.step)
+        self._tracker.finish(before=progress.step, error=f"step {progress.step}: {error}")
 
     def _progressed(self, kind: type[Kind], progress: Progress, **more: Any) -> Kind:
         """Return an event of a kind that says how far the run has progressed."""

@@ -105,16 +105,18 @@ class Tracker:
             aliases = [f"step-{step}", *["best"] * best]
             self._wandb.add_checkpoint(path, {"step": step, **scores}, aliases)
 
-    def finish(self, exit_code: int = 0, before: int | None = None) -> None:
+    def finish(self, before: int | None = None, error: str = "") -> None:
         """Flush W&B, and end its run.
 
         Args:
-            exit_code: 0 unless the run failed.
             before: Leave out the row of this step; a resumed run sends it with its scores.
+            error: Why the run failed; empty if it did not.
         """
         if self._wandb is not None:
             self._alert()
-            self._wandb.close(exit_code, before)
+            if error:
+                self.alert("failure", error)
+            self._wandb.close(int(bool(error)), before)
 
     def _alert(self) -> None:
         """Send the new events of all workers that people should know of as W&B alerts."""

@@ -231,9 +231,12 @@ def test_scores_join_the_row_of_their_step(tmp_path, fake):
     tracked.metrics(2, {"loss": 1.0})
     tracked.metrics(2, {"val/PQ": 50.0})
     tracked.metrics(3, {"loss": 0.5})
-    tracked.finish(exit_code=1, before=3)  # the scores of step 3 may follow after a restart
+    tracked.finish(
+        before=3, error="the disk is full"
+    )  # the scores of step 3 may follow after a restart
     assert opened[0].rows == [{"trainer/step": 2, "train/loss": 1.0, "val/PQ": 50.0}]
     assert opened[0].exit_code == 1
+    assert opened[0].alerts == [("small: failure", "the disk is full")]
 
 
 def test_wandb_gets_the_earlier_rows_that_it_lacks(tmp_path, fake, monkeypatch):
