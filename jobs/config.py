@@ -10,15 +10,16 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from jobs.locations import RUNS, absolute, run_or_path, runs_location
 from jobs.values import construct, nearest, opaque, read_override, read_yaml
 from model.settings import SettingError, Settings, setting
 from pipeline.data.split import split_of
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
-from shards.files import expanded, is_url, read_json, whole_file
+from shards.files import is_url, read_json, whole_file
+from shards.remote import RemoteFolder
 
 PRESETS = Path(__file__).parent / "presets"
-RUNS = Path("runs")
 ENVIRONMENT = "environment.json"
 
 
@@ -156,28 +157,18 @@ def _usage_errors() -> Iterator[None]:
 def _resolved(config: Config, name: str, gpus: int | None) -> Config:
     data = replace(
         config.data,
-        train=[_absolute(location) for location in config.data.train],
-        val=_absolute(config.data.val),
+        train=[absolute(location) for location in config.data.train],
+        val=absolute(config.data.val),
     )
     model = replace(
         config.model,
-        weights=_absolute(config.model.weights),
-        init_from=_absolute(_run_or_path(config.model.init_from)),
+        weights=absolute(config.model.weights),
+        init_from=absolute(run_or_path(config.model.init_from, config.runs)),
     )
     workers = config.scaling.workers or _default_workers(config.scaling, gpus)
     scaling = replace(config.scaling, workers=workers)
-    return replace(config, name=config.name or name, data=data, model=model, scaling=scaling)
-
-
-def _absolute(location: str) -> str:
-    if location == "none" or is_url(location):
-        return location
-    return str(expanded(location).absolute())
-
-
-def _run_or_path(name: str) -> str:
-    """Return the folder of the run `name` if there is such a run, otherwise `name`, a path."""
-    return str(RUNS / name) if (RUNS / name / "config.yaml").is_file() else name
+    named = replace(config, name=config.name or name, runs=runs_location(config.runs))
+    return replace(named, data=data, model=model, scaling=scaling)
 
 
 def _default_workers(scaling: ScalingSettings, gpus: int | None) -> int:
@@ -213,6 +204,19 @@ def run_folder(run: str) -> Path:
     known = sorted(path.parent.name for path in RUNS.glob("*/config.yaml"))
     fix = nearest(run, known) or f"the runs are {', '.join(known)}" if known else ""
     raise UsageError(f"no run {run!r}", fix=fix or "start one with ./launch.sh train")
+
+
+def check_run(run: str) -> None:
+    """Check that a run exists, by name, path, or URL, without the seconds that torch takes.
+
+    Raises:
+        UsageError: It does not.
+        Failed: The storage does not answer.
+    """
+    if not is_url(run):
+        run_folder(run)
+    elif RemoteFolder(run).info("config.yaml") is None:
+        raise UsageError("no run is there", where=run, fix="give the URL of a run's folder")
 
 
 def load_run(folder: Path) -> Config:

@@ -2,6 +2,8 @@
 
 import platform
 import re
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from shards.errors import UsageError
 from shards.files import disk_errors, write_json
 
 MAY_CHANGE = (
-    *("name", "trainer.steps", "trainer.log_every", "tracking.", "scaling.", "failure."),
+    *("name", "runs", "trainer.steps", "trainer.log_every", "tracking.", "scaling.", "failure."),
     *("checkpoint.", "evaluation.", "batch.micro", "zero.stage"),
     *("model.checkpoint_activations", "model.compile"),
     *("data.loader_workers", "data.cache.", "data.max_damaged"),
@@ -25,16 +27,26 @@ MAY_CHANGE = (
 )
 OTHER_NAME = "name another run: name=NAME"
 # What a folder may hold before its first config.yaml: a command can be killed while it starts.
-_STARTED = re.compile(r"\.lock|(config\.yaml|environment\.json)\.tmp-\d+")
+_STARTED = re.compile(r"\.lock|lease\.json|(config\.yaml|environment\.json)\.tmp-\d+")
 
 
-def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) -> bool:
+Newest = Callable[[Callable[[str], None]], Path | None]
+
+
+def open_run(
+    folder: Path,
+    config: Config,
+    stores: tuple[list[Store], Store],
+    newest: Newest | None = None,
+) -> bool:
     """Compare the config with that of an existing run, if there is one, and write it.
 
     Args:
         folder: The run folder, which this process has locked.
         config: The config that is asked for.
         stores: The training sets and the validation set.
+        newest: Returns the newest whole checkpoint, and reports those that are skipped. By
+            default, that in the folder.
 
     Returns:
         False if the run is finished.
@@ -52,7 +64,8 @@ def open_run(folder: Path, config: Config, stores: tuple[list[Store], Store]) ->
         before = configs.load_run(folder)
         _check_classes(folder, [*train, val])
         _check_same(folder, before, config, data)
-        if not _resumes(folder, before, config):
+        newest = newest or partial(checkpoint.newest, folder / CHECKPOINTS)
+        if not _resumes(folder, before, config, newest):
             return False
     with disk_errors(folder):
         detach_records(folder)
@@ -137,7 +150,7 @@ def _check_same(folder: Path, before: Config, config: Config, data: dict[str, An
         )
 
 
-def _resumes(folder: Path, before: Config, config: Config) -> bool:
+def _resumes(folder: Path, before: Config, config: Config, find: Newest) -> bool:
     """Say at which step an existing run is resumed; return False if it is finished.
 
     Raises:
@@ -145,7 +158,7 @@ def _resumes(folder: Path, before: Config, config: Config) -> bool:
             more steps than it is asked for.
     """
     damaged: list[str] = []
-    newest = checkpoint.newest(folder / CHECKPOINTS, damaged.append)
+    newest = find(damaged.append)
     saved = checkpoint.step_of(newest) if newest else 0
     history = eventlog.read(folder)
     ends = [event for event in history if isinstance(event, events.Start | events.Finish)]

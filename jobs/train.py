@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,40 +20,40 @@ from jobs.follow import Follower
 from jobs.interrupts import handled, requests
 from jobs.ray_session import STARTS, Message, session, start_ray
 from jobs.resume import check_new, open_run
+from jobs.stored import Home, View
 from jobs.worker import Job, cpus_per_worker, run_workers, threads_per_worker
 from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
+from pipeline.run.lease import OTHER_COMMAND, Lease
+from pipeline.run.storage import WORK, local_folder
 from pipeline.step import cpu_helper
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.locks import file_lock
 
 LOGS = Path("ray", "logs")
-OTHER_COMMAND = "the run is being trained by another command"
 ENDING_S = 3  # after which the workers of a killed command have ended
 
 
 def train(
     preset: str,
     overrides: list[str],
-    runs: Path = configs.RUNS,
     command: str | None = None,
     target: Target = HERE,
 ) -> Path:
-    """Train a preset in runs/<name>/, or resume the run of that name.
+    """Train a preset, or resume the run of that name.
 
     Args:
         preset: Name of a preset, or path of a YAML file.
         overrides: Settings as `key=value`.
-        runs: The folder of all runs.
         command: The command line that resumes the run, if it is not that of `train`.
         target: This machine, or a Ray cluster.
 
     Returns:
-        The run folder.
+        The run folder; if the run is on storage, the folder of this host that shows it.
 
     Raises:
-        UsageError: The configuration cannot be trained.
+        UsageError: The configuration cannot be trained, or another command trains the run.
         DataError: A shard set is damaged.
         Failed: The workers failed too often, or Ray did not start.
         Interrupted, Preempted: A signal ended the run. A checkpoint was written first, unless
@@ -66,17 +67,22 @@ def train(
     cluster = nodes(target.cluster) if target.cluster else None
     gpus = None if cluster is None else int(sum(node.gpus for node in cluster))
     config = configs.load(preset, overrides, gpus)
-    folder = (runs / config.name).absolute()
-    stores = check(config, fresh=not committed(folder / CHECKPOINTS), cluster=cluster)
-    check_new(folder)  # before the lock makes a file in it
-    with _lock(folder):
-        if not open_run(folder, config, stores):
-            return folder
-        on = ["--on", str(target)] if target.cluster else []
-        command = command or shlex.join(["./launch.sh", "train", preset, *overrides, *on])
-        _fit(config, folder, command, target, cluster)
-    print(f"done: {folder / SUMMARY}")
-    return folder
+    home = Home.of(config)
+    home.take()
+    fresh = not committed(home.folder / CHECKPOINTS)
+    stores = check(config, fresh=fresh, cluster=cluster)
+    with home.named():
+        check_new(home.folder)  # before the lock makes a file in it
+        with _lock(home.folder), home.lease() as lease:
+            home.take()  # another command may have trained it since
+            if not open_run(home.folder, config, stores, home.newest):
+                return home.folder
+            home.publish()
+            on = ["--on", str(target)] if target.cluster else []
+            command = command or shlex.join(["./launch.sh", "train", preset, *overrides, *on])
+            _fit(config, home, lease, command, target, cluster)
+    print(f"done: {home.shown}/{SUMMARY}")
+    return home.folder
 
 
 @contextlib.contextmanager
@@ -101,62 +107,78 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _fit(
-    config: Config, folder: Path, command: str, target: Target, cluster: Sequence[Node] | None
+    config: Config,
+    home: Home,
+    lease: Lease,
+    command: str,
+    target: Target,
+    cluster: Sequence[Node] | None,
 ) -> None:
     """Train in workers below a Ray that lives as long as this command, or on a cluster.
 
     Args:
         config: The config.
-        folder: The run folder.
+        home: Where the run is.
+        lease: The lease of the run, which this command holds.
         command: The command line that resumes the run.
         target: This machine, or a Ray cluster.
         cluster: The nodes of the cluster.
     """
-    workers = config.scaling.workers
-    assert workers is not None, "resolved by `configs.load`"
-    use_gpu = uses_gpu(config, cluster)
-    cpus = cpus_per_worker(config)
-    shown = "GPU" if use_gpu else "no GPU"
-    launch = f"{time.time():.3f}"
+    job = Job(
+        configs.to_dict(config),
+        home.folder,
+        launch=f"{time.time():.3f}",
+        use_gpu=uses_gpu(config, cluster),
+        url=home.url,
+        owner=lease.owner,
+    )
     if target.cluster and cluster:
+        job = replace(job, is_spread=True, variables=Variables.forwarded())
+        start = partial(join, address=target.cluster)
+    else:
+        start = partial(start_ray, cpus=(config.scaling.workers or 1) * cpus_per_worker(config))
+    _say_workers(config, job, target, cluster)
+    if not job.is_spread and not job.use_gpu and not cpu_helper.is_compiled():
+        print("compiling DeepSpeed's CPU helper, once per environment (about a minute)", flush=True)
+        cpu_helper.compile_alone()
+    home.withdraw_stop()
+    with handled(requests.receive):
+        outcome = _run(config, job, start, home, lease)
+    lease.check()
+    with contextlib.suppress(Failed):  # the storage is away; the next command does it
+        home.withdraw_stop()
+    if requests.first and outcome != "done":
+        raise _interruption(home.folder, command)
+    if outcome != "done":
+        raise _failure(job)
+
+
+def _say_workers(config: Config, job: Job, target: Target, cluster: Sequence[Node] | None) -> None:
+    workers, cpus = config.scaling.workers, cpus_per_worker(config)
+    assert workers is not None, "resolved by `configs.load`"
+    shown = "GPU" if job.use_gpu else "no GPU"
+    if cluster:
         print(
             f"{workers} workers on the {len(cluster)} nodes of the Ray cluster {target}; {cpus} "
             f"CPUs reserved for each; {shown}"
         )
-        start = partial(join, address=target.cluster)
-        variables = Variables.forwarded()
-        job = Job(configs.to_dict(config), folder, launch, use_gpu, True, variables)
     else:
         threads = threads_per_worker(config.scaling.threads, workers)
         print(
             f"{workers} workers with {threads} threads each on {os.cpu_count()} cores; "
             f"{workers * cpus} CPUs reserved in Ray; {shown}"
         )
-        if not use_gpu and not cpu_helper.is_compiled():
-            print(
-                "compiling DeepSpeed's CPU helper, once per environment (about a minute)",
-                flush=True,
-            )
-            cpu_helper.compile_alone()
-        start = partial(start_ray, cpus=workers * cpus)
-        job = Job(configs.to_dict(config), folder, launch, use_gpu)
-    stop.withdraw(folder)
-    with handled(requests.receive):
-        outcome = _run(config, job, start)
-    stop.withdraw(folder)
-    if requests.first and outcome != "done":
-        raise _interruption(folder, command)
-    if outcome != "done":
-        raise _failure(job)
 
 
-def _run(config: Config, job: Job, start: Callable[[Path], None]) -> str:
+def _run(config: Config, job: Job, start: Callable[[Path], None], home: Home, lease: Lease) -> str:
     """Run the workers, and start Ray again if it did not start.
 
     Args:
         config: The config.
         job: The input of the workers.
         start: Starts Ray, or joins a cluster.
+        home: Where the run is.
+        lease: The lease of the run; the workers are ended if it is lost.
 
     Returns:
         The outcome of `run_workers`, or "failed" if Ray died.
@@ -169,8 +191,8 @@ def _run(config: Config, job: Job, start: Callable[[Path], None]) -> str:
     message = Message("not started")
     for attempt in range(STARTS):
         follower = Follower(job.folder, config.trainer.steps)
-        with session(body, start) as ray, follower:
-            while ray.wait() and not _ends_now(ray.message, job, follower):
+        with session(body, start) as ray, follower, View(home, follower.say):
+            while ray.wait() and not lease.is_lost and not _ends_now(ray.message, job, follower):
                 pass
             message = ray.message
             is_good = message.text in ("done", "stopped") or requests.first
@@ -178,7 +200,7 @@ def _run(config: Config, job: Job, start: Callable[[Path], None]) -> str:
                 ray.keep_logs(job.folder / LOGS)
         if message.error:
             raise message.error
-        if message.state != "not started" or requests.first:
+        if message.state != "not started" or requests.first or lease.is_lost:
             return message.text or "failed"
         if attempt < STARTS - 1:
             print(f"Ray did not start ({message.text}); it is started again", file=sys.stderr)
@@ -198,6 +220,8 @@ def _ends_now(message: Message, job: Job, follower: Follower) -> bool:
         if not any(start.launch == job.launch for start in starts):
             return True  # no step has been taken
         stop.request(job.folder)
+        if job.url:  # the workers of this host need not wait for the storage
+            stop.request(local_folder(job.url, WORK))
         follower.say(
             f"{requests.first.name}: a checkpoint is written after this step; "
             "Ctrl-C stops without it"

@@ -19,6 +19,7 @@ from jobs.cluster.ray_cluster import Variables, interface_of
 from jobs.config import Config
 from pipeline.run import eventlog, events
 from pipeline.run.restarts import is_crash_loop
+from pipeline.run.working_copy import WorkingCopy
 from pipeline.step import cpu_helper
 from shards.errors import Failed
 from shards.scratch import name_semaphores, private_folder
@@ -35,6 +36,8 @@ class Job:
         use_gpu: Whether each worker has a GPU.
         is_spread: Whether the workers are on the nodes of a cluster, instead of this machine.
         variables: Environment variables that they need there.
+        url: The run on storage; None if it is in `folder`, which all workers share.
+        owner: The owner in the run's lease.
     """
 
     config: dict[str, Any]
@@ -43,6 +46,13 @@ class Job:
     use_gpu: bool = False
     is_spread: bool = False
     variables: Variables = field(default_factory=Variables)
+    url: str | None = None
+    owner: str = ""
+
+    @property
+    def copy(self) -> WorkingCopy | None:
+        """What stands for a run on storage on this host."""
+        return WorkingCopy(self.url, self.owner) if self.url else None
 
 
 def cpus_per_worker(config: Config) -> int:
@@ -131,17 +141,23 @@ def _work(arguments: dict[str, Any]) -> str:
     torch.set_num_threads(threads_per_worker(config.scaling.threads, here))
     with _private_folder(job, arguments["private"]) as private:
         name_semaphores(private)
-        if is_crash_loop(eventlog.read(job.folder), job.launch):
+        copy = job.copy
+        folder = copy.folder if copy else job.folder
+        if is_crash_loop(copy.history() if copy else eventlog.read(folder), job.launch):
             return "crash loop"
         try:
             if not job.use_gpu and not cpu_helper.is_compiled():  # once per node
                 cpu_helper.compile_alone()
             _join_group(config, job, private)
-            is_done = train_worker(config, job.folder, job.launch)
+            eventlog.separate_hosts()
+            with copy.kept(config) if copy else contextlib.nullcontext():
+                is_done = train_worker(config, folder, job.launch)
             dist.destroy_process_group()
         except Exception as error:
             rank = get_context().get_world_rank()
-            eventlog.append(job.folder, events.Failure.of(error, launch=job.launch, rank=rank))
+            eventlog.append(folder, events.Failure.of(error, launch=job.launch, rank=rank))
+            if copy:
+                copy.send_log()
             raise
     return "done" if is_done else "stopped"
 

@@ -176,9 +176,16 @@ class RunSettings(Settings):
 
     name: str = setting(
         "",
-        "Name of the run and of its folder under runs/; without one, the name of the preset.",
+        "Name of the run and of its folder in `runs`; without one, the name of the preset.",
         pattern=r"(\w[\w.-]*)?",
         pattern_help="use letters, digits, '.', '_' and '-', and do not start with '.' or '-'",
+    )
+    runs: str = setting(
+        "runs",
+        "Folder of all runs, which the nodes of a cluster must share, or the URL of an object "
+        "store that they can all reach, such as s3://BUCKET/runs.",
+        pattern=r".+",
+        pattern_help="give a folder or a URL",
     )
     seed: int = setting(42, "Seed of everything random.", at_least=0)
     task: str = setting("panoptic", "Task that is trained and scored.", choices=TASKS)

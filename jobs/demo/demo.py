@@ -46,8 +46,8 @@ def demo(out: Path) -> dict[str, Any]:
             f"data.train={shards / 'train'}",
             f"data.val={shards / 'val'}",
             "evaluation.at_start=true",
+            f"runs={out / 'runs'}",
         ],
-        runs=out / "runs",
         command=shlex.join(["./launch.sh", "demo", "--out", str(out)]),
     )
     _print_title("4/4 score the held-out images: ./launch.sh evaluate")

@@ -6,6 +6,7 @@ events-HOST.jsonl, because appends of two hosts to one file on a network file sy
 
 import heapq
 import os
+import platform
 import re
 import threading
 from operator import attrgetter
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.settings import SettingError
-from pipeline.distributed import rank_and_world
+from pipeline.distributed import all_gather, rank_and_world
 from pipeline.run.events import KIND_OF_NAME, Event, Warned
 from shards import jsonl
 from shards.files import open_regular
@@ -30,6 +31,28 @@ def write_as_host(host: str) -> None:
     """Let this process, which is not on the host of rank 0, append to the file of its own host."""
     global _own
     _own = f"events-{re.sub(r'[^a-zA-Z0-9_.-]', '_', host)}.jsonl"
+
+
+def own_name() -> str:
+    """Return the name of the file to which this process appends."""
+    return _own
+
+
+def is_log(name: str) -> bool:
+    """Return whether a file of a run holds events."""
+    return name == EVENTS or is_log_of_host(name)
+
+
+def is_log_of_host(name: str) -> bool:
+    """Return whether a file of a run holds the events of a host without rank 0."""
+    return name.startswith("events-") and name.endswith(".jsonl") and "/" not in name
+
+
+def separate_hosts() -> None:
+    """Let each host without rank 0 append to a file of its own. All ranks must call it."""
+    hosts, host = all_gather(platform.node()), platform.node()
+    if host != hosts[0]:
+        write_as_host(host)
 
 
 def files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from pipeline.run.checkpoint import COMMITTED
 from pipeline.run.folder import CHECKPOINTS, EVALUATIONS, best_step
 from pipeline.run.lease import is_held
 from pipeline.run.storage import OF_COMMAND, POLICY, WANDB, Wanted, files_of
+from pipeline.run.watchdog import STACKS
 from shards.errors import M2FError
 from shards.files import read_regular
 from shards.remote import RemoteFolder
@@ -35,19 +36,18 @@ class Mirror:
         owner: The owner in the run's lease. Nothing is sent once another has the lease.
         keep: Number of newest checkpoints that storage keeps.
         task: The task whose score decides which checkpoint is the best one.
-        wanted: Tells which records this host sends; None: all, and the checkpoints.
+        of_run: Whether this host, that of rank 0, sends the checkpoints and all records. Another
+            one sends its own log, and the stacks of its processes.
 
     Attributes:
         waiting: What could not be sent until the end of the context; "" if everything was.
     """
 
-    def __init__(
-        self, url: str, folder: Path, *, owner: str, keep: int, task: str, wanted: Wanted | None
-    ):
+    def __init__(self, url: str, folder: Path, *, owner: str, keep: int, task: str, of_run: bool):
         remote = RemoteFolder(url, POLICY)
-        records = Records(remote, folder, owner, wanted or (lambda name: True))
+        records = Records(remote, folder, owner, _is_of_run if of_run else _is_of_host)
         self._threads = [Sender(records, folder, f"records to {url}")]
-        if wanted is None:
+        if of_run:
             sent = Checkpoints(remote, folder, owner, keep, task)
             self._threads.append(Sender(sent, folder, f"checkpoints to {url}"))
         self.waiting = ""
@@ -63,6 +63,15 @@ class Mirror:
             thread.end(time.monotonic() + limit_s)
             thread.join(None if kind is None else limit_s)
         self.waiting = "; ".join(thread.failure for thread in self._threads if thread.failure)
+
+
+def _is_of_run(name: str) -> bool:
+    is_own = name not in OF_COMMAND and not eventlog.is_log_of_host(name)
+    return is_own and (storage.is_record(name) or name.startswith((f"{WANDB}/", f"{STACKS}/")))
+
+
+def _is_of_host(name: str) -> bool:
+    return name == eventlog.own_name() or name.startswith(f"{STACKS}/")
 
 
 class Lost(Exception):
@@ -156,9 +165,7 @@ class Records:
             del self._sent[name]
 
     def _is_sent(self, name: str) -> bool:
-        is_own = name not in OF_COMMAND and self._wanted(name)
-        is_sent = storage.is_record(name) or name.startswith((f"{WANDB}/", "stacks/"))
-        return is_own and is_sent and ".tmp-" not in name
+        return self._wanted(name) and ".tmp-" not in name
 
     def _known(self) -> dict[str, tuple[int, int]]:
         """Return the state of the local files that are on storage with the same size."""

@@ -1,13 +1,13 @@
 """Take a run from storage: for its workers, and for whoever reads its weights."""
 
-import os
+import platform
 import shutil
 import warnings
 from pathlib import Path
 
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
 from pipeline.run import checkpoint, stop, storage
-from pipeline.run.eventlog import EVENTS
+from pipeline.run.eventlog import EVENTS, is_log_of_host
 from pipeline.run.folder import CHECKPOINTS, CONFIG, choose_checkpoint
 from pipeline.run.storage import OF_COMMAND, Puller, is_ahead, is_record, is_small
 from shards.errors import UsageError
@@ -34,17 +34,16 @@ def prepare(url: str, folder: Path, *, is_sharded: bool) -> None:
     """
     remote = RemoteFolder(url)
     rank, _ = rank_and_world()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    hosts = all_gather(local_rank).count(0)
-    if is_sharded and hosts > 1:
+    hosts = all_gather(platform.node())
+    if is_sharded and len(set(hosts)) > 1:
         raise UsageError(
             "with zero.stage=3, each host writes a part of a checkpoint, and a folder that all "
             "hosts share has to collect them",
             where=f"runs={url.rpartition('/')[0]}",
             fix="give a shared folder, or another zero.stage",
         )
-    name = from_rank_0(lambda: _take(remote, folder, is_alone=hosts == 1))
-    if rank > 0 and local_rank == 0:
+    name = from_rank_0(lambda: _take(remote, folder, is_alone=len(set(hosts)) == 1))
+    if rank > 0 and hosts.index(hosts[rank]) == rank:
         call_on_all_ranks(lambda: _take_part(remote, folder, name))
     else:
         call_on_all_ranks(lambda: None)
@@ -52,15 +51,16 @@ def prepare(url: str, folder: Path, *, is_sharded: bool) -> None:
 
 def _take(remote: RemoteFolder, folder: Path, *, is_alone: bool) -> str | None:
     """Take the records and the newest whole checkpoint; return its name."""
-    stop.withdraw(folder)
-    ahead = is_ahead(remote, folder / EVENTS, EVENTS)
+    ahead = is_ahead(remote, folder / EVENTS)
 
     def wanted(name: str) -> bool:
         if not ahead or name in OF_COMMAND:
             return is_record(name)
-        return _is_log_of_host(name) and not is_ahead(remote, folder / name, name)
+        return is_log_of_host(name) and not is_ahead(remote, folder / name)
 
     names = set(Puller(remote, folder).pull(wanted))
+    if stop.STOP not in names:
+        stop.withdraw(folder)  # an earlier one
     there = storage.committed(names)
     local = folder / CHECKPOINTS
     if not ahead:
@@ -82,7 +82,7 @@ def _take_part(remote: RemoteFolder, folder: Path, name: str | None) -> None:
     """Take the logs of hosts, and the checkpoint `name`, which other ranks have chosen."""
 
     def wanted(file: str) -> bool:
-        return _is_log_of_host(file) and not is_ahead(remote, folder / file, file)
+        return is_log_of_host(file) and not is_ahead(remote, folder / file)
 
     stop.withdraw(folder)
     Puller(remote, folder).pull(wanted)
@@ -92,10 +92,6 @@ def _take_part(remote: RemoteFolder, folder: Path, name: str | None) -> None:
             shutil.rmtree(path)
     if name and not _is_same(remote, local / name):
         storage.pull_checkpoint(remote, folder, name)
-
-
-def _is_log_of_host(name: str) -> bool:
-    return name.startswith("events-") and name.endswith(".jsonl")
 
 
 def _is_same(remote: RemoteFolder, folder: Path) -> bool:

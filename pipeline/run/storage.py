@@ -136,13 +136,13 @@ def files_of(folder: Path) -> list[Path]:
     ]
 
 
-def is_ahead(remote: RemoteFolder, path: Path, name: str) -> bool:
-    """Return whether a log on this host is the one on storage, with more lines or as many.
+def is_ahead(remote: RemoteFolder, path: Path) -> bool:
+    """Return whether a log on this host is that on storage, with more lines or as many.
 
     Only then was it this host that wrote last. Logs are appended to, and never cut.
     """
     try:
-        there, here = remote.read(name), read_regular(path)
+        there, here = remote.read(path.name), read_regular(path)
     except OSError:
         return False
     return bool(there) and here.startswith(there)

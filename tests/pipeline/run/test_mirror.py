@@ -53,7 +53,7 @@ def owned(remote: RemoteFolder) -> RemoteFolder:
 
 
 def mirrored(remote: RemoteFolder, folder: Path, **changes) -> Mirror:
-    settings = {"owner": OWNER, "keep": KEEP, "task": "panoptic", "wanted": None}
+    settings = {"owner": OWNER, "keep": KEEP, "task": "panoptic", "of_run": True}
     return Mirror(remote.url, folder, **settings | changes)
 
 
@@ -218,8 +218,8 @@ def test_nothing_is_sent_for_a_run_that_another_command_owns(remote, work):
 
 def test_another_host_sends_its_own_log_alone(remote, work, tmp_path, monkeypatch):
     name = "events-b.jsonl"
-    with mirrored(remote, work, wanted=lambda file: file == name):
-        eventlog.write_as_host("b")
+    eventlog.write_as_host("b")
+    with mirrored(remote, work, of_run=False):
         eventlog.append(work, events.Damage(text="of b"))
         jsonl.append(work / METRICS, {"step": 1})
         save(work, 2)
@@ -227,6 +227,12 @@ def test_another_host_sends_its_own_log_alone(remote, work, tmp_path, monkeypatc
     other = tmp_path / "other"
     taken(remote, other)
     assert [event.text for event in eventlog.read_kind(other, events.Damage)] == ["of b"]
+    eventlog.append(work, events.Damage(text="another of b"))
+    remote.write(name, (work / name).read_bytes())
+    monkeypatch.setattr(eventlog, "_own", EVENTS)
+    with mirrored(remote, other):
+        eventlog.append(other, events.Damage(text="of rank 0"))
+    assert remote.read(name) == (work / name).read_bytes(), "the copy of rank 0's host is older"
 
 
 def test_an_outage_loses_nothing_and_is_reported_once(work, tmp_path, monkeypatch):
@@ -274,7 +280,7 @@ def test_large_records_are_copied_less_often():
 
 
 def test_sharded_checkpoints_of_several_hosts_are_refused(remote, work, monkeypatch):
-    monkeypatch.setattr(pull, "all_gather", lambda rank: [0, 1, 0, 1])
+    monkeypatch.setattr(pull, "all_gather", lambda host: [host, host, "another"])
     with pytest.raises(UsageError, match=r"zero\.stage=3"):
         pull.prepare(remote.url, work, is_sharded=True)
 
