@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -204,8 +203,7 @@ def opened(run: str, which: str | None = None, *, needs_weights: bool = True) ->
         return
     url = run.rstrip("/")
     with _copy(url) as folder, Home(folder, url).named():
-        with contextlib.redirect_stdout(sys.stderr):
-            say(f"reading {url}")
+        say(f"reading {url}")
         pull.take_records(url, folder)
         task = configs.load_run(folder).task
         if needs_weights:

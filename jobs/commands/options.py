@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Run = Annotated[str, typer.Argument(help="A name under runs/, or a path.")]
+Run = Annotated[str, typer.Argument(help="A name under runs/, a path, or a URL.")]
 Checkpoint = Annotated[
     str | None,
     typer.Option(help="best, last, or a step. Default: best if a score is known, otherwise last."),

@@ -16,7 +16,7 @@ def _check_run(run: str) -> None:
     """Report a run that does not exist before torch is imported, which takes seconds."""
     from jobs import config
 
-    config.run_folder(run)
+    config.check_run(run)
 
 
 def demo(
@@ -42,8 +42,8 @@ def train(
 ) -> None:
     """Train a preset, or resume a run of the same name where it stopped.
 
-    data.train and data.val are required; `name` is the run's folder under runs/. All settings and
-    their defaults: ./launch.sh settings
+    data.train and data.val are required; `name` is the run's folder in `runs`, which is a folder
+    or a URL such as s3://BUCKET/runs. All settings and their defaults: ./launch.sh settings
 
     \b
     Example:
@@ -114,8 +114,10 @@ def evaluate(
     def job() -> dict[str, Any]:
         _check_run(run)
         from jobs.evaluate import evaluate as score
+        from jobs.stored import opened
 
-        return score(run, checkpoint, data, images)
+        with opened(run, checkpoint) as folder:
+            return score(str(folder), checkpoint, data, images)
 
     report(job, as_json)
 
@@ -154,8 +156,10 @@ def predict(
         return
     _check_run(run)
     from jobs.predict import predict as job
+    from jobs.stored import opened
 
-    job(run, images, out, checkpoint, threshold)
+    with opened(run, checkpoint) as folder:
+        job(str(folder), images, out, checkpoint, threshold)
 
 
 def replay(
@@ -166,8 +170,10 @@ def replay(
     """Draw the exact inputs and targets of the network at a step."""
     _check_run(run)
     from jobs.replay import replay as job
+    from jobs.stored import opened
 
-    job(run, step, rank)
+    with opened(run, needs_weights=False) as folder:
+        job(str(folder), step, rank)
 
 
 def export(
@@ -181,8 +187,10 @@ def export(
     """Write the weights in the format of another library, with a model card."""
     _check_run(run)
     from jobs.export import export as job
+    from jobs.stored import opened
 
-    job(run, to, out, checkpoint)
+    with opened(run, checkpoint) as folder:
+        job(str(folder), to, out, checkpoint)
 
 
 def bench(
