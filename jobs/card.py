@@ -48,6 +48,7 @@ def write(
         classes=[f"{i} {name}" for i, name in enumerate(taxonomy.names)],
         stuff=[i for i, isthing in enumerate(taxonomy.things) if not isthing],
         step=step,
+        averaged=config.optimizer.ema is not None,
         scores=_scores(folder, step),
         images=scores_of(folder, step).get("images"),
         data=_data(folder, config),

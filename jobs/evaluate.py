@@ -70,7 +70,15 @@ def evaluate(
     count = min(len(store), images or len(store))
     with Progress(transient=True) as progress:
         bar = progress.add_task(f"evaluating step {step}", total=count)
-        scores = score(model, store, settings, device, advance=lambda: progress.advance(bar))
+        averaged = config.optimizer.ema is not None
+        scores = score(
+            model,
+            store,
+            settings,
+            device,
+            advance=lambda: progress.advance(bar),
+            averaged=averaged,
+        )
     assert scores is not None, "rank 0 has the scores, and this process is the only one"
     own = data is None and count == min(len(store), config.evaluation.images or len(store))
     with disk_errors(folder):
@@ -80,7 +88,8 @@ def evaluate(
             picture = folder / PICTURES / f"{stem}.png"
             write_png(picture, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
             say(f"pictures: {picture}")
-    title = f"{folder.name}, step {step}, {count} images of {store.location}"
+    weights = " (averaged weights)" if averaged else ""
+    title = f"{folder.name}, step {step}{weights}, {count} images of {store.location}"
     print_scores(scores, title)
     for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
         say(line)

@@ -41,6 +41,13 @@ class OptimizerSettings(Settings):
     clip: float = setting(
         0.01, "Largest joint L2 norm of all gradients; above it they are scaled down.", above=0
     )
+    ema: float | None = setting(
+        None,
+        "Decay per step of an exponential moving average of the weights, such as 0.9998, which is "
+        "evaluated and exported in their stead; null: none.",
+        above=0,
+        below=1,
+    )
 
 
 @dataclass
@@ -210,7 +217,14 @@ class RunSettings(Settings):
         return has_batch_norm or self.criterion.class_normalizer == "local"
 
     def check(self) -> None:
-        """Check that a compiled network is not sharded by ZeRO's stage 3."""
+        """Check that ZeRO's stage 3 does not shard a network that is compiled or averaged."""
+        if self.optimizer.ema is not None and self.zero.stage == 3:
+            raise SettingError(
+                "optimizer.ema",
+                f"={self.optimizer.ema:g} with zero.stage=3: stage 3 shards the parameters, and "
+                "their averages are kept whole",
+                "write zero.stage=2, or leave optimizer.ema out",
+            )
         if self.model.compile and self.zero.stage == 3:
             raise SettingError(
                 "model.compile",

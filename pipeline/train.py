@@ -182,6 +182,7 @@ class Worker:
             parameter_groups(model, settings.optimizer),
             zero=settings.zero,
             clip=settings.optimizer.clip,
+            ema=settings.optimizer.ema,
             micro_steps=self.split.micro_steps,
             device=self.device,
         )
@@ -210,7 +211,11 @@ class Worker:
         self.journal.phases.enter("evaluate")
         # The images have many sizes: compiling for each, or a search for its fastest convolutions,
         # would take longer than the evaluation.
-        with torch.compiler.set_stance("force_eager"), cudnn.flags(enabled=True, benchmark=False):
+        with (
+            torch.compiler.set_stance("force_eager"),
+            cudnn.flags(enabled=True, benchmark=False),
+            self.engine.averaged(),
+        ):
             model = self.engine.module
             assert isinstance(model, Mask2Former)
             gallery = Gallery(self.settings.task)
@@ -222,6 +227,7 @@ class Worker:
                 self.device,
                 advance=self._advance,
                 seen=gallery.add if with_pictures else None,
+                averaged=self.settings.optimizer.ema is not None,
             )
         self.journal.scored(step, scores, gallery.gathered())
         self.train_step.meter.restart()

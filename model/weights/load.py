@@ -163,14 +163,27 @@ def _compare(
     return _with_shapes(fresh, expected), _with_shapes(unused, shapes)
 
 
+def network_weights(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the network in a checkpoint of this project, without the optimizer's.
+
+    A run that averages its weights (`optimizer.ema`) is scored, exported, and built upon with the
+    averages.
+    """
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        named = checkpoint.items()
+        return {n.removeprefix(prefix): t for n, t in named if n.startswith(prefix)}
+
+    return part("model.") | part("average.")
+
+
 def rename(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, dict[str, Tensor]]:
     """Return the format of a file, and its tensors under the names of this project.
 
     A tensor for which this project has no name keeps the name that it has in the file.
     """
-    # A checkpoint of this project also contains the moments of the optimizer, which are left out.
     if any(name.startswith("model.masked_decoder.") for name in tensors):
-        tensors = {n: t for n, t in tensors.items() if n.startswith("model.")}
+        tensors = network_weights(tensors)
     kind, translate = _dialect(tensors)
     ours: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -83,27 +83,34 @@ class InitFrom(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Event):
-    """The network was scored; the line has every score under its own name."""
+    """The network was scored; the line has every score under its own name.
+
+    Attributes:
+        averaged: Whether its weights were a moving average; the line then has it.
+    """
 
     name: ClassVar = "evaluation"
     step: int
+    averaged: bool = False
     scores: dict[str, float]
 
     def to_json(self) -> jsonl.Row:
         """Return the row of this event."""
-        return {"event": self.name, "time": self.time, "step": self.step, **self.scores}
+        weights = {"averaged": True} if self.averaged else {}
+        return {"event": self.name, "time": self.time, "step": self.step, **weights, **self.scores}
 
     @classmethod
     def from_json(cls, row: jsonl.Row) -> Self:
         """Rebuild the event of a row."""
         scores = {name: fit(value, float, name) for name, value in row.items()
-                  if name not in ("event", "time", "step")}  # fmt: skip
+                  if name not in ("event", "time", "step", "averaged")}  # fmt: skip
         return super().from_json({**row, "scores": scores})
 
     def describe(self) -> str:
         """Return one line about this event for people."""
         scores = "  ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
-        return f"step {self.step}: {scores}"
+        weights = " (averaged weights)" if self.averaged else ""
+        return f"step {self.step}{weights}: {scores}"
 
 
 @dataclass(frozen=True, kw_only=True)

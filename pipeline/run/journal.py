@@ -219,7 +219,7 @@ class Journal:
         known = {name: scores[name] for name in HEADLINE if scores.get(name) is not None}
         row = {f"val/{name}": value for name, value in known.items()}
         self._tracker.metrics(step, row, Media(scores.get("classes", ()), pictures))
-        self.event(events.Evaluation(step=step, scores=known))
+        self.event(events.Evaluation(step=step, averaged="averaged" in scores, scores=known))
         best = best_step(self.folder, self.info.task)
         for path in checkpoint.committed(self.folder / CHECKPOINTS):
             if checkpoint.step_of(path) == step:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from model.mask2former import Mask2Former, ModelSettings
-from model.weights.load import load
+from model.weights.load import load, network_weights
 from pipeline.run import checkpoint, events
 from pipeline.run.class_match import match_classes
 from pipeline.run.folder import CHECKPOINTS, choose_checkpoint
@@ -41,10 +41,8 @@ def load_model(
     state, trainer = checkpoint.load(path)
     bare = dataclasses.replace(settings, weights="none")
     model = Mask2Former(bare, len(trainer.taxonomy))
-    weights = {name.removeprefix("model."): tensor for name, tensor in state.items()
-               if name.startswith("model.")}  # fmt: skip
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(network_weights(state))
     except RuntimeError as error:
         raise UsageError(
             "the checkpoint does not fit the model in config.yaml",

@@ -161,6 +161,7 @@ def evaluate(
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
     seen: Callable[[int, np.ndarray, Sample, Result], None] | None = None,
+    averaged: bool = False,
 ) -> dict[str, Any]:
     """Score a model on a shard set, whose images the ranks of a process group share.
 
@@ -175,10 +176,12 @@ def evaluate(
         advance: Called after each image.
         seen: Called for each image that this rank scored, with its number, the decoded image, its
             truth, and the result.
+        averaged: Whether the weights are a moving average, which the scores then say.
 
     Returns:
         The scores as `Scores.result` returns them, on every rank, with the `images` and the `data`
-        that they belong to: the number of images, and the fingerprint of the set.
+        that they belong to: the number of images, and the fingerprint of the set. `averaged` is
+        true for averaged weights, and missing otherwise.
 
     Raises:
         DataError: An image is damaged. A single process raises at once; the ranks of a group raise
@@ -212,7 +215,8 @@ def evaluate(
     if world > 1:
         raise_on_all_ranks(failure)
     result = scores.result() if world == 1 else _merged(scores, rank, world)
-    return {"images": count, "data": store.manifest.fingerprint, **result}
+    weights = {"averaged": True} if averaged else {}
+    return {"images": count, "data": store.manifest.fingerprint, **weights, **result}
 
 
 def _merged(scores: Scores, rank: int, world: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Written for deepspeed 0.19.8: `Engine` calls one of its private names,
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.settings import ZeroSettings
+from pipeline.step.average import MovingAverage
+from pipeline.step.config import deepspeed_config
 from pipeline.step.cpu_helper import import_deepspeed, load_cpu_helper
 from shards.errors import UsageError
 
@@ -44,6 +47,7 @@ class Engine:
         groups: AdamW parameter groups with `lr` and `weight_decay`.
         zero: The ZeRO stage.
         clip: Largest global L2 norm of the gradients.
+        ema: Decay of the moving average of the weights (stages 0 to 2); None: no average.
         micro_steps: Number of calls of `backward` per step, which is the same on all ranks.
         device: Where the model is.
     """
@@ -55,6 +59,7 @@ class Engine:
         *,
         zero: ZeroSettings,
         clip: float,
+        ema: float | None = None,
         micro_steps: int,
         device: torch.device,
     ):
@@ -69,7 +74,7 @@ class Engine:
         self._engine, *_ = self._deepspeed.initialize(
             model=model,
             optimizer=self._adamw,
-            config=_config(zero.stage, clip, micro_steps, device),
+            config=deepspeed_config(zero.stage, clip, micro_steps, device),
             dist_init_required=False,
         )
         self.module: nn.Module = self._engine.module
@@ -77,6 +82,7 @@ class Engine:
         self._sum = dist.get_world_size() * micro_steps
         if self.stage < 3:
             self._materialize_moments()
+        self._average = MovingAverage(self.module, ema) if ema is not None else None
 
     def __call__(self, *args: Any) -> Any:
         """Run the model forward."""
@@ -112,8 +118,16 @@ class Engine:
         """
         for group, base in zip(self._adamw.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * lr_multiplier
-        if self.stage == 0:
-            return self._step_replicated()
+        update = self._step_replicated() if self.stage == 0 else self._step_sharded()
+        if self._average and update.applied:
+            self._average.update()
+        return update
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the moving average of its weights, if any."""
+        return self._average.applied() if self._average else nullcontext()
+
+    def _step_sharded(self) -> Update:
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
         return Update(applied=math.isfinite(norm), grad_norm=norm)
@@ -143,7 +157,7 @@ class Engine:
         Returns:
             `model.<name>`: parameters and persistent buffers. `exp_avg.<name>` and
             `exp_avg_sq.<name>`: AdamW's moments (stages 0 to 2; at stage 3 `save_shards` writes
-            them). Equal on all ranks.
+            them). `average.<name>`: the moving average, if there is one. Equal on all ranks.
         """
         buffers = dict(self.module.named_buffers())
         persistent = buffers.keys() & self.module.state_dict(keep_vars=True).keys()
@@ -153,7 +167,7 @@ class Engine:
             if self.stage < 3 and parameter.requires_grad:
                 for moment in MOMENTS:
                     state[f"{moment}.{name}"] = self._full_moment(parameter, moment)
-        return state
+        return state | (self._average.state() if self._average else {})
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
         """Load what `state` returned, at any world size.
@@ -185,6 +199,8 @@ class Engine:
                     self._set_moment(parameter, moment, state[f"{moment}.{name}"])
         for slots in self._adamw.state.values():
             slots["step"].fill_(step)
+        if self._average:
+            self._average.load_state(state, step)
 
     def save_shards(self, folder: Path) -> None:
         """Write DeepSpeed's sharded checkpoint (stage 3), which fits this world size only."""
@@ -258,31 +274,3 @@ class Engine:
 
     def _is_sharded(self, parameter: nn.Parameter) -> bool:
         return self.stage > 0 and (self.stage == 3 or parameter.requires_grad)
-
-
-def _config(stage: int, clip: float, micro_steps: int, device: torch.device) -> dict[str, Any]:
-    """Return DeepSpeed's configuration.
-
-    DeepSpeed uses the size of a batch for figures of speed only, which are off. It would refuse
-    sizes that differ between ranks, so that it is told of one image per micro-batch.
-    """
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": micro_steps,
-        "gradient_clipping": clip if stage > 0 else 0.0,
-        "steps_per_print": 10**9,
-        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice per step
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": stage,
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
-        },
-        # No module is "safe" to reduce in bfloat16: compute is bfloat16, gradients are float32.
-        "torch_autocast": {
-            "enabled": bf16,
-            "dtype": "bfloat16",
-            "lower_precision_safe_modules": [],
-        },
-    }

@@ -248,6 +248,7 @@ def test_unreadable_overrides_are_named(override, sets):
 
 
 WRONG = {
+    "optimizer.ema=1": r"optimizer\.ema=1; it must be less than 1",
     "trainer.steps=0": r"trainer\.steps=0; it must be at least 1",
     "trainer.log_every=0": r"trainer\.log_every=0; it must be at least 1",
     "batch.micro=0": r"batch\.micro=0; it must be at least 1",
@@ -306,11 +307,15 @@ def test_wrong_values_are_named_before_anything_starts(override, sets):
     refused(WRONG[override], [*sets, override])
 
 
-def test_stage_3_is_not_compiled(sets):
+def test_stage_3_is_neither_compiled_nor_averaged(sets):
     refused(
         r"model\.compile=true with zero\.stage=3: ", [*sets, "model.compile=true", "zero.stage=3"]
     )
-    check(configs.load("tiny", [*sets, "model.compile=true"]))
+    refused(
+        r"optimizer\.ema=0\.99 with zero\.stage=3: .*; write zero\.stage=2, or leave",
+        [*sets, "optimizer.ema=0.99", "zero.stage=3"],
+    )
+    check(configs.load("tiny", [*sets, "model.compile=true", "optimizer.ema=0.99"]))
 
 
 def test_workers_share_any_batch_with_an_image_for_each(sets):
