@@ -70,16 +70,10 @@ def evaluate(
     count = min(len(store), images or len(store))
     with Progress(transient=True) as progress:
         bar = progress.add_task(f"evaluating step {step}", total=count)
-        averaged = config.optimizer.ema is not None
-        scores = score(
-            model,
-            store,
-            settings,
-            device,
-            advance=lambda: progress.advance(bar),
-            averaged=averaged,
-        )
+        scores = score(model, store, settings, device, advance=lambda: progress.advance(bar))
     assert scores is not None, "rank 0 has the scores, and this process is the only one"
+    if config.optimizer.ema is not None:
+        scores["averaged"] = True
     own = data is None and count == min(len(store), config.evaluation.images or len(store))
     with disk_errors(folder):
         path = _write_scores(folder, store, {"step": step, **scores}, own=own)
@@ -88,7 +82,7 @@ def evaluate(
             picture = folder / PICTURES / f"{stem}.png"
             write_png(picture, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
             say(f"pictures: {picture}")
-    weights = " (averaged weights)" if averaged else ""
+    weights = " (averaged weights)" if "averaged" in scores else ""
     title = f"{folder.name}, step {step}{weights}, {count} images of {store.location}"
     print_scores(scores, title)
     for line in unpredicted(scores["classes"], settings, store.manifest.tasks):

@@ -38,6 +38,13 @@ class OptimizerSettings(Settings):
     backbone_lr_multiplier: float = setting(
         0.1, "Learning rate of the backbone relative to that of the decoders.", at_least=0
     )
+    layer_decay: float | None = setting(
+        None,
+        "Factor by which the backbone's learning rate falls from each of its layers to the one "
+        "before, as in BEiT; a layer is a block, or a stage of a ResNet; null: none.",
+        above=0,
+        at_most=1,
+    )
     clip: float = setting(
         0.01, "Largest joint L2 norm of all gradients; above it they are scaled down.", above=0
     )

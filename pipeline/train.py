@@ -227,8 +227,9 @@ class Worker:
                 self.device,
                 advance=self._advance,
                 seen=gallery.add if with_pictures else None,
-                averaged=self.settings.optimizer.ema is not None,
             )
+        if self.settings.optimizer.ema is not None:
+            scores["averaged"] = True
         self.journal.scored(step, scores, gallery.gathered())
         self.train_step.meter.restart()
 

@@ -161,7 +161,6 @@ def evaluate(
     device: torch.device,
     advance: Callable[[], None] = lambda: None,
     seen: Callable[[int, np.ndarray, Sample, Result], None] | None = None,
-    averaged: bool = False,
 ) -> dict[str, Any]:
     """Score a model on a shard set, whose images the ranks of a process group share.
 
@@ -176,12 +175,10 @@ def evaluate(
         advance: Called after each image.
         seen: Called for each image that this rank scored, with its number, the decoded image, its
             truth, and the result.
-        averaged: Whether the weights are a moving average, which the scores then say.
 
     Returns:
         The scores as `Scores.result` returns them, on every rank, with the `images` and the `data`
-        that they belong to: the number of images, and the fingerprint of the set. `averaged` is
-        true for averaged weights, and missing otherwise.
+        that they belong to: the number of images, and the fingerprint of the set.
 
     Raises:
         DataError: An image is damaged. A single process raises at once; the ranks of a group raise
@@ -215,8 +212,7 @@ def evaluate(
     if world > 1:
         raise_on_all_ranks(failure)
     result = scores.result() if world == 1 else _merged(scores, rank, world)
-    weights = {"averaged": True} if averaged else {}
-    return {"images": count, "data": store.manifest.fingerprint, **weights, **result}
+    return {"images": count, "data": store.manifest.fingerprint, **result}
 
 
 def _merged(scores: Scores, rank: int, world: int) -> dict[str, Any]:

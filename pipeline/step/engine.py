@@ -108,8 +108,12 @@ class Engine:
             self._engine.step()
 
     def rates(self) -> dict[str, float]:
-        """Return the learning rate of each part of the model in the last update."""
-        return {group["name"].partition(".")[0]: group["lr"] for group in self._adamw.param_groups}
+        """Return the learning rate of each part of the network; the largest of its layers."""
+        rates: dict[str, float] = {}
+        for group in self._adamw.param_groups:
+            part = group["name"].partition(".")[0]
+            rates[part] = max(rates.get(part, 0.0), group["lr"])
+        return rates
 
     def step(self, lr_multiplier: float) -> Update:
         """Clip and update with `lr_multiplier` times the base learning rate of each group.

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from model.mask2former import Mask2Former
+from model.parts import layers
 from pipeline.settings import OptimizerSettings
 
 NORMS = (
@@ -18,6 +20,9 @@ POSITIONS = ("relative_position_bias_table", "continuous_position_bias_mlp", "lo
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Return the groups {backbone, head} x {decayed, not decayed} without frozen tensors.
 
+    With `optimizer.layer_decay`, the groups of the backbone are divided by its L layers, and layer
+    n learns at layer_decay^(L + 1 - n) times the rate of the backbone (BEiT, arXiv 2106.08254).
+
     Norms, embeddings, Swin's relative-position tables, and the modules that replace these tables in
     Swin V2 do not decay. All other tensors decay, as in the reference, and so do biases and the
     level embedding of the pixel decoder. The pyramid of a plain ViT is not pretrained, so it learns
@@ -30,18 +35,27 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
             by_type = isinstance(module, (*NORMS, nn.Embedding))
             if by_type or any(part in full for part in POSITIONS):
                 not_decayed.add(full)
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    scales = _layer_scales(model, settings.layer_decay) if settings.layer_decay else {}
+    groups: dict[tuple[str, bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         pretrained = name.startswith("backbone.") and not name.startswith("backbone.pyramid.")
         part = "backbone" if pretrained else "head"
         decays = name not in not_decayed
-        group = groups.setdefault((part, decays), {
+        scale = scales.get(name, 1.0)
+        group = groups.setdefault((part, decays, scale), {
             "name": f"{part}.{'decay' if decays else 'no_decay'}",
             "params": [],
-            "lr": settings.lr * (settings.backbone_lr_multiplier if part == "backbone" else 1.0),
+            "lr": scale * settings.lr * (settings.backbone_lr_multiplier if pretrained else 1.0),
             "weight_decay": settings.weight_decay if decays else 0.0,
         })  # fmt: skip
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def _layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """Return the factor on the learning rate of every parameter of the backbone."""
+    assert isinstance(model, Mask2Former)
+    layer_of, last = layers(model.backbone)
+    return {f"backbone.{name}": decay ** (last + 1 - layer) for name, layer in layer_of.items()}

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from model.backbone import Backbone
+from model.families import CONVNEXT, DINOV3_VIT, RESNET, SWIN
 from model.mask2former import Mask2Former, ModelSettings
 from pipeline.step.optimizer import OptimizerSettings, parameter_groups
 
@@ -110,3 +112,71 @@ def test_constants_of_the_reference():
     adamw = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
     assert adamw.defaults["betas"] == (0.9, 0.999)
     assert adamw.defaults["eps"] == 1e-8
+
+
+def published_layers(backbone: Backbone) -> tuple[list[tuple[nn.Module, int]], int]:
+    """Return the layer of every module of a backbone, and the number of layers.
+
+    The rules are those of get_layer_id_for_vit (MAE), get_swin_layer (SimMIM), and
+    get_num_layer_for_convnext (ConvNeXt), applied to modules. The stages of a ResNet are layers.
+    """
+    body = backbone.body
+    if backbone.family is DINOV3_VIT:
+        found = [(body.embeddings, 0), *((m, i) for i, m in enumerate(body.model.layer, 1))]
+        last = len(body.model.layer)
+        return [*found, (body.norm, last + 1)], last
+    if backbone.family is RESNET:
+        return [(body.embedder, 0), *((m, i) for i, m in enumerate(body.encoder.stages, 1))], 4
+    if backbone.family is CONVNEXT:
+        one, two, three, four = body.encoder.stages
+        last = {9: 6, 27: 12}[len(three.layers)]
+        thirds = [(block, 3 + i // 3) for i, block in enumerate(three.layers)]
+        found = [(body.embeddings, 0), (one, 1), (two, 2), *thirds, (four, last)]
+        found += [(three.downsampling_layer, 3), (body.hidden_states_norms, last + 1)]
+        return found, last
+    net = body.swin if backbone.family is SWIN else body
+    found, count = [(net.embeddings, 0)], 0
+    for stage in net.encoder.layers:
+        for block in stage.blocks:
+            count += 1
+            found.append((block, count))
+        if stage.downsample is not None:
+            found.append((stage.downsample, count))
+    if backbone.family is SWIN:
+        found.append((body.hidden_states_norms, count + 1))
+    return found, count
+
+
+@pytest.mark.parametrize("multiplier", [1.0, 0.1])
+@pytest.mark.parametrize(
+    ("backbone", "last"),
+    [
+        *(("resnet50", 4), ("swin_tiny", 12), ("swin_large", 24), ("swinv2_tiny", 12)),
+        *(("convnext_tiny", 6), ("convnext_base", 12), ("dinov3_vit_small", 12)),
+    ],
+)
+def test_rates_by_layer_are_the_published_ones(backbone, last, multiplier):
+    """The rate of layer n of L is lr·decay^(L + 1 - n), to the element."""
+    model, decay = build(backbone, "frozen_batch", 10), 0.7
+    settings = OptimizerSettings(lr=0.5, backbone_lr_multiplier=multiplier, layer_decay=decay)
+    groups = parameter_groups(model, settings)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    found, count = published_layers(model.backbone)
+    assert count == last
+    expected = {
+        id(p): 0.5 * multiplier * decay ** (last + 1 - layer)
+        for module, layer in found
+        for p in module.parameters()
+    }
+    for name, parameter in model.named_parameters():
+        is_head = not name.startswith("backbone.") or name.startswith("backbone.pyramid.")
+        assert rates[id(parameter)] == pytest.approx(
+            0.5 if is_head else expected[id(parameter)], rel=1e-12
+        ), name
+    assert (
+        sizes(model, OptimizerSettings()).keys()
+        == sizes(model, OptimizerSettings(layer_decay=1.0)).keys()
+    )
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    plain = parameter_groups(model, OptimizerSettings())
+    assert decays == {id(p): group["weight_decay"] for group in plain for p in group["params"]}
