@@ -63,16 +63,26 @@ def target_of(on: str, site: Site) -> Target:
     return Target.parse(on)
 
 
+def with_runs(preset: str, overrides: Sequence[str], site: Site) -> list[str]:
+    """Return the overrides with the `runs` of the site, unless they or the preset have another.
+
+    Raises:
+        UsageError: The preset is unknown.
+    """
+    is_set = "runs" in read_yaml(configs.preset_path(preset))
+    if not site.runs or is_set or any(word.startswith("runs=") for word in overrides):
+        return [*overrides]
+    return [*overrides, f"runs={site.runs}"]
+
+
 def train_job(preset: str, overrides: Sequence[str], target: Target, site: Site) -> ClusterJob:
     """Return the job that trains a preset, after the checks that need no cluster.
 
     Raises:
         UsageError: A setting is wrong, or a path has no meaning on the cluster.
     """
-    path = configs.preset_path(preset)
-    own = [f"name={path.stem}"] if not configs.read(preset, overrides).name else []
-    if site.runs and not _sets_runs(path, overrides):
-        own.append(f"runs={site.runs}")
+    config = configs.read(preset, overrides)
+    own = [] if config.name else [f"name={configs.preset_path(preset).stem}"]
     config = configs.read(preset, [*overrides, *own])
     for key, location in _locations(config):
         _check_location(location, f"{key}={location}", target)
@@ -81,17 +91,14 @@ def train_job(preset: str, overrides: Sequence[str], target: Target, site: Site)
         command=["train", preset, *overrides, *own],
         address=target.address,
         site=site,
-        runs=site.runs,
+        runs=config.runs,
         preset=preset if preset.endswith((".yaml", ".yml")) else "",
     )
 
 
-def _sets_runs(preset: Path, overrides: Sequence[str]) -> bool:
-    return "runs" in read_yaml(preset) or any(word.startswith("runs=") for word in overrides)
-
-
 def _locations(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the keys and the values of the settings that are paths or URLs."""
+    yield "runs", config.runs
     yield from (("data.train", location) for location in config.data.train)
     yield "data.val", config.data.val
     yield "data.cache.folder", config.data.cache.folder

@@ -55,15 +55,15 @@ def train(
     from jobs.inputs import check_exist
 
     target, facts = dispatch.resolve(on, site, dry_run)
+    changes = dispatch.with_runs(preset, overrides or [], facts)
     if target.is_submitted:
-        job = dispatch.train_job(preset, overrides or [], target, facts)
-        dispatch.submit(job, target, dry_run)
+        dispatch.submit(dispatch.train_job(preset, changes, target, facts), target, dry_run)
         return
     gpus = 1 if target.cluster else None  # the number is not known yet
-    check_exist(config.load(preset, overrides or [], gpus))  # before seconds of imports
+    check_exist(config.load(preset, changes, gpus))  # before seconds of imports
     from jobs.train import train as train_here
 
-    train_here(preset, overrides or [], target=target)
+    train_here(preset, changes, target=target)
 
 
 def settings(

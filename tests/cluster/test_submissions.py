@@ -17,7 +17,7 @@ from shards.locks import file_lock
 from tests.jobs import small
 
 URL = "http://head:8265"
-SETS = ("data.train=s3://b/train", "data.val=s3://b/val")
+SETS = ("data.train=s3://b/train", "data.val=s3://b/val", "runs=s3://b/runs")
 
 
 class Recorder:
@@ -69,15 +69,16 @@ def home(tmp_path, monkeypatch):
 
 
 def test_a_run_is_submitted_with_its_name_and_the_runs_of_the_site(home, recorder):
-    (home / "my_site.yaml").write_text("ray: {stop_s: 9}\n")
+    (home / "my_site.yaml").write_text("runs: s3://site/runs\n")
     site = ["--site", "my_site.yaml", f"--on={URL}"]
     outcome = small.call(home, "train", "tiny", *site, *SETS[:2], "trainer.steps=3")
     assert outcome.code == 0, outcome
     assert "submitted tiny as tiny-1\none\ntwo\n" in outcome.out
     [job] = recorder.jobs
-    assert job.command == ["train", "tiny", *SETS, "trainer.steps=3", "name=tiny"]
+    added = ["runs=s3://site/runs", "name=tiny"]
+    assert job.command == ["train", "tiny", *SETS[:2], "trainer.steps=3", *added]
     assert job.words("auto")[1:] == ["-P", "-m", "jobs", *job.command, "--on", "auto"]
-    assert (job.site.ray.stop_s, job.address) == (9, URL)
+    assert (job.runs, job.address) == ("s3://site/runs", URL)
     assert small.call(home, "train", "tiny", *site, *SETS, "name=b").code == 0
     assert recorder.jobs[1].command == ["train", "tiny", *SETS, "name=b"]
 
@@ -96,6 +97,7 @@ def test_a_dry_run_submits_nothing(home, recorder):
         (("train", "tinny", *SETS), "no preset 'tinny'"),
         (("train", "tiny", SETS[0]), "data.val is not set"),
         (("train", "tiny", *SETS, "data.val=shards/val"), "data.val=shards/val: the path is rel"),
+        (("train", "tiny", *SETS, "runs=runs"), "runs=runs: the path is relative"),
         (("train", "tiny", *SETS, "model.init_from=a/b"), "model.init_from=a/b: the path is"),
         (("train", "tiny", *SETS, "batch.size=1", "scaling.workers=2"), "are too few for"),
         (("train", "tiny", *SETS, "--site", "none.yaml"), "none.yaml"),

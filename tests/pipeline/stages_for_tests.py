@@ -80,3 +80,11 @@ def broken_on_one_rank(sample):
 
 def die_on_one_rank(sample):
     return die(sample) if os.environ["RANK"] == "1" else sample
+
+
+def wait_for_gate(sample):
+    """Wait until the file that M2F_GATE names exists, from the position M2F_GATE_POSITION on."""
+    is_beyond = sample["position"] >= int(os.environ["M2F_GATE_POSITION"])
+    while is_beyond and not Path(os.environ["M2F_GATE"]).exists():
+        time.sleep(0.05)
+    return sample

@@ -1,0 +1,168 @@
+"""Commands on a Ray cluster of two hosts, submitted to the job server of its dashboard."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.run import eventlog, events, stop
+from pipeline.run.checkpoint import committed
+from pipeline.run.folder import CHECKPOINTS
+from tests.cluster.hosts import RayCluster, hosts, ray_cluster
+from tests.jobs import small
+
+ROOT = Path(__file__).parents[2]
+STEPS, EVERY = 8, 2
+GATE = small.GLOBAL_BATCH * EVERY  # the position where the first start waits
+PLANTED = {"WANDB_API_KEY": "plantedwandbkey", "AWS_SECRET_ACCESS_KEY": "plantedawssecret"}
+OF_CLIENT = {name: f"{value}ofclient" for name, value in PLANTED.items()}
+WAIT_S = 240  # on a loaded machine
+
+
+@dataclass
+class Client:
+    """A user's machine, which is not a node of the cluster."""
+
+    folder: Path
+    cluster: RayCluster
+    shards: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        home = {"HOME": str(self.folder), "XDG_STATE_HOME": str(self.folder / "state")}
+        home |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return os.environ | home | OF_CLIENT | self.cluster.access | more
+
+    def start(self, *words: str, **more: str) -> subprocess.Popen:
+        """Start `python -m jobs WORDS…`."""
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "jobs", *words],
+            cwd=self.folder,
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def call(self, *words: str, **more: str) -> small.Outcome:
+        process = self.start(*words, **more)
+        out, err = process.communicate(timeout=WAIT_S)
+        return small.Outcome(process.returncode, out, err)
+
+    def train(self, *changes: str) -> list[str]:
+        """Return the command that trains the small run on the cluster, from a preset elsewhere."""
+        _, _, *settings = small.words(self.shards, f"runs={self.folder / 'runs'}", *changes)
+        site = str(self.folder / "site.yaml")
+        return ["train", str(self.folder / "mine.yaml"), *settings, "--on", self.cluster.url,
+                "--site", site]  # fmt: skip
+
+    def state(self) -> str:
+        [row] = json.loads(self.call("status", small.NAME, "--json").out)
+        return row["state"]
+
+
+@pytest.fixture
+def client(tmp_path, tmp_path_factory):
+    with hosts(2) as machines, ray_cluster(machines, dashboard=True, cpus=3) as cluster:
+        secrets = machines[0].folder / "secrets.env"
+        secrets.write_text("".join(f"{name}={value}\n" for name, value in PLANTED.items()))
+        (tmp_path / "site.yaml").write_text(
+            f"ray: {{python: {sys.executable}, env_file: {secrets}, "
+            f"env: {{M2F_GATE: {tmp_path}/gate, M2F_GATE_POSITION: {GATE}}}}}\n"
+        )
+        preset = (ROOT / "jobs" / "presets" / "tiny.yaml").read_text()
+        (tmp_path / "mine.yaml").write_text(preset)
+        yield Client(tmp_path, cluster, small.photographs(tmp_path_factory.getbasetemp()))
+
+
+def until(condition, process: subprocess.Popen | None = None) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        if process and process.poll() is not None:
+            raise AssertionError(process.communicate())
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def answers(cluster: RayCluster, path: str) -> str:
+    """Return what the server of the dashboard answers to somebody who has the token."""
+    token = {"x-ray-authorization": f"Bearer {cluster.token}"}
+    with urllib.request.urlopen(urllib.request.Request(cluster.url + path, headers=token)) as reply:
+        return reply.read().decode()
+
+
+def files_with(folder: Path, texts: list[str]) -> list[Path]:
+    """Return the regular files below a folder that hold one of the texts."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return [path for path in paths if any(text.encode() in path.read_bytes() for text in texts)]
+
+
+@pytest.mark.slow
+def test_a_run_is_submitted_left_stopped_and_resumed(client):
+    cluster, head = client.cluster, client.cluster.hosts[0]
+    folder = client.folder / "runs" / small.NAME
+    stage = "data.stages=[tests.pipeline.stages_for_tests:wait_for_gate]"
+    train = client.train(f"trainer.steps={STEPS}", f"checkpoint.every_steps={EVERY}", stage)
+
+    refused = client.call(*train, RAY_AUTH_TOKEN="b" * 64)
+    assert refused.code == 2, refused
+    assert "the job server refuses the token; set RAY_AUTH_MODE=token" in small.complaint(refused)
+    elsewhere = client.call(*train[:-4], "--on", f"http://{head.address}:9")
+    assert elsewhere.code == 2
+    assert "no job server of Ray answers" in small.complaint(elsewhere)
+    assert json.loads(answers(cluster, "/api/jobs/")) == []
+
+    first = client.start(*train)
+    until(lambda: len(committed(folder / CHECKPOINTS)) > 1, first)
+    [driver] = [
+        environ
+        for pid in head.processes()
+        if b"-m\0jobs\0train" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        and b"PLANTED" not in (environ := Path(f"/proc/{pid}/environ").read_bytes())
+    ]
+    assert all(f"{name}={value}\0".encode() in driver for name, value in PLANTED.items())
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=WAIT_S)
+    assert first.returncode == 130, err
+    assert "small continues to run; to come back: ./launch.sh logs -f small" in err
+    assert "submitted small as small-" in out
+
+    follower = client.start("logs", "-f", small.NAME)
+    assert client.state() == "running"
+    again = client.call(*train)
+    assert again.code == 2
+    assert "small is submitted already" in small.complaint(again)
+    assert client.call("stop", small.NAME).code == 0
+    until(lambda: stop.is_requested(folder))
+    (client.folder / "gate").touch()
+    out, err = follower.communicate(timeout=WAIT_S)
+    assert follower.returncode == 75, (out, err)
+    assert "a checkpoint is written after this step" in out
+    assert client.state() == "stopped"
+    [stopped] = eventlog.read_kind(folder, events.Stopped)
+    assert EVERY <= stopped.step < STEPS
+
+    resumed = client.call(*train)
+    assert resumed.code == 0, resumed
+    assert f"resuming from the checkpoint of step {stopped.step}" in resumed.out
+    assert resumed.err == ""
+    assert client.state() == "done"
+    [finish] = eventlog.read_kind(folder, events.Finish)
+    assert finish.step == STEPS
+
+    wrong = client.call(*client.train("name=other", "data.val=/nowhere"))
+    assert wrong.code == 2, wrong
+    assert "other has failed; its output: ./launch.sh logs other" in small.complaint(wrong)
+    assert "data.val=/nowhere" in client.call("logs", "other").out
+
+    planted = [*PLANTED.values(), *OF_CLIENT.values(), cluster.token]
+    assert not re.search("|".join(planted), answers(cluster, "/api/jobs/"))
+    (head.folder / "secrets.env").unlink()
+    assert [files_with(place, planted) for place in (head.folder, client.folder)] == [[], []]
