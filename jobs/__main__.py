@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs import __version__
-from jobs.commands import cluster, data, runs
+from jobs.commands import cluster, data, runs, window
 from jobs.commands.build import build
 from jobs.console import run
 
@@ -49,6 +49,7 @@ def options(
 
 for command in (
     *(runs.demo, build, data.verify, data.inspect, data.index, runs.train),
+    *(window.watch, window.runs),
     *(cluster.status, cluster.logs, cluster.stop, runs.settings, runs.evaluate, runs.predict),
     *(runs.replay, runs.export, runs.bench),
 ):

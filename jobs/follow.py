@@ -1,7 +1,6 @@
 """What `train` prints while the workers train: the run's own files, as they grow."""
 
 import contextlib
-import os
 import threading
 import time
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jobs.records import Metrics
 from pipeline.run import eventlog, events
-from pipeline.run.track import METRICS
-from shards import jsonl
-from shards.files import open_regular
+from shards.jsonl import Row
 from shards.text import printable
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 15  # if the output is not a terminal, and there is no progress bar
-TAIL_BYTES = 8192  # more than the last row of metrics
 SHOWN = {"step": int, "time": float, "loss": float, "images_per_s": float}  # of a row of metrics
 SILENT = (events.Checkpoint, events.Finish)
 
@@ -32,7 +29,7 @@ class Follower:
     """
 
     def __init__(self, folder: Path, steps: int):
-        self._tail, self._metrics = eventlog.Tail(folder), folder / METRICS
+        self._tail, self._metrics = eventlog.Tail(folder), Metrics(folder)
         self._steps = steps
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -72,7 +69,7 @@ class Follower:
     def _update(self) -> None:
         for event in self._tail.read():
             self._show(event)
-        row = _last_row(self._metrics, self._steps)
+        row = next(filter(self._is_shown, reversed(self._metrics.read())), None)
         if row is None or row["step"] == self._last_step:
             return
         if row["time"] < self._start:  # of an earlier command; the workers have not removed it yet
@@ -83,6 +80,10 @@ class Follower:
         is_late = time.monotonic() - self._last_printed > PLAIN_LINE_EVERY_S
         if is_late and not self._console.is_terminal:
             self._print(f"step {row['step']}/{self._steps}  {text}")
+
+    def _is_shown(self, row: Row) -> bool:
+        is_whole = all(type(row.get(name)) is kind for name, kind in SHOWN.items())
+        return is_whole and 0 <= row["step"] <= self._steps
 
     def _show(self, event: events.Event) -> None:
         """Print an event; the same warning of several workers or restarts is printed once."""
@@ -102,20 +103,3 @@ class Follower:
         text = text.encode(encoding, "replace").decode(encoding)
         with contextlib.suppress(OSError, SystemExit):  # stdout is closed, as rich finds out
             self._console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
-
-
-def _last_row(path: Path, steps: int) -> jsonl.Row | None:
-    """Return the last complete row of metrics, up to a step, that has what is shown; None if none.
-
-    Args:
-        path: The file of the metrics.
-        steps: Number of steps of the run.
-    """
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return None
-    rows = (jsonl.parse(line, SHOWN) for line in reversed(lines))
-    return next((row for row in rows if row and 0 <= row["step"] <= steps), None)

@@ -9,9 +9,8 @@ import xxhash
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from wandb.proto.wandb_internal_pb2 import Record
 
-from pipeline.run import eventlog, events
+from pipeline.run import eventlog, events, wandb_log
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.track import METRICS
 from shards.format.manifest import Manifest
@@ -120,30 +119,15 @@ def test_metrics_have_one_row_a_step(run):
     assert scored["step"] == small.STEPS
 
 
-def wandb_records(path):
-    """Yield the records of an offline W&B file: 7 bytes, then LevelDB's log of blocks of 32 KiB."""
-    content, at, record = path.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        record += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield Record.FromString(record)
-            record = b""
-
-
 def test_wandb_has_the_same_rows_offline(run):
     (path,) = (run / "wandb").glob("offline-run-*/*.wandb")
-    records = [r for r in wandb_records(path) if r.WhichOneof("record_type") == "history"]
+    records = [r for r in wandb_log.records(path) if r.WhichOneof("record_type") == "history"]
     history = [
         {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
         for record in records
     ]
-    trained = [row for row in history if "loss" in row]
-    assert [row["loss"] for row in trained] == [row["loss"] for row in losses(run)]
+    trained = [row for row in history if "train/loss" in row]
+    assert [row["train/loss"] for row in trained] == [row["loss"] for row in losses(run)]
     assert [row["trainer/step"] for row in trained] == list(range(1, small.STEPS + 1))
 
 
