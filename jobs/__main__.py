@@ -11,6 +11,7 @@ import typer
 from jobs import __version__
 from jobs.commands import cluster, data, runs, window
 from jobs.commands.build import build
+from jobs.commands.check import check
 from jobs.console import run
 
 app = typer.Typer(
@@ -48,7 +49,7 @@ def options(
 
 
 for command in (
-    *(runs.demo, build, data.verify, data.inspect, data.index, runs.train),
+    *(runs.demo, build, data.verify, data.inspect, data.index, check, runs.train),
     *(window.watch, window.runs),
     *(cluster.status, cluster.logs, cluster.stop, runs.settings, runs.evaluate, runs.predict),
     *(runs.replay, runs.export, runs.bench),

@@ -25,6 +25,11 @@ OWN_FOLDERS = (CHECKPOINTS, WANDB, "ray", "exports", "stacks")  # of which a rea
 Wanted = Callable[[str], bool]
 
 
+def cache_folder() -> str:
+    """Return the folder of each host below which folders stand for runs on storage."""
+    return os.environ.get("M2F_CACHE") or "~/.cache/mask2former"
+
+
 def local_folder(url: str, kind: str) -> Path:
     """Return the folder of this host that stands for a run on storage, for one purpose.
 
@@ -38,7 +43,7 @@ def local_folder(url: str, kind: str) -> Path:
     Raises:
         UsageError: The folder for caches is not known or cannot be written.
     """
-    base = expanded(os.environ.get("M2F_CACHE") or "~/.cache/mask2former").absolute()
+    base = expanded(cache_folder()).absolute()
     parent, _, name = url.rstrip("/").rpartition("/")
     digest = sha256(f"{parent}\n{platform.node()}".encode()).hexdigest()[:16]
     folder = base / kind / digest / name
