@@ -14,6 +14,7 @@ from jobs.config import Config
 from pipeline.run import checkpoint, pull, stop, storage
 from pipeline.run.folder import CHECKPOINTS, CONFIG
 from pipeline.run.lease import Lease
+from pipeline.run.location import location_of, mark
 from pipeline.run.storage import OF_COMMAND, POLICY, Puller, files_of, is_small
 from shards.errors import M2FError
 from shards.files import is_url, read_json, read_regular
@@ -64,7 +65,7 @@ class Home:
 
     def lease(self) -> Lease:
         """Return the lease of the run."""
-        return Lease(RemoteFolder(self.url or self.folder.as_uri()), say)
+        return Lease(RemoteFolder(self.url or f"file://{self.folder}"), say)
 
     def newest(self, report: Callable[[str], None]) -> Path | None:
         """Return the newest checkpoint that is whole, and report those that are skipped.
@@ -227,6 +228,7 @@ def _copy(url: str) -> Iterator[Path]:
             return
     own = folder.parent / f"{time.time_ns()}" / folder.name
     own.mkdir(parents=True)
+    mark(own, location_of(folder))
     try:
         yield own
     finally:

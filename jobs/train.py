@@ -17,7 +17,7 @@ from jobs.cluster.ray_cluster import Node, Variables, join, nodes
 from jobs.cluster.target import HERE, Target
 from jobs.config import Config
 from jobs.follow import Follower
-from jobs.interrupts import handled, requests
+from jobs.interrupts import Preempted, handled, requests
 from jobs.ray_session import STARTS, Message, session, start_ray
 from jobs.resume import check_new, open_run
 from jobs.stored import Home, View
@@ -147,7 +147,7 @@ def _fit(
     lease.check()
     with contextlib.suppress(Failed):  # the storage is away; the next command does it
         home.withdraw_stop()
-    if requests.first and outcome != "done":
+    if outcome == "stopped" or (requests.first and outcome != "done"):
         raise _interruption(home.folder, command)
     if outcome != "done":
         raise _failure(job)
@@ -230,12 +230,13 @@ def _ends_now(message: Message, job: Job, follower: Follower) -> bool:
 
 
 def _interruption(folder: Path, command: str) -> M2FError:
-    """Return the error for a run that a signal has ended."""
+    """Return the error for a run that a signal, or another request to stop, has ended."""
     checkpoints = committed(folder / CHECKPOINTS)
     step = f"of step {step_of(checkpoints[0])}" if checkpoints else "not written yet"
-    return requests.error(
-        f"the newest checkpoint is {step}", where=folder, fix=f"to resume: {command}"
-    )
+    state, fix = f"the newest checkpoint is {step}", f"to resume: {command}"
+    if requests.first is None:  # somebody has put the request there
+        return Preempted(f"stopped on request; {state}", where=folder, fix=fix)
+    return requests.error(state, where=folder, fix=fix)
 
 
 def _failure(job: Job) -> M2FError:

@@ -26,6 +26,7 @@ from pipeline.run.folder import (
     summarize,
 )
 from pipeline.run.info import RunInfo
+from pipeline.run.location import location_of
 from pipeline.run.phases import Phases
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.restarts import next_attempt, run_id
@@ -247,10 +248,8 @@ class Journal:
         return kind(**counts, seconds=self.phases.seconds(), **more)
 
     def _newest(self) -> str | None:
-        def report(text: str) -> None:
-            self.event(events.Damage(text=text))
-
-        newest = checkpoint.newest(self.folder / CHECKPOINTS, report)
+        checkpoints = self.folder / CHECKPOINTS
+        newest = checkpoint.newest(checkpoints, lambda text: self.event(events.Damage(text=text)))
         return newest.name if newest else None
 
     def _state_of_checkpoint(self) -> TrainerState | None:
@@ -268,7 +267,7 @@ class Journal:
             attempt=self.attempt,
             launch=self.info.launch,
             run_id=self.run_id,
-            folder=str(self.folder),
+            folder=location_of(self.folder),
             world_size=self.world,
             zero_stage=self.info.zero_stage,
             process_ids=all_gather(os.getpid()),

@@ -141,11 +141,6 @@ class Lease:
         return self._remote.url.removeprefix("file://")
 
 
-def lease_of(folder: Path, say: Callable[[str], object] = print) -> Lease:
-    """Return the lease of a run in a folder."""
-    return Lease(RemoteFolder(f"file://{folder}"), say)
-
-
 def owner_of(remote: RemoteFolder) -> str | None:
     """Return the identifier of the owner of a run; None without one."""
     return _parsed(_read(remote)).get("owner")

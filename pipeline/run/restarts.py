@@ -7,6 +7,8 @@ from pathlib import Path
 from pipeline.data.keyed import keyed_seed
 from pipeline.run import checkpoint, eventlog
 from pipeline.run.events import Event, Failure, Start
+from pipeline.run.location import location_of
+from shards.files import is_url
 
 MAX_STARTS_AT_ONE_STEP = 3
 
@@ -35,7 +37,12 @@ def run_id(name: str, folder: Path, starts: Sequence[Start]) -> str:
 
 
 def _is_copy(folder: Path, last: Start) -> bool:
-    """Return whether the last start of a run was in another folder, which still has that run."""
+    """Return whether the last start of a run was in another folder, which still has that run.
+
+    A run that is or was on storage has been moved, because it belongs to no host.
+    """
+    if is_url(last.folder) or is_url(location_of(folder)):
+        return False
     original = Path(last.folder)
     if original.resolve() == folder.resolve() or not original.is_dir():
         return False

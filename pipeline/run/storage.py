@@ -10,6 +10,7 @@ from pipeline.run import checkpoint
 from pipeline.run.checkpoint import COMMITTED
 from pipeline.run.folder import CHECKPOINTS, CONFIG
 from pipeline.run.lease import LEASE
+from pipeline.run.location import mark
 from shards.file_info import FileInfo
 from shards.files import disk_errors, expanded, leaves_folder, make_folder, read_regular
 from shards.remote import RemoteFolder, RetryPolicy
@@ -49,6 +50,7 @@ def local_folder(url: str, kind: str) -> Path:
     folder = base / kind / digest / name
     with disk_errors(folder):
         make_folder(folder)
+        mark(folder, url.rstrip("/"))
     return folder
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.run import wandb_log
+from pipeline.run.location import location_of
 from pipeline.run.phases import Phases
 from pipeline.run.wandb_media import Media, artifact, values_of
 from pipeline.settings import WandbSettings
@@ -112,7 +113,7 @@ class WandbRun:
         """Record a complete checkpoint by reference."""
 
         def add(run: Any) -> None:
-            found = artifact(f"{self._run_id}-checkpoint", "model", path, facts)
+            found = artifact(f"{self._run_id}-checkpoint", "model", location_of(path), facts)
             run.log_artifact(found, aliases=aliases)
 
         self._tasks.put(partial(self._try, f"the checkpoint {path.name}", add))

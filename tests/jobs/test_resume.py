@@ -31,6 +31,7 @@ FREE = [
     "data.stall_timeout_s=7",
     "data.cache.gib=7.0",
     "data.max_damaged=7",
+    "runs=/elsewhere",
 ]
 FIXED = [
     ("seed=7", "seed: 42 -> 7"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import boto3
@@ -127,21 +128,69 @@ def serving(folder: Path) -> Iterator[Server]:
         server.server_close()
 
 
+class S3Server:
+    """An S3 server of this process, which keeps what it holds while it does not listen.
+
+    Attributes:
+        client: A client of the server.
+    """
+
+    def __init__(self) -> None:
+        self._server, self._port = ThreadedMotoServer(ip_address="127.0.0.1", port=0), 0
+        self.client: Any = None
+
+    def start(self) -> None:
+        """Listen, at the port of before."""
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self._server.start()
+        _, self._port = self._server.get_host_and_port()
+
+    def stop(self) -> None:
+        """Listen no more, so that every request is refused."""
+        self._server.stop()
+
+    @property
+    def url(self) -> str:
+        """The endpoint."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def read(self, name: str) -> bytes:
+        """Return an object; b"" if it is missing."""
+        bucket, _, key = name.partition("/")
+        try:
+            return self.client.get_object(Bucket=bucket, Key=key)["Body"].read()
+        except self.client.exceptions.NoSuchKey:
+            return b""
+
+    def names(self, bucket: str) -> list[str]:
+        """Return the names of all objects."""
+        listed = self.client.list_objects_v2(Bucket=bucket)
+        return [f"{bucket}/{entry['Key']}" for entry in listed.get("Contents", [])]
+
+
+@contextmanager
+def s3_server(
+    monkeypatch: pytest.MonkeyPatch, bucket: str, secret: str = "testing"
+) -> Iterator[S3Server]:
+    """An S3 server that the environment points to, with one bucket."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = S3Server()
+    server.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    S3FileSystem.clear_instance_cache()
+    try:
+        server.client = boto3.client("s3")
+        server.client.create_bucket(Bucket=bucket)
+        yield server
+    finally:
+        server.stop()
+        S3FileSystem.clear_instance_cache()
+
+
 @contextmanager
 def s3(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator:
     """A client of an S3 server that the environment points to, with one bucket."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    moto = ThreadedMotoServer(port=0)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    S3FileSystem.clear_instance_cache()
-    try:
-        client = boto3.client("s3")
-        client.create_bucket(Bucket=bucket)
-        yield client
-    finally:
-        moto.stop()
-        S3FileSystem.clear_instance_cache()
+    with s3_server(monkeypatch, bucket) as server:
+        yield server.client

@@ -26,6 +26,11 @@ def warn(sample):
     return sample
 
 
+def slow(sample):
+    time.sleep(1)
+    return sample
+
+
 def drop(sample):
     return None
 

@@ -14,6 +14,7 @@ from pipeline.run.checkpoint import Progress
 from pipeline.run.folder import CHECKPOINTS, scores_path, summarize
 from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
+from pipeline.run.location import mark
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.restarts import is_crash_loop
 from pipeline.run.track import METRICS
@@ -180,6 +181,16 @@ def test_a_copy_of_a_run_has_an_identity_of_its_own(tmp_path):
     assert copied != first
     shutil.rmtree(tmp_path / "before")
     assert journal_of(tmp_path / "copy").run_id == copied
+
+
+def test_a_run_that_is_copied_to_storage_and_back_keeps_its_identity(tmp_path):
+    first = journal_of(tmp_path / "before").run_id
+    there = Path(shutil.copytree(tmp_path / "before", tmp_path / "there"))
+    mark(there, "s3://bucket/runs/before")
+    assert journal_of(there).run_id == first
+    assert eventlog.read_kind(there, events.Start)[-1].folder == "s3://bucket/runs/before"
+    shutil.copytree(there, tmp_path / "back")
+    assert journal_of(tmp_path / "back").run_id == first
 
 
 def test_a_run_of_an_older_version_keeps_the_identity_of_its_folder(tmp_path):

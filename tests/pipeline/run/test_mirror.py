@@ -22,7 +22,7 @@ from shards.files import write_json
 from shards.remote import RemoteFolder
 from tests.damage import flip
 from tests.pipeline.runs import trainer_state
-from tests.pipeline.servers import s3
+from tests.pipeline.servers import s3_server
 
 OWNER, KEEP, LIMIT_S = "owner", 2, 60
 
@@ -235,23 +235,22 @@ def test_another_host_sends_its_own_log_alone(remote, work, tmp_path, monkeypatc
     assert remote.read(name) == (work / name).read_bytes(), "the copy of rank 0's host is older"
 
 
-def test_an_outage_loses_nothing_and_is_reported_once(work, tmp_path, monkeypatch):
-    with s3(monkeypatch, "bucket"):
+def test_an_outage_loses_nothing_and_is_reported_once(work, monkeypatch):
+    with s3_server(monkeypatch, "bucket") as server:
         remote = owned(RemoteFolder("s3://bucket/runs/a"))
-        with mirrored(remote, work) as sender:
+        with mirrored(remote, work):
             save(work, 2)
             until(lambda: whole(remote) == [2])
-            with monkeypatch.context() as patch:
-                for thread in sender._threads:
-                    patch.setattr(thread._send._remote, "_call", away)
-                for step in range(4, 10, 2):
-                    save(work, step)
-                    jsonl.append(work / METRICS, {"step": step})
-                shutil.rmtree(work / CHECKPOINTS / checkpoint.name_of(4, 1))  # as `prune` does
-                until(lambda: len(eventlog.read_kind(work, events.Warned)) == 2)
-                time.sleep(1)
-            until(lambda: whole(remote) == [6, 8])
+            server.stop()
+            for step in range(4, 10, 2):
+                save(work, step)
+                jsonl.append(work / METRICS, {"step": step})
+            shutil.rmtree(work / CHECKPOINTS / checkpoint.name_of(4, 1))  # as `prune` does
+            until(lambda: len(eventlog.read_kind(work, events.Warned)) == 2)
+            server.start()
             until(lambda: len(eventlog.read_kind(work, events.Warned)) == 4)
+            until(lambda: whole(remote) == [6, 8])
+        assert len(remote.read(METRICS).splitlines()) == 3
     texts = [event.text for event in eventlog.read_kind(work, events.Warned)]
     assert sorted(text.split(" s3:")[0] for text in texts) == [
         "can send checkpoints to",
