@@ -1,15 +1,13 @@
 """Run pieces of work as tasks on a Ray cluster, with this checkout's code on the nodes."""
 
 import contextlib
-import platform
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster.ray_cluster import Variables, join
-from shards.errors import UsageError
+from jobs.cluster.ray_cluster import Variables, check_shared, join
 from shards.parallel import ATTEMPTS, Piece, Runner, Work, died
 
 
@@ -64,11 +62,5 @@ def _in_tasks(
 def _do(work: Work, piece: Piece, shared: Collection[Path], variables: Variables) -> Any:
     """Do one piece of work on a node."""
     variables.set()
-    for path in shared:
-        if not path.exists():
-            raise UsageError(
-                f"is missing on the node {platform.node()}",
-                where=path,
-                fix="give a folder that all nodes share, or a URL as --out",
-            )
+    check_shared(shared)
     return work(piece)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from jobs.cluster.package import python_path
 from jobs.processes import adopt_orphans, descendants, end_descendants
-from shards.errors import M2FError
+from shards.errors import Failed, M2FError
 from shards.scratch import private_folder, remove
 
 STARTS = 3  # Ray gives its processes 30 s, which a loaded machine may exceed
@@ -59,7 +59,7 @@ class Message(NamedTuple):
     Attributes:
         state: "started", "not started", or "ended".
         text: Why Ray did not start, or the outcome.
-        error: Why no other attempt is to be made, if the user can correct it.
+        error: The error that the command ends with, if `text` is only its text.
     """
 
     state: str
@@ -153,6 +153,24 @@ def session(body: Callable[[Path], Any], start: Callable[[Path], None]) -> Itera
             end_descendants(spared)
 
 
+def call(body: Callable[[Path], Any], start: Callable[[Path], None]) -> Any:
+    """Return the result of `body`, which uses Ray; for the arguments see `session`.
+
+    Raises:
+        M2FError: What `body` or `start` raised.
+        Failed: Ray did not start, or its process died.
+    """
+    with session(body, start) as ray:
+        while ray.wait() and ray.message.state != "ended":
+            pass
+        state, result, error = ray.message
+    if error:
+        raise error
+    if state != "ended":
+        raise Failed(f"Ray has failed: {result or 'its process died'}", fix="run it again")
+    return result
+
+
 def _main(
     messages: Any, folder: Path, body: Callable[[Path], Any], start: Callable[[Path], None]
 ) -> None:
@@ -175,10 +193,13 @@ def _main(
     messages.send(Message("started"))
     import ray
 
-    outcome = body(folder)
+    try:
+        message = Message("ended", body(folder))
+    except M2FError as error:
+        message = Message("ended", str(error), error)
     ray.shutdown()
     end_descendants()
-    messages.send(Message("ended", outcome))
+    messages.send(message)
 
 
 def _end_with_parent(folder: Path) -> None:

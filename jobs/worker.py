@@ -1,27 +1,27 @@
-"""The workers of `train`: what Ray Train starts in each of them."""
+"""Workers: the processes that Ray Train starts to train, score, or predict together."""
 
 import contextlib
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from jobs import config as configs
-from jobs.cluster.ray_cluster import Variables, interface_of
+from jobs.cluster.ray_cluster import Variables, check_shared
 from jobs.config import Config
+from jobs.rendezvous import join_group
+from pipeline.distributed import call_on_all_ranks
 from pipeline.run import eventlog, events
+from pipeline.run.folder import CONFIG
 from pipeline.run.restarts import is_crash_loop
 from pipeline.run.working_copy import WorkingCopy
 from pipeline.step import cpu_helper
-from shards.errors import Failed
+from shards.errors import Failed, M2FError, UsageError
 from shards.scratch import name_semaphores, private_folder
 
 
@@ -55,6 +55,10 @@ class Job:
         return WorkingCopy(self.url, self.owner) if self.url else None
 
 
+Work = Callable[[Config, Job], Any]
+Body = Callable[[Config, Job, Path | None], Any]
+
+
 def cpus_per_worker(config: Config) -> int:
     """Return the number of CPUs that a worker and its loader processes reserve in Ray."""
     return 1 + config.data.loader_workers
@@ -71,7 +75,7 @@ def threads_per_worker(threads: int | None, workers: int) -> int:
 
 
 def run_workers(config: Config, job: Job, private: Path) -> str:
-    """Run the workers under the Ray of this process until they end, and restart them if they fail.
+    """Train in workers under the Ray of this process, and restart them if they fail.
 
     Args:
         config: The run's config.
@@ -81,8 +85,56 @@ def run_workers(config: Config, job: Job, private: Path) -> str:
 
     Returns:
         "done", "stopped" on request, "crash loop", or "failed".
+
+    Raises:
+        UsageError: A node does not have the run folder.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
+
+    try:
+        outcome = _fit(config, job, _train, private, config.failure.max_restarts)
+    except TrainingFailedError:
+        return "failed"
+    if isinstance(outcome, M2FError):
+        raise outcome
+    return outcome or "failed"
+
+
+def call_workers(work: Work, config: Config, job: Job, private: Path) -> Any:
+    """Call a function once in each worker, in a process group of all; return rank 0's result.
+
+    Args:
+        work: The function; its arguments are the config and the job.
+        config: The run's config.
+        job: The input of the workers.
+        private: As for `run_workers`.
+
+    Raises:
+        M2FError: What the first worker raised.
+    """
+    from ray.train import TrainingFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    try:
+        return _fit(config, job, partial(_call, work), private, restarts=0)
+    except WorkerGroupError as error:
+        causes = [_cause(failure) for _, failure in sorted(error.worker_failures.items())]
+        own = next((cause for cause in causes if isinstance(cause, M2FError)), None)
+        text = f"{type(causes[0]).__name__}: {causes[0]}".partition("\n")[0]
+        raise own or Failed(f"a worker failed: {text}") from error
+    except TrainingFailedError as error:
+        raise Failed(f"the workers did not start: {error}") from error
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the error that a worker raised, without what Ray puts around it."""
+    inner = getattr(error, "_base_exc", None) or error.__cause__ or error
+    return getattr(inner, "cause", None) or inner
+
+
+def _fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> Any:
+    """Run `body` in workers that Ray Train places, and return the result of rank 0."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -97,42 +149,29 @@ def run_workers(config: Config, job: Job, private: Path) -> str:
             return NoStore
 
     assert config.scaling.workers is not None, "resolved by `configs.load`"
+    placement = config.scaling.placement or ("pack" if job.use_gpu else "spread")
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": job, "private": private},
+        train_loop_config={"job": job, "body": body, "private": private},
         scaling_config=ScalingConfig(
             num_workers=config.scaling.workers,
             use_gpu=job.use_gpu,
             resources_per_worker={"CPU": cpus_per_worker(config)},
-            placement_strategy=_placement(config, job.use_gpu),
+            placement_strategy=placement.upper(),
         ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(job.folder),
-            failure_config=FailureConfig(max_failures=config.failure.max_restarts),
+            failure_config=FailureConfig(max_failures=restarts),
         ),
         torch_config=Torch(),
     )
-    try:
-        return trainer.fit().return_value or "failed"
-    except TrainingFailedError:
-        return "failed"
+    return trainer.fit().return_value
 
 
-def _placement(config: Config, use_gpu: bool) -> str:
-    """Return Ray's name of how the workers are placed on the nodes."""
-    return (config.scaling.placement or ("pack" if use_gpu else "spread")).upper()
-
-
-def _work(arguments: dict[str, Any]) -> str:
-    """Train in one worker. An error that ends it is recorded, so that the driver can read it.
-
-    Ray restarts all workers after any failure. If the last starts of this command failed at the
-    same step, this function returns without training, which ends the run.
-    """
+def _work(arguments: dict[str, Any]) -> Any:
+    """Prepare the process of a worker, and run its body."""
     from ray.train import get_context
-
-    from pipeline.train import train as train_worker
 
     job: Job = arguments["job"]
     job.variables.set()
@@ -141,25 +180,7 @@ def _work(arguments: dict[str, Any]) -> str:
     torch.set_num_threads(threads_per_worker(config.scaling.threads, here))
     with _private_folder(job, arguments["private"]) as private:
         name_semaphores(private)
-        copy = job.copy
-        folder = copy.folder if copy else job.folder
-        if is_crash_loop(copy.history() if copy else eventlog.read(folder), job.launch):
-            return "crash loop"
-        try:
-            if not job.use_gpu and not cpu_helper.is_compiled():  # once per node
-                cpu_helper.compile_alone()
-            _join_group(config, job, private)
-            eventlog.separate_hosts()
-            with copy.kept(config) if copy else contextlib.nullcontext():
-                is_done = train_worker(config, folder, job.launch)
-            dist.destroy_process_group()
-        except Exception as error:
-            rank = get_context().get_world_rank()
-            eventlog.append(folder, events.Failure.of(error, launch=job.launch, rank=rank))
-            if copy:
-                copy.send_log()
-            raise
-    return "done" if is_done else "stopped"
+        return arguments["body"](config, job, None if job.is_spread else private)
 
 
 @contextlib.contextmanager
@@ -172,75 +193,45 @@ def _private_folder(job: Job, of_driver: Path) -> Iterator[Path]:
         yield of_driver
 
 
-def _join_group(config: Config, job: Job, private: Path) -> None:
-    """Join the process group of all workers."""
+def _train(config: Config, job: Job, private: Path | None) -> str | M2FError:
+    """Train in one worker. An error that ends it is recorded, so that the driver can read it.
+
+    Ray restarts all workers after any failure. If the last starts of this command failed at the
+    same step, this function returns without training, which ends the run. So does an error that
+    another start would repeat, because it is returned by all workers.
+    """
     from ray.train import get_context
 
-    context = get_context()
-    os.environ |= {
-        "RANK": str(context.get_world_rank()),
-        "WORLD_SIZE": str(context.get_world_size()),
-        "LOCAL_RANK": str(_device_index() if job.use_gpu else context.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
-    }
-    timeout = timedelta(seconds=config.failure.timeout_s)
-    rank, world = context.get_world_rank(), context.get_world_size()
-    store = _network_store(rank, world, timeout) if job.is_spread else _file_store(world, private)
-    dist.init_process_group(
-        "nccl" if job.use_gpu else "gloo", store=store, rank=rank, world_size=world, timeout=timeout
-    )
+    from pipeline.train import train as train_worker
+
+    copy = job.copy
+    folder = copy.folder if copy else job.folder
+    if is_crash_loop(copy.history() if copy else eventlog.read(folder), job.launch):
+        return "crash loop"
+    try:
+        if not job.use_gpu and not cpu_helper.is_compiled():  # once per node
+            cpu_helper.compile_alone()
+        join_group(job.use_gpu, config.failure.timeout_s, private)
+        try:
+            call_on_all_ranks(lambda: check_shared([] if copy else [folder / CONFIG]))
+        except UsageError as error:
+            return error
+        eventlog.separate_hosts()
+        with copy.kept(config) if copy else contextlib.nullcontext():
+            is_done = train_worker(config, folder, job.launch)
+        dist.destroy_process_group()
+    except Exception as error:
+        rank = get_context().get_world_rank()
+        eventlog.append(folder, events.Failure.of(error, launch=job.launch, rank=rank))
+        if copy:
+            copy.send_log()
+        raise
+    return "done" if is_done else "stopped"
 
 
-def _device_index() -> int:
-    """Return the index of this worker's GPU among those that it sees.
-
-    It sees those of all workers of its node, or only its own (if two nodes of Ray are on one
-    machine, or the user's variables say so).
-    """
-    from ray.train.torch import get_device
-
-    index = get_device().index or 0
-    return index if index < torch.cuda.device_count() else 0
-
-
-def _file_store(world: int, private: Path) -> Store:
-    """Return a store of the workers of one machine, which is a file instead of a server."""
-    from ray.train.collective import broadcast_from_rank_zero
-
-    return FileStore(str(private / broadcast_from_rank_zero(f"store-{uuid4().hex}")), world)
-
-
-def _network_store(rank: int, world: int, timeout: timedelta) -> Store:
-    """Return a store that listens to the address of rank 0's node, at a port that is free there.
-
-    gloo and NCCL use the interface of that address, unless the user has named another.
-
-    Raises:
-        Failed: No interface of this node has the address that Ray knows.
-    """
-    import ray
-    from ray.train.collective import broadcast_from_rank_zero
-
-    address = ray.util.get_node_ip_address()
-    interface = interface_of(address)
-    if interface is None:
-        raise Failed(f"no network interface has the address of this node, {address}")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")  # exactly this one
-    if rank == 0:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.create_server((address, 0), family=family)
-        port = listener.getsockname()[1]
-        store = TCPStore(
-            address,
-            port,
-            world,
-            is_master=True,
-            timeout=timeout,
-            wait_for_workers=False,
-            master_listen_fd=listener.detach(),
-        )
-        broadcast_from_rank_zero((address, port))
-        return store
-    address, port = broadcast_from_rank_zero(("", 0))
-    return TCPStore(address, port, world, is_master=False, timeout=timeout)
+def _call(work: Work, config: Config, job: Job, private: Path | None) -> Any:
+    """Call `work` in the process group of all workers."""
+    join_group(job.use_gpu, config.failure.timeout_s, private)
+    result = work(config, job)
+    dist.destroy_process_group()
+    return result

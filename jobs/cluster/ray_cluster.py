@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import os
+import platform
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -135,6 +136,21 @@ def join(folder: Path, address: str) -> None:
             logging_level=logging.ERROR,
             runtime_env={"working_dir": str(code), "env_vars": environment},
         )
+
+
+def check_shared(paths: Iterable[Path]) -> None:
+    """Check that this node has the paths.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UsageError(
+                f"is missing on the node {platform.node()}",
+                where=path,
+                fix="give a folder that all nodes share, or a URL",
+            )
 
 
 def interface_of(address: str) -> str | None:
