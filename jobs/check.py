@@ -39,7 +39,7 @@ def check(
     if cluster is None:
         _check_gpus(config.scaling.gpu, config.scaling.workers or 1)
     else:
-        _check_fits(config, cluster)
+        check_fits(config, cluster, config.scaling.workers or 1)
     for name in config.data.stages:
         load_stage(name)
     train, val = _check_data(config)
@@ -69,9 +69,8 @@ def uses_gpu(config: Config, cluster: Sequence[Node] | None) -> bool:
     return torch.cuda.is_available() if cluster is None else any(node.gpus for node in cluster)
 
 
-def _check_fits(config: Config, cluster: Sequence[Node]) -> None:
+def check_fits(config: Config, cluster: Sequence[Node], workers: int) -> None:
     """Check that the nodes of a cluster have the GPUs and CPUs that the workers reserve."""
-    workers = config.scaling.workers or 1
     use_gpu = uses_gpu(config, cluster)
     where = f"scaling.workers={workers}"
     if use_gpu and (gpus := int(sum(node.gpus for node in cluster))) < workers:

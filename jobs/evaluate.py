@@ -1,11 +1,13 @@
 """`evaluate`: the scores of a run's checkpoint, as a table and as a file."""
 
 import contextlib
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -13,9 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs import config as configs
+from jobs.cluster.target import HERE, Target
+from jobs.config import Config
+from jobs.inference import call_on_cluster, inference_device, opened_on_rank
+from jobs.worker import Job
 from model.mask2former import Mask2Former
 from model.weights.classes import permute_classes
 from pipeline.data.store import Store
+from pipeline.distributed import rank_and_world
 from pipeline.pictures.sheet import sheet, write_png
 from pipeline.run.class_match import order_of_classes
 from pipeline.run.folder import (
@@ -31,7 +38,7 @@ from pipeline.score.evaluate import evaluate as score
 from pipeline.score.headline import HEADLINE
 from pipeline.score.inference import InferenceSettings, why_empty
 from shards.errors import UsageError
-from shards.files import disk_errors, read_json, write_json
+from shards.files import disk_errors, is_url, read_json, write_json
 from shards.format.taxonomy import Taxonomy
 from shards.text import printable, say
 
@@ -39,11 +46,70 @@ SHEET_SAMPLES = 8  # the first of the set are drawn
 NAMED = 10  # classes without a prediction that are printed
 
 
+class Scored(NamedTuple):
+    """The result of one pass over a set.
+
+    Attributes:
+        step: The step of the checkpoint.
+        scores: See `pipeline.score.evaluate`.
+        picture: The first images with truth and prediction, uint8 [H, W, 3]; None if the set has no
+            panoptic truth.
+    """
+
+    step: int
+    scores: dict[str, Any]
+    picture: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is scored: a checkpoint of a run, on the first images of a set."""
+
+    folder: Path
+    checkpoint: str | None
+    data: str
+    images: int | None
+
+    def score(
+        self, config: Config, device: torch.device, advance: Callable[[], None] = lambda: None
+    ) -> Scored:
+        """Score the images, which the ranks of a process group share.
+
+        Args:
+            config: The config of the run.
+            device: The device of this rank.
+            advance: Called after each image.
+
+        Raises:
+            UsageError: The checkpoint or the data does not exist, or the classes differ.
+        """
+        model, taxonomy, step = load_model(
+            config.model, config.task, self.folder, self.checkpoint, device
+        )
+        store = Store(self.data, cache=config.data.cache)
+        _order_classes(model, taxonomy, store)
+        settings = replace(config.evaluation, images=self.images)
+        scores = score(model, store, settings, device, advance=advance)
+        picture = None
+        if "panoptic" in store.manifest.tasks and rank_and_world()[0] == 0:
+            count = min(SHEET_SAMPLES, scores["images"])
+            picture = sheet(model, store, settings, device, count)
+        return Scored(step, scores, picture)
+
+
+def _score_on_rank(scored: Pass, run: str, config: Config, job: Job) -> Scored:
+    """Score the images of this rank, of a process group on a cluster."""
+    with opened_on_rank(run, scored.checkpoint) as folder:
+        return replace(scored, folder=folder).score(config, inference_device())
+
+
 def evaluate(
     run: str,
     checkpoint: str | None = None,
     data: Path | None = None,
     images: int | None = None,
+    target: Target = HERE,
+    source: str = "",
 ) -> dict[str, Any]:
     """Score a checkpoint, print the scores, and write them and a sheet of pictures.
 
@@ -52,6 +118,8 @@ def evaluate(
         checkpoint: "best", "last", or a step. Defaults to the best with a known score.
         data: A shard set with the classes of the run. Defaults to the run's val set.
         images: Score only the first images. Defaults to all.
+        target: This machine, or a Ray cluster whose workers share the images.
+        source: The URL of the run if it is on storage, and `run` is its copy on this machine.
 
     Returns:
         The scores in percent, with a row per class under `classes`.
@@ -62,30 +130,33 @@ def evaluate(
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
     check_files(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, taxonomy, step = load_model(config.model, config.task, folder, checkpoint, device)
-    store = Store(data or config.data.val, cache=config.data.cache)
-    _order_classes(model, taxonomy, store)
-    settings = replace(config.evaluation, images=images)
+    location = str(data.absolute()) if data and target.cluster else str(data or config.data.val)
+    store = Store(location, cache=config.data.cache)
     count = min(len(store), images or len(store))
-    with Progress(transient=True) as progress:
-        bar = progress.add_task(f"evaluating step {step}", total=count)
-        scores = score(model, store, settings, device, advance=lambda: progress.advance(bar))
-    assert scores is not None, "rank 0 has the scores, and this process is the only one"
+    scored = Pass(folder, checkpoint, location, images)
+    if target.cluster:
+        work = partial(_score_on_rank, scored, source if is_url(source) else str(folder))
+        step, scores, picture = call_on_cluster(work, config, folder, target.cluster, "evaluating")
+    else:
+        with Progress(transient=True) as progress:
+            bar = progress.add_task("evaluating", total=count)
+            step, scores, picture = scored.score(
+                config, inference_device(), lambda: progress.advance(bar)
+            )
     if config.optimizer.ema is not None:
         scores["averaged"] = True
     own = data is None and count == min(len(store), config.evaluation.images or len(store))
     with disk_errors(folder):
         path = _write_scores(folder, store, {"step": step, **scores}, own=own)
-        if "panoptic" in store.manifest.tasks:
+        if picture is not None:
             stem = scores_path(folder, step).stem if own else path.stem
-            picture = folder / PICTURES / f"{stem}.png"
-            write_png(picture, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
-            say(f"pictures: {picture}")
+            png = folder / PICTURES / f"{stem}.png"
+            write_png(png, picture)
+            say(f"pictures: {png}")
     weights = " (averaged weights)" if "averaged" in scores else ""
     title = f"{folder.name}, step {step}{weights}, {count} images of {store.location}"
     print_scores(scores, title)
-    for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
+    for line in unpredicted(scores["classes"], config.evaluation, store.manifest.tasks):
         say(line)
     say(f"scores of all classes: {path}")
     summarize(folder, config.task)

@@ -11,7 +11,7 @@ The JSON files are written last.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,79 @@ import torch
 from rich.progress import track
 
 from jobs import config as configs
-from jobs.coco_results import categories, id_colors, instance_entries, panoptic_entry
+from jobs.cluster.ray_cluster import check_shared
+from jobs.cluster.target import HERE, Target
+from jobs.config import Config
 from jobs.image_files import PANOPTIC, ImageFiles, find_images
+from jobs.inference import call_on_cluster, inference_device, opened_on_rank
 from jobs.outputs import OutputFolder
+from jobs.predictions import INSTANCES, SUMMARY, Results
+from jobs.worker import Job
+from model.mask2former import Mask2Former
+from model.network_settings import SegmentSettings
+from pipeline.distributed import all_gather, call_on_all_ranks, rank_and_world
 from pipeline.pictures.regions import predicted_regions
 from pipeline.pictures.render import overlay
-from pipeline.pictures.sheet import write_png
 from pipeline.run.folder import CHECKPOINTS, EVALUATIONS, PICTURES
-from pipeline.run.restore import load_model
-from pipeline.score.inference import Result, infer, why_empty
+from pipeline.run.restore import choose_checkpoint, load_model
+from pipeline.score.inference import InferenceSettings, Result, infer, why_empty
 from shards.errors import DataError, M2FError
-from shards.files import disk_errors, read_regular, write_json
+from shards.files import disk_errors, is_url, read_regular
 from shards.format.images import decode_image
 from shards.format.taxonomy import Taxonomy
 from shards.text import say
 
-INSTANCES, SUMMARY = "instances.json", "summary.json"
 NAMED = 3  # inputs that the error names; all are printed and in SUMMARY
+
+
+@dataclass(frozen=True)
+class Use:
+    """What images are segmented with: a checkpoint of a run, and the least score."""
+
+    folder: Path
+    checkpoint: str | None
+    threshold: float | None
+
+    def settings(self, config: Config) -> InferenceSettings:
+        """Return the settings of the run with the least score of segments."""
+        if self.threshold is None:
+            return config.evaluation
+        segment = replace(config.evaluation.segment, object_threshold=self.threshold)
+        return replace(config.evaluation, segment=segment)
+
+    def load(self, config: Config, device: torch.device) -> tuple[Mask2Former, Taxonomy, int]:
+        """Return the network, its classes, and the step of its checkpoint."""
+        return load_model(config.model, config.task, self.folder, self.checkpoint, device)
+
+    def segment(
+        self,
+        network: tuple[Mask2Former, Taxonomy, int],
+        config: Config,
+        images: ImageFiles,
+        out: Path,
+        device: torch.device,
+    ) -> Results:
+        """Segment the images, which the ranks of a process group share; return all results."""
+        model, taxonomy, step = network
+        results = Results(out, taxonomy, step, self.threshold or 0)
+        segment = partial(
+            infer, model, settings=self.settings(config), things=taxonomy.things, device=device
+        )
+        rank, world = rank_and_world()
+        paths = list(images.paths.items())[rank::world]
+        _segment_all(images, paths, segment, results)
+        return results.merged(all_gather(results))
+
+
+def _segment_on_rank(
+    use: Use, run: str, images: ImageFiles, out: Path, config: Config, job: Job
+) -> Results:
+    """Segment the images of this rank, of a process group on a cluster."""
+    call_on_all_ranks(lambda: check_shared([out]))
+    device = inference_device()
+    with opened_on_rank(run, use.checkpoint) as folder:
+        network = replace(use, folder=folder).load(config, device)
+        return use.segment(network, config, images, out, device)
 
 
 def predict(
@@ -46,6 +102,8 @@ def predict(
     out: Path,
     checkpoint: str | None = None,
     threshold: float | None = None,
+    target: Target = HERE,
+    source: str = "",
 ) -> dict[str, Any]:
     """Segment images with a run's checkpoint.
 
@@ -58,6 +116,8 @@ def predict(
         checkpoint: "best", "last", or a step. Defaults to the best with a known score.
         threshold: The least score of segments and instances. Defaults to the run's threshold for
             segments, and to all instances.
+        target: This machine, or a Ray cluster whose workers share the images.
+        source: The URL of the run if it is on storage, and `run` is its copy on this machine.
 
     Returns:
         What summary.json holds.
@@ -69,27 +129,25 @@ def predict(
     images = find_images(paths)
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, taxonomy, step = load_model(config.model, config.task, folder, checkpoint, device)
-    settings = config.evaluation
-    if threshold is not None:
-        settings = replace(settings, segment=replace(settings.segment, object_threshold=threshold))
+    use, device = Use(folder, checkpoint, threshold), inference_device()
+    if target.cluster:
+        choose_checkpoint(folder, checkpoint, config.task)  # before anything is written
+        network = None
+    else:
+        network = use.load(config, device)
     own = [folder / name for name in (CHECKPOINTS, EVALUATIONS, PICTURES)]
     output = OutputFolder(out, "predict", _names(images), [*images.paths.values(), *own])
-    results = Results(output.path, taxonomy, threshold or 0)
-    segment = partial(infer, model, settings=settings, things=taxonomy.things, device=device)
     with disk_errors(out):
-        left_out = _segment_all(images, segment, results, f"predicting with step {step}")
-        summary = {
-            "run": folder.name,
-            "step": step,
-            **results.counts(),
-            "left_out": [{"file": name, "reason": why} for name, why in left_out.items()],
-            "ignored": [images.name(path) for path in images.ignored],
-        }
-        results.write(summary)
+        if network:
+            results = use.segment(network, config, images, output.path, device)
+        else:
+            shown = source if is_url(source) else str(folder)
+            work = partial(_segment_on_rank, use, shown, images, output.path)
+            results = call_on_cluster(work, config, folder, target.address, "predicting")
+        summary = results.write(images, folder.name)
         output.finish()
-    _print(summary, out, why_empty(max(results.empty.values(), default=0), settings.segment))
+    _print(summary, out, use.settings(config).segment)
+    left_out = results.left_out(images)
     if left_out:
         raise DataError(
             f"{_some(left_out)} left out, and {summary['images']} images are done",
@@ -99,70 +157,22 @@ def predict(
     return summary
 
 
-class Results:
-    """The predictions of several images: the pictures at once, the JSON files at the end.
-
-    Attributes:
-        taxonomy: The classes.
-        empty: The highest score in each image without a segment, by the image's name.
-    """
-
-    def __init__(self, folder: Path, taxonomy: Taxonomy, least_score: float):
-        self._folder, self.taxonomy, self._least_score = folder, taxonomy, least_score
-        self._images: list[dict[str, Any]] = []
-        self._segments: list[dict[str, Any]] = []
-        self._instances: list[dict[str, Any]] = []
-        self.empty: dict[str, float] = {}
-
-    def add(
-        self, id: str, name: str, image: np.ndarray, result: Result, picture: np.ndarray
-    ) -> None:
-        """Write the pictures of an image, and keep its entries for the JSON files."""
-        write_png(self._folder / f"{id}.png", picture)
-        write_png(self._folder / PANOPTIC / f"{id}.png", id_colors(result.panoptic))
-        height, width = image.shape[:2]
-        self._images.append({"id": id, "file_name": name, "height": height, "width": width})
-        self._segments.append(panoptic_entry(id, result, self.taxonomy))
-        self._instances += instance_entries(id, result, self.taxonomy, self._least_score)
-        if not result.segments:
-            self.empty[name] = float(result.highest_scores.max())
-
-    def counts(self) -> dict[str, Any]:
-        """Return the numbers of images, segments, and instances, and the images without segment."""
-        return {
-            "images": len(self._images),
-            "segments": sum(len(entry["segments_info"]) for entry in self._segments),
-            "instances": len(self._instances),
-            "without_segment": [
-                {"file": name, "highest_score": score} for name, score in self.empty.items()
-            ],
-        }
-
-    def write(self, summary: dict[str, Any]) -> None:
-        """Write the JSON files."""
-        panoptic = {"images": self._images, "annotations": self._segments}
-        panoptic["categories"] = categories(self.taxonomy)
-        write_json(self._folder / f"{PANOPTIC}.json", panoptic)
-        write_json(self._folder / INSTANCES, self._instances)
-        write_json(self._folder / SUMMARY, summary)
-
-
 def _segment_all(
-    images: ImageFiles, segment: Callable[[np.ndarray], Result], results: Results, title: str
-) -> dict[str, str]:
-    """Add every image to the results; return the reason for each that is left out, by its name."""
-    left_out = {images.name(path): reason for path, reason in images.unread.items()}
-    for id, path in track(images.paths.items(), description=title, transient=True):
-        name = images.name(path)
+    images: ImageFiles,
+    paths: list[tuple[str, Path]],
+    segment: Callable[[np.ndarray], Result],
+    results: Results,
+) -> None:
+    """Add images to the results, by their ids and paths."""
+    for id, path in track(paths, description="predicting", transient=True):
         try:
             image = _read(path)
             result = segment(image)
             picture = overlay(image, *predicted_regions(result), results.taxonomy)
         except (M2FError, MemoryError, torch.OutOfMemoryError) as error:
-            left_out[name] = _reason(error)
+            results.reasons[id] = _reason(error)
         else:
-            results.add(id, name, image, result, picture)
-    return left_out
+            results.add(id, images.name(path), image, result, picture)
 
 
 def _names(images: ImageFiles) -> list[str]:
@@ -199,12 +209,13 @@ def _some(left_out: dict[str, str]) -> str:
     return f"{len(left_out)} of the inputs ({shown}{more}) were"
 
 
-def _print(summary: dict[str, Any], out: Path, why: str) -> None:
+def _print(summary: dict[str, Any], out: Path, settings: SegmentSettings) -> None:
     """Print the counts, the images without segment and why, and what was left out."""
     for row in summary["left_out"]:
         say(f"left out: {row['file']}: {row['reason']}")
     if ignored := summary["ignored"]:
         say(f"ignored hidden files: {', '.join(ignored)}")
     if empty := summary["without_segment"]:
+        why = why_empty(max(row["highest_score"] for row in empty), settings)
         say(f"{len(empty)} of {summary['images']} images have no segment: {why}")
     say(f"{summary['images']} images, {summary['segments']} segments: {out}")

@@ -128,6 +128,7 @@ def _fit(
         configs.to_dict(config),
         home.folder,
         launch=f"{time.time():.3f}",
+        workers=config.scaling.workers or 1,
         use_gpu=uses_gpu(config, cluster),
         url=home.url,
         owner=lease.owner,
@@ -136,7 +137,7 @@ def _fit(
         job = replace(job, is_spread=True, variables=Variables.forwarded())
         start = partial(join, address=target.cluster)
     else:
-        start = partial(start_ray, cpus=(config.scaling.workers or 1) * cpus_per_worker(config))
+        start = partial(start_ray, cpus=job.workers * cpus_per_worker(config))
     _say_workers(config, job, target, cluster)
     if not job.is_spread and not job.use_gpu and not cpu_helper.is_compiled():
         print("compiling DeepSpeed's CPU helper, once per environment (about a minute)", flush=True)
@@ -154,8 +155,7 @@ def _fit(
 
 
 def _say_workers(config: Config, job: Job, target: Target, cluster: Sequence[Node] | None) -> None:
-    workers, cpus = config.scaling.workers, cpus_per_worker(config)
-    assert workers is not None, "resolved by `configs.load`"
+    workers, cpus = job.workers, cpus_per_worker(config)
     shown = "GPU" if job.use_gpu else "no GPU"
     if cluster:
         print(

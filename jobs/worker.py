@@ -33,6 +33,7 @@ class Job:
         config: The run's config as plain data.
         folder: The run folder.
         launch: Identifier of this command, which the restarts of its workers share.
+        workers: Number of workers.
         use_gpu: Whether each worker has a GPU.
         is_spread: Whether the workers are on the nodes of a cluster, instead of this machine.
         variables: Environment variables that they need there.
@@ -43,6 +44,7 @@ class Job:
     config: dict[str, Any]
     folder: Path
     launch: str
+    workers: int = 1
     use_gpu: bool = False
     is_spread: bool = False
     variables: Variables = field(default_factory=Variables)
@@ -148,13 +150,12 @@ def _fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> 
         def backend_cls(self) -> type[Backend]:
             return NoStore
 
-    assert config.scaling.workers is not None, "resolved by `configs.load`"
     placement = config.scaling.placement or ("pack" if job.use_gpu else "spread")
     trainer = TorchTrainer(
         _work,
         train_loop_config={"job": job, "body": body, "private": private},
         scaling_config=ScalingConfig(
-            num_workers=config.scaling.workers,
+            num_workers=job.workers,
             use_gpu=job.use_gpu,
             resources_per_worker={"CPU": cpus_per_worker(config)},
             placement_strategy=placement.upper(),

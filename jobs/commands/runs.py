@@ -102,7 +102,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a run on its val set: PQ, AP, and mIoU from one pass."""
-
     from jobs.cluster import dispatch
 
     target, facts = dispatch.resolve(on, site, dry_run)
@@ -117,7 +116,7 @@ def evaluate(
         from jobs.stored import opened
 
         with opened(run, checkpoint) as folder:
-            return score(str(folder), checkpoint, data, images)
+            return score(str(folder), checkpoint, data, images, target, run)
 
     report(job, as_json)
 
@@ -159,7 +158,7 @@ def predict(
     from jobs.stored import opened
 
     with opened(run, checkpoint) as folder:
-        job(str(folder), images, out, checkpoint, threshold)
+        job(str(folder), images, out, checkpoint, threshold, target, run)
 
 
 def replay(

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from jobs import config as configs
-from jobs.check import _check_fits
+from jobs.check import check_fits
 from jobs.cluster import package
 from jobs.cluster.ray_cluster import Node, Variables, interface_of
 from jobs.cluster.target import Target
@@ -104,9 +104,9 @@ def test_a_cluster_has_to_have_what_the_workers_reserve(changes, cpus, gpus, mes
     nodes = [Node("h1", "10.0.0.1", cpus, gpus), Node("h2", "10.0.0.2", cpus, gpus)]
     if message:
         with pytest.raises(UsageError, match=message):
-            _check_fits(config, nodes)
+            check_fits(config, nodes, config.scaling.workers or 1)
     else:
-        _check_fits(config, nodes)
+        check_fits(config, nodes, config.scaling.workers or 1)
         assert config.scaling.workers == 4
 
 
