@@ -74,6 +74,13 @@ def nodes(address: str) -> list[Node]:
     Raises:
         UsageError: No cluster answers, it refuses the token, or this machine is not a node.
     """
+    if address.startswith("ray://"):
+        raise UsageError(
+            "only build runs from a client outside the cluster",
+            where=f"--on {address}",
+            fix="give HOST:PORT on a node of the cluster, or submit the command with "
+            "--on http://HOST:8265",
+        )
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] in C++
     from ray.exceptions import AuthenticationError, RpcError
 
