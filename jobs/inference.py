@@ -75,7 +75,13 @@ def call_on_cluster(work: Work, config: Config, folder: Path, address: str, doin
     say(f"{doing} with {workers} workers on the {len(cluster)} nodes of the Ray cluster {address}")
     launch, variables = f"{time.time():.3f}", Variables.forwarded()
     job = Job(
-        configs.to_dict(config), folder, launch, workers, use_gpu, is_spread=True, variables=variables
+        configs.to_dict(config),
+        folder,
+        launch,
+        workers,
+        use_gpu,
+        is_spread=True,
+        variables=variables,
     )
     return call(partial(call_workers, work, config, job), partial(join, address=address))
 
