@@ -1,19 +1,24 @@
-"""`status`, `logs`, and `stop`: of what was submitted, and of runs on this machine."""
+"""`status`, `logs`, and `stop`: of what was submitted, and of runs by their own files."""
 
 import dataclasses
 import shlex
-from pathlib import Path
+import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
-from jobs import config as configs
-from jobs.cluster import local_run, submissions
+from jobs.cluster import submissions
 from jobs.cluster.dispatch import follow as follow_job
 from jobs.cluster.dispatch import in_background, scheduler
 from jobs.cluster.submissions import FINAL, Status, Submission
 from jobs.interrupts import handled, requests
+from jobs.records import RESTARTING, RUNNING, View
+from pipeline.run import stop as stops
 from shards.errors import M2FError, UsageError
 
+POLL_S = 0.5
 UNKNOWN = "unknown"
+ACTIVE = (RUNNING, RESTARTING)
 
 
 def status(run: str | None) -> list[dict[str, Any]]:
@@ -21,6 +26,7 @@ def status(run: str | None) -> list[dict[str, Any]]:
 
     Raises:
         UsageError: There is no such run.
+        Failed: The storage of the run does not answer.
     """
     found = [_found(run)] if run else submissions.every()
     described = [_describe(run or "", one) for one in found]
@@ -32,10 +38,11 @@ def status(run: str | None) -> list[dict[str, Any]]:
     return described
 
 
-def _describe(run: str, found: Submission | Path) -> dict[str, Any]:
-    if isinstance(found, Path):
-        record = {"name": run, "where": str(found), "id": "", "command": ""}
-        state = local_run.status(found)
+def _describe(run: str, found: Submission | View) -> dict[str, Any]:
+    if isinstance(found, View):
+        record = {"name": run, "where": found.location, "id": "", "command": ""}
+        text = f"step {found.step} of {found.steps}"
+        state = Status(found.state(time.time())[0], text)
     else:
         command = shlex.join(["./launch.sh", *found.command])
         where = " ".join(filter(None, (found.kind, found.address, found.id)))
@@ -58,7 +65,7 @@ def logs(run: str, follow: bool) -> None:
     pieces = (
         scheduler(found.kind).logs(found, follow=False)
         if isinstance(found, Submission)
-        else local_run.logs(found, follow)
+        else _events(found, follow)
     )
     with handled(requests.receive):
         for piece in in_background(pieces):
@@ -67,42 +74,59 @@ def logs(run: str, follow: bool) -> None:
         raise requests.error("the run continues")
 
 
+def _events(view: View, follow: bool) -> Iterator[str]:
+    """Yield the events of a run as lines and, if it is followed, those that come while it runs."""
+    shown = 0
+    while True:
+        is_over = not follow or view.state(time.time())[0] not in ACTIVE
+        view.read(with_metrics=False)
+        yield from (f"{event.describe()}\n" for event in view.history[shown:])
+        shown = len(view.history)
+        if is_over:
+            return
+        threading.Event().wait(POLL_S)
+
+
 def stop(run: str) -> None:
     """Ask a run to write a checkpoint and end.
 
     Raises:
         UsageError: There is no such run, or it has ended.
+        Failed: The storage of the run does not answer.
     """
     found = _found(run)
-    if isinstance(found, Path):
-        local_run.request_stop(found)
+    state = _describe(run, found)["state"]
+    if state in FINAL or (isinstance(found, View) and state not in ACTIVE):
+        where = found.location if isinstance(found, View) else found.id
+        raise UsageError(f"{run} does not run: it is {state}", where=where)
+    if isinstance(found, Submission):
+        scheduler(found.kind).stop(found)
+    elif found.puller is None:
+        stops.request(found.folder)
     else:
-        where = scheduler(found.kind)
-        if (state := where.status(found).state) in FINAL:
-            raise UsageError(f"{run} has ended: it is {state}", where=found.id)
-        where.stop(found)
+        found.puller.remote.write(stops.STOP, b"")
     print(f"{run} writes a checkpoint and ends; ./launch.sh logs -f {run} shows when")
 
 
-def _found(run: str) -> Submission | Path:
-    """Return the submission of a name, or the folder of a run on this machine.
+def _found(run: str) -> Submission | View:
+    """Return the submission of a name, or the run of a name, a path, or a URL.
 
-    A run whose submission has ended, and that now runs on this machine, is the latter.
+    A run whose submission has ended, and that now runs elsewhere, is the latter.
 
     Raises:
         UsageError: There is neither.
     """
     submission = submissions.find(run)
     try:
-        folder = configs.run_folder(run)
+        view = View.of(run)
     except UsageError:
         if submission is None:
             raise
         return submission
     if submission is None:
-        return folder
-    has_moved = local_run.is_running(folder) and _state(submission).state in (*FINAL, UNKNOWN)
-    return folder if has_moved else submission
+        return view
+    has_moved = view.state(time.time())[0] in ACTIVE
+    return view if has_moved and _state(submission).state in (*FINAL, UNKNOWN) else submission
 
 
 def _state(submission: Submission) -> Status:

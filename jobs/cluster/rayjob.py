@@ -95,7 +95,7 @@ def _cluster(site: KubeRaySite) -> dict[str, Any]:
     stop_first = {"lifecycle": {"preStop": {"exec": {"command": [site.python, "-c", STOP_JOBS]}}}}
     return {
         "rayVersion": version("ray"),
-        "authOptions": {"mode": site.auth},
+        **({"authOptions": {"mode": "token"}} if site.auth == "token" else {}),
         "enableInTreeAutoscaling": site.workers_min < site.workers_max,
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},  # the head gets no worker

@@ -169,7 +169,7 @@ class KubeRaySite(Settings):
     tolerations: list[str] = setting([], "Tolerated taints, as `KEY=VALUE:EFFECT` or `KEY:EFFECT`.")
     auth: str = setting(
         "token",
-        "Access to Ray: token (KubeRay makes one), or disabled for operators before 1.5.",
+        "Access to Ray: token (KubeRay makes one), or disabled for operators before 1.5.1.",
         choices=("token", "disabled"),
     )
 

@@ -24,7 +24,7 @@ STEPS, EVERY = 8, 2
 GATE = small.GLOBAL_BATCH * EVERY  # the position where the first start waits
 PLANTED = {"WANDB_API_KEY": "plantedwandbkey", "AWS_SECRET_ACCESS_KEY": "plantedawssecret"}
 OF_CLIENT = {name: f"{value}ofclient" for name, value in PLANTED.items()}
-WAIT_S = 240  # on a loaded machine
+WAIT_S = 600  # on a loaded machine
 
 
 @dataclass

@@ -12,7 +12,6 @@ from jobs.cluster import site as sites
 from jobs.cluster.submissions import ClusterJob, Status, Submission
 from jobs.cluster.target import Target
 from pipeline.run import eventlog, events, stop
-from shards.errors import UsageError
 from shards.locks import file_lock
 from tests.jobs import small
 
@@ -191,7 +190,7 @@ def test_a_submission_is_found_by_its_name(home, recorder):
     recorder.answer = Status("done", exit_code=0)
     ended = small.call(home, "stop", "tiny")
     assert (ended.code, recorder.stopped) == (2, ["tiny-1"])
-    assert "tiny has ended: it is done" in small.complaint(ended)
+    assert "tiny does not run: it is done" in small.complaint(ended)
 
 
 def test_a_damaged_record_is_named_and_does_not_hide_the_others(home, recorder):
@@ -221,18 +220,21 @@ def test_a_local_run_is_described_followed_and_stopped(home, tmp_path_factory):
     small.untrained(home, small.photographs(tmp_path_factory.getbasetemp()))
     folder = home / "runs" / small.NAME
     [row] = json.loads(small.call(home, "status", small.NAME, "--json").out)
-    assert (row["state"], row["where"]) == ("queued", str(folder))
-    with pytest.raises(UsageError, match="the run is not running"):
-        control.local_run.request_stop(folder)
+    assert (row["state"], row["where"]) == ("silent", str(folder))
+    idle = small.call(home, "stop", small.NAME)
+    assert idle.code == 2
+    assert "small does not run: it is silent" in small.complaint(idle)
     with file_lock(folder / ".lock", wait=False):
         eventlog.append(folder, events.Start(world_size=2, step=0))
-        eventlog.append(folder, events.Stopped(step=3, position=9))
         assert small.call(home, "stop", small.NAME).code == 0
         assert stop.is_requested(folder)
         [row] = json.loads(small.call(home, "status", small.NAME, "--json").out)
-        assert row["state"] == "running"
+        assert (row["state"], row["text"]) == ("running", f"step 0 of {small.STEPS}")
+        eventlog.append(folder, events.Stopped(step=3, position=9))
     outcome = small.call(home, "logs", "-f", small.NAME)
     assert "attempt 1: 2 workers" in outcome.out
     assert outcome.out.endswith("step 3: stopped on request\n")
     [row] = json.loads(small.call(home, "status", small.NAME, "--json").out)
     assert row["state"] == "stopped"
+    [row] = json.loads(small.call(home, "status", folder.as_uri(), "--json").out)
+    assert (row["state"], row["where"]) == ("stopped", folder.as_uri())
