@@ -18,7 +18,7 @@ from shards.remote import RemoteFolder, RetryPolicy
 OF_COMMAND = (CONFIG, "environment.json")  # the command that trains writes them, and not a worker
 WANDB = "wandb"
 WORK, VIEWS, COPIES, WEIGHTS = "runs", "views", "copies", "weights"
-POLICY = RetryPolicy(tries=3, first_pause_s=0.5, timeout_s=30)  # of what is repeated anyway
+POLICY = RetryPolicy(tries=2, first_pause_s=1, timeout_s=30)  # of what is repeated anyway
 EVERY_S = 2.0
 BYTES_PER_S = 1 << 20  # at most, for a record that grows and is copied whole
 OWN_FOLDERS = (CHECKPOINTS, WANDB, "ray", "exports", "stacks")  # of which a reader needs no copy

@@ -15,6 +15,7 @@ from pipeline.run import checkpoint, storage
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.track import METRICS
+from shards.files import whole_file
 from shards.jsonl import parse, rows
 from tests.faults.test_kill import alive
 from tests.jobs import small
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 SECRET = "planted-4f1d0c9a7b"
 RUN = "bucket/runs/small"
-ON_STORAGE = ("runs=s3://bucket/runs", f"data.stages=[{HERE}:slow]")
+ON_STORAGE = ("runs=s3://bucket/runs", f"data.stages=[{HERE}:gated]")
 CLOCK = ("time", "interval_s", "step_s", "data_wait_s", "images_per_s")
 
 
@@ -69,12 +70,21 @@ def host(folder: Path, name: str) -> tuple[Path, dict[str, str]]:
     return folder / name / "work", variables
 
 
+def open_gate(gate: Path, step: int) -> None:
+    """Let the run read the samples of the steps up to one."""
+    with whole_file(gate) as file:
+        file.write(str(step * small.GLOBAL_BATCH).encode())
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory, photographs) -> Iterator[Story]:
     """Stop the storage, kill the host, and resume on another one."""
     folder = tmp_path_factory.mktemp("stored")
     command = small.words(photographs, *ON_STORAGE)
     with pytest.MonkeyPatch.context() as patch, s3_server(patch, "bucket", SECRET) as server:
+        gate = folder / "gate"
+        patch.setenv("M2F_TEST_GATE", str(gate))
+        open_gate(gate, 5)
         work, variables = host(folder, "a")
         driver = small.start(work, *command, start_new_session=False, **variables)
 
@@ -85,20 +95,25 @@ def story(tmp_path_factory, photographs) -> Iterator[Story]:
                 assert time.monotonic() < until
                 time.sleep(0.1)
 
-        def steps_here() -> int:
-            (path,) = [*(folder / "a" / "cache").glob(f"runs/*/small/{METRICS}")] or [Path()]
-            return len(path.read_text().splitlines()) if path.is_file() else 0
+        def here(name: str) -> list[dict]:
+            (copy,) = (folder / "a" / "cache").glob("runs/*/small")
+            return rows(copy / name)
 
-        wait(lambda: len(storage.committed(relative(server))) >= 1)
+        def saved(step: int) -> bool:
+            names = storage.committed(relative(server))
+            return step in [checkpoint.step_of(Path(name)) for name in names]
+
+        wait(lambda: saved(4))
         patch.setenv("M2F_CACHE", str(folder / "other"))
         second = small.call(work, *command)
 
         server.stop()
-        before = steps_here()
-        wait(lambda: steps_here() >= before + 2)  # training continues
+        open_gate(gate, 9)
+        wait(lambda: len(here(METRICS)) >= 8)  # training continues
+        wait(lambda: any("cannot send records" in row.get("text", "") for row in here(EVENTS)))
         server.start()
         wait(lambda: any("again" in row.get("text", "") for row in lines(server, EVENTS)))
-        wait(lambda: len(storage.committed(relative(server))) >= 2)
+        wait(lambda: saved(8))
         first = lines(server, EVENTS)
         (start,) = [row for row in first if row["event"] == "start"]
         driver.kill()
@@ -108,6 +123,7 @@ def story(tmp_path_factory, photographs) -> Iterator[Story]:
             time.sleep(0.1)
         shutil.move(folder / "a", folder / "lost")
 
+        open_gate(gate, small.STEPS + 1)
         work, variables = host(folder, "b")
         outcome = small.finish(small.start(work, *command, start_new_session=False, **variables))
         patch.setenv("M2F_CACHE", variables["M2F_CACHE"])

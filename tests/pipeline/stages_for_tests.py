@@ -26,8 +26,10 @@ def warn(sample):
     return sample
 
 
-def slow(sample):
-    time.sleep(1)
+def gated(sample):
+    """Wait until the file that M2F_TEST_GATE names holds a greater position than the sample's."""
+    while int(Path(os.environ["M2F_TEST_GATE"]).read_text() or 0) <= sample["position"]:
+        time.sleep(0.05)
     return sample
 
 
