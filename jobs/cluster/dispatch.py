@@ -2,6 +2,7 @@
 
 import os
 import queue
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +11,13 @@ from pathlib import Path
 from jobs import config as configs
 from jobs.cluster import site as sites
 from jobs.cluster import submissions
+from jobs.cluster.secret import holds_secret
 from jobs.cluster.site import Site
 from jobs.cluster.submissions import DONE, FINAL, ClusterJob, Scheduler, Submission
 from jobs.cluster.target import Target
 from jobs.config import Config
 from jobs.interrupts import Interrupted, Preempted, handled, requests
+from jobs.locations import runs_location
 from jobs.values import read_yaml
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.files import is_url
@@ -86,6 +89,7 @@ def train_job(preset: str, overrides: Sequence[str], target: Target, site: Site)
     config = configs.read(preset, [*overrides, *own])
     for key, location in _locations(config):
         _check_location(location, f"{key}={location}", target)
+    runs_location(config.runs)
     return ClusterJob(
         name=config.name,
         command=["train", preset, *overrides, *own],
@@ -163,7 +167,16 @@ def _check_locations(locations: Locations, target: Target) -> None:
 
 
 def _check_location(location: str, where: str, target: Target) -> None:
-    """Check that a path or a URL means the same on a cluster; nodes of SLURM share folders."""
+    """Check that a path or a URL means the same on a cluster, and holds no secret.
+
+    The nodes of SLURM share the folders of this machine.
+    """
+    if holds_secret(location):  # the scheduler shows it, and the record keeps it
+        raise UsageError(
+            "the location looks like it holds a secret",
+            where=re.split("[= ]", where)[0],
+            fix="set the credentials on the nodes of the cluster",
+        )
     if target.kind != "slurm" and not is_url(location) and not location.startswith(("/", "~")):
         raise UsageError(
             f"the path is relative to a folder of this machine, which --on {target} does not have",

@@ -9,13 +9,19 @@ import sys
 import time
 import urllib.request
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from jobs.cluster import ray_job
+from jobs.cluster.ray_job import RayJobs
+from jobs.cluster.site import RaySite, Site
+from jobs.cluster.submissions import ClusterJob, Status, Submission
 from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed
 from pipeline.run.folder import CHECKPOINTS
+from shards.errors import Failed, UsageError
 from tests.cluster.hosts import RayCluster, hosts, ray_cluster
 from tests.jobs import small
 
@@ -102,6 +108,49 @@ def files_with(folder: Path, texts: list[str]) -> list[Path]:
     """Return the regular files below a folder that hold one of the texts."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return [path for path in paths if any(text.encode() in path.read_bytes() for text in texts)]
+
+
+def test_the_entry_point_survives_the_shell_of_the_job_server():
+    words = ["train", "x=a $(b); 'c'", "data.scale=[0.5,2]"]
+    job = ClusterJob("a", words, site=Site(ray=RaySite(python="/bin/echo")))
+    said = subprocess.run(ray_job._entrypoint(job), shell=True, capture_output=True, text=True)
+    assert said.stdout == f"-P -m jobs {' '.join(words)} --on auto\n"
+
+
+def test_a_preset_from_elsewhere_has_a_path_in_the_code():
+    job = ClusterJob("a", ["train", "/else/mine.yaml", "b=/else/mine"], preset="/else/mine.yaml")
+    assert ray_job._with_preset(job).command == ["train", "submitted/mine.yaml", "b=/else/mine"]
+
+
+def test_wrong_versions_of_the_cluster_are_named():
+    found = {name.name: version(name.name) for name in ray_job._requirements()[1]}
+    found["python"] = "3.11.7"
+    ray_job._check_versions(found, "http://head")
+    wrong = {**found, "python": "3.9.1", "torch": "2.1.0+cu118"}
+    del wrong["wandb"]
+    with pytest.raises(UsageError, match=r"Python 3\.9\.1 \(needs >=3\.11\), torch 2\.1\.0\+cu118 "
+                       r"\(needs .*\), wandb is missing; run \./launch\.sh setup"):  # fmt: skip
+        ray_job._check_versions(wrong, "http://head")
+
+
+def test_output_is_followed_through_a_lost_connection(monkeypatch):
+    outputs = iter([["one\n", "tw"], [], ["one\ntwo\n", "three\n"]])
+
+    def tail(client, job):
+        pieces = next(outputs)
+        yield from pieces
+        if len(pieces) < 2 or pieces[1] == "tw":
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    monkeypatch.setattr(ray_job, "_tail", tail)
+    monkeypatch.setattr(ray_job, "_client", lambda address: None)
+    monkeypatch.setattr(ray_job, "RETRY_S", 0)
+    monkeypatch.setattr(RayJobs, "status", lambda self, submission: Status("done", exit_code=0))
+    submission = Submission("a", "job", "a-1", ["train"])
+    assert "".join(RayJobs().logs(submission, follow=True)) == "one\ntwo\nthree\n"
+    monkeypatch.setattr(ray_job, "_tail", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    with pytest.raises(Failed, match="does not answer any more; the job may continue to run"):
+        list(RayJobs().logs(submission, follow=True))
 
 
 @pytest.mark.slow
