@@ -83,7 +83,8 @@ def requeue(job: str) -> None:
 
 
 def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the last line that a failed command printed, without the name of the command."""
+    """Return the first error that a failed command printed, without the name of the command."""
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    last = lines[-1] if lines else f"exit code {done.returncode}"
-    return re.sub(r"^\w+: ((error|fatal): )?", "", last).strip()
+    errors = [line for line in lines if "warning" not in line] or lines
+    first = errors[0] if errors else f"exit code {done.returncode}"
+    return re.sub(r"^\w+: ((error|fatal): )?", "", first).strip()

@@ -78,7 +78,9 @@ class SlurmSite(Settings):
         at_least=30,
     )
     modules: list[str] = setting([], "Environment modules to load.")
-    setup: list[str] = setting([], "Shell lines that each node runs before the command.")
+    setup: list[str] = setting(
+        [], "Shell lines before the command; all nodes inherit their environment."
+    )
     env: dict[str, str] = setting({}, "Environment variables of the job.")
     container: str = setting("", "Container image (`--container-image` of pyxis).")
     container_mounts: list[str] = setting(

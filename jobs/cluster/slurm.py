@@ -32,7 +32,7 @@ from shards.files import make_folder, read_json
 
 POLL_S = 1.0
 PYTHON = "python3"  # in a container
-# What sbatch refuses: a pattern of its message, the key of the site, and the fix.
+# What sbatch refuses: a pattern of its message, the keys of the site, and the fix.
 _REFUSALS = (
     ("account", "account", "give one that `sacctmgr show associations` lists for you"),
     ("partition|permission|group", "partition", "give one that `sinfo` lists and you may use"),
@@ -41,7 +41,11 @@ _REFUSALS = (
     ("generic resource|tres|gpu", "gpus_per_node", "`sinfo -o '%P %G'` lists the GPUs of nodes"),
     ("memory", "memory", "`sinfo -o '%P %m'` lists the memory of nodes"),
     ("node count", "nodes", "`sinfo` lists the number of nodes"),
-    ("node configuration", "nodes", "ask for no more nodes, and CPUs per node, than `sinfo` lists"),
+    (
+        "node configuration",
+        "nodes cpus_per_node gpus_per_node memory",
+        "`sinfo -N -l` lists the nodes of each partition, with their CPUs and memory",
+    ),
 )
 _STOPPED_CODES = (PREEMPTED, Interrupted.exit_code)
 
@@ -206,10 +210,12 @@ def _folder(job: ClusterJob) -> Path:
 
 def _refusal(text: str, site: SlurmSite) -> UsageError | None:
     """Return the error for a message of sbatch that names what is wrong with the site."""
-    for pattern, key, fix in _REFUSALS:
+    for pattern, keys, fix in _REFUSALS:
         if re.search(pattern, text, re.IGNORECASE):
-            value = getattr(site, key)
-            return UsageError(f"SLURM refuses it: {text}", where=f"slurm.{key}={value}", fix=fix)
+            values = {key: getattr(site, key) for key in keys.split()}
+            given = [f"slurm.{key}={value}" for key, value in values.items() if value]
+            where = ", ".join(given) or f"slurm.{keys}"
+            return UsageError(f"SLURM refuses it: {text}", where=where, fix=fix)
     return None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from jobs.cluster import scontrol
-from jobs.cluster.slurm_step import END_S, POLL_S, Nodes, end
+from jobs.cluster.slurm_step import END_S, OF_STEPS, POLL_S, Nodes, end
 from jobs.interrupts import Preempted, handled, requests
 from jobs.processes import adopt_orphans, end_descendants
 from shards.errors import Failed
@@ -212,7 +212,7 @@ def _inside(job: Job) -> list[str]:
     if not job.container:
         return []
     node = f"--nodelist={os.environ['SLURMD_NODENAME']}"
-    return ["srun", "--overlap", "--nodes=1", "--ntasks=1", node, "--mem=0", *job.container]
+    return ["srun", "--overlap", "--nodes=1", "--ntasks=1", node, *OF_STEPS, *job.container]
 
 
 def _say(text: str) -> None:

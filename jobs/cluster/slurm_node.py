@@ -1,8 +1,9 @@
 """Ray on one node of a job of SLURM, as a task of the job's step of Ray.
 
 The first node runs the head and reports on its standard output, one line each: "joined NODE" for
-every node, "ready HOST:PORT" after all have joined, and "lost NODE" if one leaves. The task ends
-with its Ray, with its input, which is that of the step, or by a signal. Ray ends with the task.
+every node, "ready HOST:PORT" after all have joined, and "lost NODE" if one leaves. A node whose Ray
+ends reports "ended …". The task ends with its Ray, with its input, which is that of the step, or by
+a signal. Ray ends with the task.
 """
 
 import argparse
@@ -14,17 +15,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+from jobs.cluster.slurm_step import ENDED
 from jobs.interrupts import Ended, handled, requests
 from jobs.processes import adopt_orphans, end_descendants
-from jobs.ray_session import ENVIRONMENT, OBJECT_STORE_BYTES
+from jobs.ray_session import ENVIRONMENT, OBJECT_STORE_BYTES, STARTS
 from shards.scratch import private_folder
 
 POLL_S = 1.0
 ASK_S = 10
 HEAD_S = 300  # for the head to listen
+STARTED = "ray_current_cluster"  # `ray start` writes it into its folder once Ray is up
 ALIVE = 0  # the state of a node that Ray's head can reach
 
 
@@ -47,11 +49,26 @@ def main() -> int:
 
 
 def _run(head: str, port: int, folder: Path) -> int:
+    """Run Ray, and start it again if it did not start, as `jobs.train` does on one machine."""
     is_head = os.environ["SLURM_NODEID"] == "0"
+    code = 0
+    for _ in range(STARTS):
+        ray = _start(head, port, folder, is_head)
+        if is_head and _report(ray, head, port):
+            break
+        code = ray.wait()
+        if (folder / STARTED).exists():
+            break
+        end_descendants()
+    print(f"{ENDED} with exit code {code}", flush=True)
+    return 1
+
+
+def _start(head: str, port: int, folder: Path, is_head: bool) -> subprocess.Popen[bytes]:
     address = head if is_head else _own_address(head, port)
     role = ["--head", f"--port={port}", f"--ray-client-server-port={port + 1}"]
     role = [*role, "--include-dashboard=false"] if is_head else [f"--address={head}:{port}"]
-    ray = subprocess.Popen([
+    return subprocess.Popen([
         *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block"),
         *role,
         *(f"--node-ip-address={address}", f"--node-name={os.environ['SLURMD_NODENAME']}"),
@@ -61,14 +78,6 @@ def _run(head: str, port: int, folder: Path) -> int:
         *("--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"),
         *("--disable-usage-stats", "--log-color=false"),
     ], stdin=subprocess.DEVNULL)  # fmt: skip
-    if is_head:
-        for line in _changes(ray, head, port, int(os.environ["SLURM_NNODES"])):
-            print(line, flush=True)
-            if line.startswith("lost"):
-                return 1
-    code = ray.wait()
-    print(f"Ray ended with exit code {code}", flush=True)
-    return 1
 
 
 def _end_with_input() -> None:
@@ -94,19 +103,17 @@ def _own_address(head: str, port: int) -> str:
             time.sleep(POLL_S)
 
 
-def _changes(ray: subprocess.Popen[bytes], head: str, port: int, count: int) -> Iterator[str]:
-    """Yield what the head reports, until a node is lost or the head's own Ray ends.
+def _report(ray: subprocess.Popen[bytes], head: str, port: int) -> bool:
+    """Report which nodes join and leave. Return True if one is lost, False if the head's Ray ends.
 
     Args:
         ray: The head's own Ray.
         head: The address of the head.
         port: Its port.
-        count: Number of nodes of the job.
     """
-    from ray._raylet import GcsClient  # pyright: ignore (compiled)
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue] in C++
 
-    joined: set[str] = set()
-    client = None
+    count, joined, client = int(os.environ["SLURM_NNODES"]), set[str](), None
     while ray.poll() is None:
         time.sleep(POLL_S)
         try:
@@ -118,12 +125,14 @@ def _changes(ray: subprocess.Popen[bytes], head: str, port: int, count: int) -> 
             continue
         alive = {node.node_name for node in nodes if node.state == ALIVE}
         for name in sorted(alive - joined):
-            yield f"joined {name}"
+            print(f"joined {name}", flush=True)
         if len(alive) == count and len(joined) < count:
-            yield f"ready {head}:{port}"
-        for name in sorted(joined - alive):
-            yield f"lost {name}"
+            print(f"ready {head}:{port}", flush=True)
+        if lost := sorted(joined - alive):
+            print(f"lost {lost[0]}", flush=True)
+            return True
         joined |= alive
+    return False
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from shards.errors import Failed
 
 POLL_S = 0.2
 END_S = 15  # for a process to end after SIGTERM
-TAIL = 8  # lines of a node that an error shows
+# A step has all memory and all CPUs of the job on its nodes, and SLURM binds its tasks to none.
+OF_STEPS = ("--mem=0", "--cpu-bind=none")
+ENDED = "ended"  # what a node says last if its Ray ended
+TAIL = 4  # lines of a node that an error shows
 FIRST_PORT, PORTS = 20000, 10000  # below those that Linux gives to outgoing connections
 
 
@@ -38,7 +41,7 @@ class Nodes:
         count = str(len(names))
         self._step = subprocess.Popen([
             *("srun", "--overlap", "--nodes", count, "--ntasks", count, "--ntasks-per-node=1"),
-            *("--label", "--unbuffered", "--kill-on-bad-exit=1", "--mem=0", *python),
+            *("--label", "--unbuffered", "--kill-on-bad-exit=1", *OF_STEPS, *python),
             *("-P", "-m", "jobs.cluster.slurm_node", f"--port={_free_port(int(job))}"),
         ], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", start_new_session=True)  # fmt: skip
@@ -64,13 +67,16 @@ class Nodes:
                     self.address = value
                 elif word == "lost":
                     self._lost = f"the node {value} was lost"
+                elif word == ENDED and not self._lost:
+                    name = self.names[int(index)]
+                    self._lost = f"Ray ended on {name} ({self.tails([name])})"
 
     def lost(self) -> str:
         """Return why Ray does not run on all nodes any longer; "" if it does."""
         if self._lost or self._step.poll() is None:
             return self._lost
         self._thread.join(END_S)
-        return self._lost or f"Ray ended on a node ({self.tails(self.names)})"
+        return self._lost or f"the step of Ray ended ({self.tails(self.names)})"
 
     def lost_within(self, seconds: float) -> str:
         """Return what `lost` does, after waiting for a node that made the command fail."""

@@ -21,13 +21,13 @@ import pytest
 from tests.cluster.hosts import Host, has_namespaces, hosts
 
 UP_S = 60
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "shellcheck")
 # A lost node is noticed within seconds, and a requeued job starts as soon as it may.
 CONFIG = """\
 ClusterName=test
 SlurmctldHost=login({login})
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state

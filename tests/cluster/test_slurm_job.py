@@ -171,11 +171,10 @@ def test_a_lost_node_ends_the_command_and_the_job_is_requeued(job):
 
 
 def test_a_node_whose_ray_ends_is_shown_with_its_last_lines(job):
-    job.says(UP + "echo '1: no memory'; exit 1")
+    job.says(UP + "echo '1: no memory'; echo '1: ended with exit code 1'; exit 1")
     ended = job.attempt("import sys, time; time.sleep(1); sys.exit(1)")
     assert (ended.code, job.requeues()) == (75, 1)
-    assert "Ray ended on a node" in ended.out
-    assert "h2: no memory" in ended.out
+    assert "job 7: Ray ended on h2 (h2: no memory | ended with exit code 1)" in ended.out
 
 
 def test_a_node_that_does_not_join_is_named_with_its_last_lines(job):
@@ -226,7 +225,9 @@ def test_nothing_is_left_of_a_command_that_leaves_children(job):
         f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', '{SLEEPS}', '{mark}'], "
     )
     job.attempt(start + f"start_new_session=True); {KILLED}")
-    shown = subprocess.run(["ps", "-e", "-o", "args"], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["ps", "-e", "-ww", "-o", "args"], capture_output=True, text=True, check=True
+    )
     assert mark not in shown.stdout
 
 
