@@ -1,18 +1,26 @@
 """A worker trains in a folder of its host, and its errors reach the storage of the run."""
 
 import json
+import os
+import platform
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, load_file
 
+from pipeline.distributed import rank_and_world
 from pipeline.run import checkpoint, eventlog, events, mirror, storage
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.lease import LEASE
 from pipeline.run.working_copy import WorkingCopy
+from pipeline.settings import TrainerSettings
+from pipeline.train import train
 from shards.errors import Failed
 from shards.remote import RemoteFolder
+from tests import distributed
 from tests.pipeline.runs import smallest, trainer_state
 
 
@@ -97,3 +105,54 @@ def test_an_error_in_training_is_not_replaced_by_one_of_the_storage(copy, monkey
     with pytest.raises(ValueError, match="of training"), copy.kept(smallest(Path("sets"))):
         train()
     assert copy.history() == []
+
+
+def on_hosts(url: str, sets: Path, cache: Path, hosts: list[str], steps: int) -> Path:
+    """Train on the host of this rank, and return its folder."""
+    host = hosts[rank_and_world()[0]]
+    platform.node = lambda: host
+    os.environ["M2F_CACHE"] = str(cache)
+    copy, settings = WorkingCopy(url, "owner"), up_to(sets, steps)
+    eventlog.separate_hosts()
+    with copy.kept(settings):
+        eventlog.append(copy.folder, events.Damage(text=f"{steps} steps on {host}"))
+        train(settings, copy.folder)
+    return copy.folder
+
+
+def on_one_host(folder: Path, sets: Path, steps: int) -> None:
+    train(up_to(sets, steps), folder)
+
+
+def up_to(sets: Path, steps: int):
+    return smallest(sets, trainer=TrainerSettings(steps=steps, log_every=1))
+
+
+@pytest.mark.slow
+def test_two_hosts_share_a_run_and_can_change_their_ranks(photographs, tmp_path):
+    """The second time, rank 0 is on the other host, and the first one has lost its folder."""
+    url, cache = f"file://{tmp_path}/storage/runs/a", tmp_path / "cache"
+    remote = RemoteFolder(url)
+    remote.write(LEASE, json.dumps({"owner": "owner"}).encode())
+    first = distributed.run(on_hosts, 2, url, photographs, cache, ["a", "b"], 2)
+    assert first[0] != first[1]
+    assert not checkpoint.committed(first[1] / CHECKPOINTS)
+    shutil.rmtree(first[0])
+    second = distributed.run(on_hosts, 2, url, photographs, cache, ["b", "a"], 4)
+    assert second == [first[1], first[0]]
+
+    log = WorkingCopy(url, "owner").history()
+    starts = [event for event in log if isinstance(event, events.Start)]
+    assert [(start.host, start.step) for start in starts] == [("a", 0), ("b", 2)]
+    assert {event.text for event in log if isinstance(event, events.Damage)} == {
+        *("2 steps on a", "2 steps on b", "4 steps on a", "4 steps on b")
+    }
+    assert {"events.jsonl", "events-a.jsonl", "events-b.jsonl"} <= set(remote.files())
+
+    (tmp_path / "plain").mkdir()
+    distributed.run(on_one_host, 2, tmp_path / "plain", photographs, 4)
+    (plain,) = (tmp_path / "plain").glob(f"{CHECKPOINTS}/step-000000004-*/{checkpoint.STATE}")
+    (name,) = [n for n in remote.files() if "step-000000004" in n and n.endswith(checkpoint.STATE)]
+    ours, expected = load(remote.read(name)), load_file(plain)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[tensor], expected[tensor]) for tensor in ours)
