@@ -11,6 +11,7 @@ from model.backbone import Backbone
 from model.families import STRIDES
 from model.masked_decoder import MaskedDecoder, Predictions
 from model.network_settings import ModelSettings
+from model.parts import freeze
 from model.pixel_decoder import LEVELS, PixelDecoder
 from model.position import constant
 from model.targets import Draw
@@ -52,6 +53,7 @@ class Mask2Former(nn.Module):
         )
         for decoder in (self.pixel_decoder, self.masked_decoder):
             decoder.recomputes = settings.checkpoint_activations
+        freeze(self, settings.freeze)
         self._recorded: list[nn.Module] = []  # in a list, so that its parameters count once
 
     def compile_blocks(self) -> None:

@@ -96,6 +96,13 @@ class ModelSettings(Settings):
         "Run, folder, or file of weights that the whole network or its backbone starts from, "
         "instead of model.weights.",
     )
+    freeze: list[str] = setting(
+        [],
+        "Parts whose weights are not trained: backbone (without the norms and the pyramid that "
+        "only a decoder needs), backbone.stem, backbone.stages.0, backbone.stages.2.blocks.1, "
+        "backbone.blocks.0 of a ViT, neck (these norms, this pyramid), pixel_decoder, "
+        "masked_decoder.",
+    )
     queries: int = setting(100, "Number of queries, the most segments per image.", at_least=1)
     dim: int = setting(256, "Channels of both decoders.", at_least=8, multiple_of=8)
     checkpoint_activations: bool = setting(
@@ -116,7 +123,7 @@ class ModelSettings(Settings):
     )
 
     def check(self) -> None:
-        """Check that the heads divide the channels and that the backbone has the norm."""
+        """Check the heads, the norms of the backbone, and that frozen norms do not change."""
         for part in ("pixel_decoder", "masked_decoder"):
             heads = getattr(self, part).heads
             if self.dim % heads:
@@ -124,6 +131,14 @@ class ModelSettings(Settings):
         if self.norm != NORMS[0] and not self.backbone.startswith("resnet"):
             raise SettingError(
                 "norm", f"={self.norm} is for ResNets", f"leave it out for {self.backbone}"
+            )
+        freezes_backbone = any(name.startswith("backbone") for name in self.freeze)
+        if freezes_backbone and self.norm in ("batch", "sync_batch"):
+            raise SettingError(
+                "freeze",
+                f"={self.freeze} with norm={self.norm}: the statistics of the frozen layers would "
+                "change",
+                "write model.norm=frozen_batch, or freeze nothing of the backbone",
             )
 
 

@@ -1,7 +1,11 @@
 """The parts of a network, by which parameters are frozen and learn at different rates."""
 
+import difflib
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from torch import nn
 
 from model.backbone import Backbone
 from model.families import CONVNEXT, RESNET
@@ -43,6 +47,34 @@ def part_of(parameter: str) -> Part:
     if parameter.startswith(_NECK):
         return Part("neck")
     return Part(parameter.split(".")[0])
+
+
+def freeze(network: nn.Module, names: Sequence[str]) -> None:
+    """Exclude parts from training: their weights get no gradient.
+
+    Args:
+        network: A `Mask2Former`, which is changed in place.
+        names: Names of parts, or their beginnings up to a dot, such as "backbone.stages".
+
+    Raises:
+        ValueError: A name is unknown, or nothing is left to train.
+    """
+    parts = {name: part_of(name).name for name, _ in network.named_parameters()}
+    for name in names:
+        if not any(_is_within(part, name) for part in parts.values()):
+            known = sorted({p.rsplit(".", depth)[0] for p in parts.values() for depth in range(4)})
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            advice = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise ValueError(f"model.freeze: the network has no part {name!r}; {advice}")
+    for name, parameter in network.named_parameters():
+        if any(_is_within(parts[name], frozen) for frozen in names):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(f"model.freeze={list(names)} leaves nothing to train")
+
+
+def _is_within(part: str, whole: str) -> bool:
+    return f"{part}.".startswith(f"{whole}.")
 
 
 def layers(backbone: Backbone) -> tuple[dict[str, int], int]:

@@ -11,18 +11,15 @@ import torch
 
 from model.criterion import Criterion, normalizers
 from model.mask2former import Mask2Former, normalize
-from model.weights.load import load
 from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import train_stream
 from pipeline.run import checkpoint
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.eventlog import EVENTS
-from pipeline.run.folder import CHECKPOINTS, scores_of
+from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.journal import MAX_SKIPPED_IN_A_ROW
-from pipeline.run.restore import load_model
 from pipeline.run.track import METRICS
-from pipeline.score.evaluate import evaluate
 from pipeline.settings import BatchSettings, CheckpointSettings, RunSettings, TrainerSettings
 from pipeline.step.draws import Draws
 from pipeline.step.engine import ZeroSettings
@@ -54,8 +51,6 @@ def runs_on_one_process(sets: Path, root: Path) -> dict[str, str | list[str]]:
         "micro 8": attempt(
             dataclasses.replace(plain, batch=BatchSettings(GLOBAL, 8)), root / "micro 8"
         ),
-        "averaged": attempt(averaged(plain), root / "averaged"),
-        "averaged, interrupted": interrupted(averaged(plain), root / "averaged, interrupted"),
         "stage 1": attempt(dataclasses.replace(plain, zero=ZeroSettings(1)), root / "stage 1"),
         "stage 3": interrupted(dataclasses.replace(plain, zero=ZeroSettings(3)), root / "stage 3"),
     }
@@ -72,11 +67,6 @@ def runs_on_one_process(sets: Path, root: Path) -> dict[str, str | list[str]]:
         path.write_bytes(path.read_bytes()[:-1])
     outcomes["all damaged"] = attempt(plain, root / "all damaged")
     return outcomes
-
-
-def averaged(plain: RunSettings) -> RunSettings:
-    """Return settings of a run that averages its weights."""
-    return dataclasses.replace(plain, optimizer=dataclasses.replace(plain.optimizer, ema=0.3))
 
 
 def sharded_and_recomputing(plain: RunSettings) -> RunSettings:
@@ -190,36 +180,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(runs):
     assert_equal(folder, root / "plain")
     steps = [row["step"] for row in rows(folder / METRICS) if "loss" in row]
     assert steps == [1, 2, 3, 4]  # step 3 was written twice
-
-
-@pytest.mark.slow
-def test_averaged_weights_are_scored_and_loaded_and_do_not_change_the_training(runs, photographs):
-    root, outcomes = runs
-    folder = root / "averaged"
-    assert outcomes["averaged"] == "done"
-    assert outcomes["averaged, interrupted"] == ["Killed: ", "done"]
-    assert_equal(root / "averaged, interrupted", folder)
-    (state, _), (trained, _) = end(folder), end(root / "plain")
-    averages = {name for name in state if name.startswith("average.")}
-    assert state.keys() == trained.keys() | averages
-    assert all(torch.equal(state[name], trained[name]) for name in trained)
-
-    settings = averaged(smallest(photographs))
-    cpu = torch.device("cpu")
-    loaded, taxonomy, _ = load_model(settings.model, settings.task, folder, "last", cpu)
-    initialized = Mask2Former(settings.model, len(taxonomy))
-    load(initialized, checkpoint.committed(folder / CHECKPOINTS)[0])
-    for model in (loaded, initialized):
-        for name, parameter in model.named_parameters():
-            assert torch.equal(parameter, state[f"average.{name}"])
-            assert not torch.equal(parameter, state[f"model.{name}"])
-
-    (row,) = events(folder, "evaluation")
-    assert row["averaged"] is True
-    scores = scores_of(folder, STEPS)
-    again = evaluate(loaded, Store(photographs / "val"), settings.evaluation, cpu)
-    assert scores == {"step": STEPS, "averaged": True, **again}
-    assert "averaged" not in scores_of(root / "plain", STEPS)
 
 
 @pytest.mark.slow
