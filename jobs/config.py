@@ -65,6 +65,13 @@ class FailureSettings(Settings):
         unit="seconds",
         above=0,
     )
+    nodes_timeout_s: float = setting(
+        600,
+        "Longest time that the workers wait for other nodes after the cluster has lost some; then "
+        "the command fails.",
+        unit="seconds",
+        above=0,
+    )
 
 
 @dataclass

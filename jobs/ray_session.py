@@ -25,6 +25,7 @@ from jobs.cluster.package import python_path
 from jobs.processes import adopt_orphans, descendants, end_descendants
 from shards.errors import Failed, M2FError
 from shards.scratch import private_folder, remove
+from shards.text import say
 
 STARTS = 3  # Ray gives its processes 30 s, which a loaded machine may exceed
 POLL_S = 0.2
@@ -57,14 +58,23 @@ class Message(NamedTuple):
     """What the process of Ray tells the command.
 
     Attributes:
-        state: "started", "not started", or "ended".
-        text: Why Ray did not start, or the outcome.
+        state: "started", "not started", "said", or "ended".
+        text: Why Ray did not start, a line for people, or the outcome.
         error: The error that the command ends with, if `text` is only its text.
     """
 
     state: str
     text: Any = ""
     error: M2FError | None = None
+
+
+_sender: Any = None  # to the command, in the process of Ray
+
+
+def send(message: Message) -> None:
+    """Send a message from the process of Ray to the command; drop it in any other process."""
+    if _sender is not None:
+        _sender.send(message)
 
 
 class Session:
@@ -76,18 +86,24 @@ class Session:
         messages: The receiving end of its pipe.
 
     Attributes:
-        message: The last message of the process; None before the first.
+        message: The last message of the process, except lines for people.
+        say: Prints lines for people.
     """
 
     def __init__(self, folder: Path, process: Any, messages: Any):
         self.folder, self.message = folder, Message("not started", "its process died")
         self._process, self._messages = process, messages
+        self.say: Callable[[str], None] = say
 
     def wait(self) -> bool:
         """Wait for POLL_S seconds, or the next message. Return whether the process runs."""
         try:
             if self._messages.poll(POLL_S):
-                self.message = self._messages.recv()
+                message = self._messages.recv()
+                if message.state == "said":
+                    self.say(message.text)
+                else:
+                    self.message = message
         except (EOFError, ConnectionResetError):
             self._process.join()
             return False
@@ -96,8 +112,9 @@ class Session:
     def keep_logs(self, folder: Path) -> None:
         """Copy the logs of Ray and its workers to `folder`."""
         with contextlib.suppress(OSError, shutil.Error):
-            shutil.copytree(self.folder / "session_latest" / "logs", folder, dirs_exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(self.folder / DRIVER_LOG, folder)
+            shutil.copytree(self.folder / "session_latest" / "logs", folder, dirs_exist_ok=True)
 
 
 def start_ray(folder: Path, cpus: int) -> None:
@@ -175,6 +192,8 @@ def _main(
     messages: Any, folder: Path, body: Callable[[Path], Any], start: Callable[[Path], None]
 ) -> None:
     """Run Ray and `body` in this process, which ends with its parent."""
+    global _sender
+    _sender = messages
     os.setsid()
     adopt_orphans()
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()

@@ -192,6 +192,7 @@ def _run(config: Config, job: Job, start: Callable[[Path], None], home: Home, le
     for attempt in range(STARTS):
         follower = Follower(job.folder, config.trainer.steps)
         with session(body, start) as ray, follower, View(home, follower.say):
+            ray.say = follower.say
             while ray.wait() and not lease.is_lost and not _ends_now(ray.message, job, follower):
                 pass
             message = ray.message

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 
 from jobs import config as configs
-from jobs.cluster.ray_cluster import Variables, check_shared
+from jobs.cluster.node_watch import NodeWatch, watched
+from jobs.cluster.ray_cluster import Node, Variables, check_shared
 from jobs.config import Config
+from jobs.ray_session import Message, send
 from jobs.rendezvous import join_group
 from pipeline.distributed import call_on_all_ranks
 from pipeline.run import eventlog, events
@@ -94,12 +96,30 @@ def run_workers(config: Config, job: Job, private: Path) -> str:
     from ray.train import TrainingFailedError
 
     try:
-        outcome = _fit(config, job, _train, private, config.failure.max_restarts)
+        with _watched(config, job):
+            outcome = _fit(config, job, _train, private, config.failure.max_restarts)
     except TrainingFailedError:
         return "failed"
     if isinstance(outcome, M2FError):
         raise outcome
     return outcome or "failed"
+
+
+def _watched(config: Config, job: Job) -> contextlib.AbstractContextManager[None]:
+    """Return a context that ends this process if its cluster has too few nodes for too long."""
+    if not job.is_spread:
+        return contextlib.nullcontext()
+
+    def fitting(nodes: Sequence[Node]) -> int:
+        return sum(node.capacity(cpus_per_worker(config), job.use_gpu) for node in nodes)
+
+    def tell(text: str) -> None:
+        send(Message("said", text))
+
+    def end(error: M2FError) -> None:
+        send(Message("ended", str(error), error))
+
+    return watched(NodeWatch(fitting, job.workers, config.failure.nodes_timeout_s, tell), end)
 
 
 def call_workers(work: Work, config: Config, job: Job, private: Path) -> Any:
