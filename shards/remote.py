@@ -278,7 +278,7 @@ class RemoteFolder:
                 last = error
                 if isinstance(error, OSError) and error.errno in FULL:
                     break
-        if isinstance(last, PermissionError):
+        if isinstance(last, PermissionError) or "Credentials" in type(last).__name__:  # of botocore
             raise UsageError(
                 f"access is refused ({last})",
                 where=self._where(name),

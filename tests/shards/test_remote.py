@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from pipeline.data.cache import CacheSettings
 from pipeline.data.store import Store
@@ -111,6 +112,7 @@ def test_small_files_are_written_and_created_once(tmp_path, protocol):
     ("error", "kind", "text"),
     [
         (PermissionError("Forbidden"), UsageError, r"access is refused \(Forbidden\)"),
+        (NoCredentialsError(), UsageError, r"access is refused \(Unable to locate credentials\)"),
         (OSError(errno.ENOSPC, "No space left on device"), Failed, "the disk is full"),
     ],
 )
