@@ -22,7 +22,7 @@ from shards.locks import file_lock
 from shards.remote import RemoteFolder
 from shards.text import say
 
-LAST_TRIES = 3  # to see how a run on storage has ended
+LAST_TRIES = 2  # to see how a run on storage has ended
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,9 @@ class View:
     Args:
         home: Where the run is.
         tell: Receives lines for people.
+
+    Attributes:
+        failure: Why the end of the run could not be seen; "" if it was.
     """
 
     def __init__(self, home: Home, tell: Callable[[str], Any]):
@@ -138,6 +141,7 @@ class View:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._next: dict[str, float] = {}
         self._asked = False
+        self.failure = ""
         if home.url:
             self._remote = RemoteFolder(home.url, POLICY)
             self._puller = Puller(self._remote, home.folder)
@@ -153,8 +157,12 @@ class View:
             return
         self._thread.join()
         for _try in range(LAST_TRIES):
-            with contextlib.suppress(M2FError):
+            try:
                 self._puller.pull(is_small)
+            except M2FError as error:
+                self.failure = error.problem.what
+            else:
+                self.failure = ""
                 return
 
     def _run(self) -> None:

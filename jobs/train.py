@@ -191,7 +191,8 @@ def _run(config: Config, job: Job, start: Callable[[Path], None], home: Home, le
     message = Message("not started")
     for attempt in range(STARTS):
         follower = Follower(job.folder, config.trainer.steps)
-        with session(body, start) as ray, follower, View(home, follower.say):
+        view = View(home, follower.say)
+        with session(body, start) as ray, follower, view:
             ray.say = follower.say
             while ray.wait() and not lease.is_lost and not _ends_now(ray.message, job, follower):
                 pass
@@ -201,6 +202,12 @@ def _run(config: Config, job: Job, start: Callable[[Path], None], home: Home, le
                 ray.keep_logs(job.folder / LOGS)
         if message.error:
             raise message.error
+        if view.failure and not requests.first:
+            raise Failed(
+                f"the workers ended, and the storage does not answer ({view.failure})",
+                where=home.shown,
+                fix="repeat the command on the same hosts, which keep what they could not send",
+            )
         if message.state != "not started" or requests.first or lease.is_lost:
             return message.text or "failed"
         if attempt < STARTS - 1:

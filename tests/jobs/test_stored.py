@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,7 @@ def test_a_view_follows_the_run_and_passes_on_a_request_to_stop(stored):
         remote.write("events.jsonl", b'{"event": "x"}\n')
         wait_for(stored.folder / "events.jsonl")
         stop.request(stored.folder)
-        until = time.monotonic() + 30
-        while stop.STOP not in remote.files() and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: stop.STOP in remote.files())
         remote.write("summary.json", b"{}")
     assert (stored.folder / "summary.json").read_text() == "{}"
     stored.withdraw_stop()
@@ -108,11 +107,35 @@ def test_a_view_follows_the_run_and_passes_on_a_request_to_stop(stored):
     assert lines == []
 
 
-def wait_for(path: Path) -> None:
-    until = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < until
+def test_a_view_says_that_the_storage_is_away_and_how_it_ended(stored, monkeypatch):
+    assert stored.url
+    lines: list[str] = []
+    view = View(stored, lines.append)
+    with view:
+        wait_for(stored.folder / "config.yaml")
+        with monkeypatch.context() as patch:
+            patch.setattr(view._remote, "_call", away)
+            until(lambda: len(lines) == 1)
+        until(lambda: len(lines) == 2)
+        monkeypatch.setattr(view._remote, "_call", away)
+    assert "does not answer" in lines[0]
+    assert "answers again" in lines[1]
+    assert "refused" in view.failure
+
+
+def away(*_: object, **__: object) -> None:
+    raise ConnectionError("refused")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def wait_for(path: Path) -> None:
+    until(path.exists)
 
 
 def test_what_a_command_writes_into_a_run_is_sent(stored, capsys):
