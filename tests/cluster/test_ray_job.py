@@ -1,5 +1,6 @@
 """Commands on a Ray cluster of two hosts, submitted to the job server of its dashboard."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,25 +12,28 @@ import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
 from jobs.cluster import ray_job
 from jobs.cluster.ray_job import RayJobs
+from jobs.cluster.rayjob import STOP_JOBS
 from jobs.cluster.site import RaySite, Site
 from jobs.cluster.submissions import ClusterJob, Status, Submission
 from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed
 from pipeline.run.folder import CHECKPOINTS
 from shards.errors import Failed, UsageError
-from tests.cluster.hosts import RayCluster, hosts, ray_cluster
+from tests.cluster.hosts import Host, RayCluster, hosts, ray_cluster
 from tests.jobs import small
 
 ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 8, 2
 GATE = small.GLOBAL_BATCH * EVERY  # the position where the first start waits
-PLANTED = {"WANDB_API_KEY": "plantedwandbkey", "AWS_SECRET_ACCESS_KEY": "plantedawssecret"}
-OF_CLIENT = {name: f"{value}ofclient" for name, value in PLANTED.items()}
+# They are random, because this file is among the code that is sent.
+PLANTED = {name: token_hex() for name in ("WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")}
+OF_CLIENT = {name: token_hex() for name in PLANTED}
 WAIT_S = 600  # on a loaded machine
 
 
@@ -95,6 +99,16 @@ def until(condition, process: subprocess.Popen | None = None) -> None:
             raise AssertionError(process.communicate())
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def environments(host: Host, command: bytes) -> list[bytes]:
+    """Return the environments of the processes of a host with this part of a command line."""
+    found = []
+    for process in host.processes():
+        with contextlib.suppress(OSError):  # it has ended
+            if command in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(Path(f"/proc/{process}/environ").read_bytes())
+    return found
 
 
 def answers(cluster: RayCluster, path: str) -> str:
@@ -170,12 +184,7 @@ def test_a_run_is_submitted_left_stopped_and_resumed(client):
 
     first = client.start(*train)
     until(lambda: len(committed(folder / CHECKPOINTS)) > 1, first)
-    [driver] = [
-        environ
-        for pid in head.processes()
-        if b"-m\0jobs\0train" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        and b"PLANTED" not in (environ := Path(f"/proc/{pid}/environ").read_bytes())
-    ]
+    [driver] = environments(head, b"-m\0jobs\0train")
     assert all(f"{name}={value}\0".encode() in driver for name, value in PLANTED.items())
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=WAIT_S)
@@ -205,12 +214,15 @@ def test_a_run_is_submitted_left_stopped_and_resumed(client):
     assert client.state() == "done"
     [finish] = eventlog.read_kind(folder, events.Finish)
     assert finish.step == STEPS
+    for start in eventlog.read_kind(folder, events.Start):
+        assert sorted(start.hosts) == [host.name for host in cluster.hosts]
 
     wrong = client.call(*client.train("name=other", "data.val=/nowhere"))
     assert wrong.code == 2, wrong
     assert "other has failed; its output: ./launch.sh logs other" in small.complaint(wrong)
     assert "data.val=/nowhere" in client.call("logs", "other").out
 
+    head.run(sys.executable, "-c", STOP_JOBS, env=cluster.access)  # there is no job to stop
     planted = [*PLANTED.values(), *OF_CLIENT.values(), cluster.token]
     assert not re.search("|".join(planted), answers(cluster, "/api/jobs/"))
     (head.folder / "secrets.env").unlink()
