@@ -79,7 +79,8 @@ class WandbStub:
         is_down: Refuse everything with status 503, as in an outage.
         wrong_key: Refuse everything with status 401.
         delay_s: Time before each answer.
-        sweep: The config of the one sweep, as YAML, and the commands for its agent.
+        sweep_yaml: The config of the one sweep.
+        trials: The parameters of each of its trials, by the id of the run.
     """
 
     def __init__(self):
@@ -90,7 +91,8 @@ class WandbStub:
         self.is_down = self.wrong_key = False
         self.delay_s = 0.0
         self.sweep_yaml = ""
-        self.sweep_commands: list[dict[str, Any]] = []
+        self.trials: dict[str, dict[str, Any]] = {}
+        self._started: list[str] = []
         self.lock = threading.RLock()
         handler = type("StubHandler", (_Handler,), {"stub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -268,6 +270,25 @@ class WandbStub:
         fields = variables.get("input", variables)
         self.artifacts[fields["artifactID"]].used_by.append(fields["runName"])
         return {"useArtifact": {"artifact": {"id": fields["artifactID"]}}}
+
+    def _on_sweep_with_runs(self, _: dict[str, Any]) -> dict[str, Any]:
+        sweep = {"config": self.sweep_yaml, "state": "RUNNING", "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _on_create_agent(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"createAgent": {"agent": {"id": "agent"}}}
+
+    def _on_heartbeat(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Give the agent the next trial once it has no other, and end it after the last one."""
+        left = [trial for trial in self.trials if trial not in self._started]
+        command: dict[str, Any] = {"type": "exit"}
+        if left:
+            args = {name: {"value": value} for name, value in self.trials[left[0]].items()}
+            command = {"type": "run", "run_id": left[0], "program": "launch.sh", "args": args}
+        is_busy = json.loads(variables["runState"])
+        self._started += [] if is_busy else left[:1]
+        commands = json.dumps([] if is_busy else [command])
+        return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": commands}}
 
 
 def _snake(name: str) -> str:

@@ -1,5 +1,6 @@
 """What a start takes from the starts before it: its number, the identity of the run, the limit."""
 
+import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,19 @@ def run_id(name: str, folder: Path, starts: Sequence[Start]) -> str:
     """Return the identifier of a run in W&B.
 
     The records keep it when the folder is renamed. A copy beside the original gets another one.
-    Runs of older versions have none in their records; it follows from their folder.
+    Runs of older versions have none in their records; it follows from their folder. The agent of a
+    sweep chooses the identifier of a new run.
     """
     known = [start for start in starts if start.run_id]
     if known and not _is_copy(folder, known[-1]):
         return known[-1].run_id
     is_old = starts and not known
+    if (
+        not starts
+        and os.environ.get("WANDB_SWEEP_ID")
+        and (given := os.environ.get("WANDB_RUN_ID"))
+    ):
+        return given
     digits = f"{keyed_seed(folder) % 16**8:08x}" if is_old else secrets.token_hex(4)
     return f"{name}-{digits}"
 

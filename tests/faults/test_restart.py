@@ -50,3 +50,12 @@ def test_what_lies_past_the_checkpoint_is_forgotten(tmp_path):
         "step-000000003",
         "val-3-step-000000004",
     }
+
+
+def test_the_agent_of_a_sweep_chooses_the_identifier_of_a_new_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+    assert run_id("mine", tmp_path, []).startswith("mine-")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "tuning")
+    assert run_id("mine", tmp_path, []) == "trial7"
+    known = [Start(world_size=1, step=0, run_id="mine-1", folder=str(tmp_path))]
+    assert run_id("mine", tmp_path, known) == "mine-1"

@@ -4,11 +4,13 @@ import io
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline.run import checkpoint
@@ -18,7 +20,7 @@ from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.track import METRICS
 from shards.jsonl import rows
 from tests.jobs import small
-from tests.wandb_stub import KEY, StubRun, WandbStub
+from tests.wandb_stub import ENTITY, KEY, StubRun, WandbStub
 
 pytestmark = pytest.mark.slow
 
@@ -145,3 +147,36 @@ def test_wandb_has_the_config_and_no_secret_is_anywhere(folder, run):
     written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     for secret in (SECRET.encode(), KEY.encode()):
         assert not any(secret in content for content in sent + written)
+
+
+def test_an_agent_runs_the_sweep_of_the_docs(tmp_path, photographs):
+    """`wandb agent` gets two trials of docs/sweep.yaml from the local server."""
+    text = (small.ROOT / "docs" / "sweep.yaml").read_text()
+    sweep = yaml.safe_load(text)
+    launch = sweep["command"][2]
+    assert launch.startswith("exec ./launch.sh train tiny ")
+    sweep["command"][2] = launch.replace("./launch.sh", f"{sys.executable} -P -m jobs")
+    fixed = {"data.train": str(photographs / "train"), "data.val": str(photographs / "val"),
+             "trainer.steps": 2, "evaluation.images": 1, "scaling.workers": 1, "batch.size": 4}  # fmt: skip
+    fixed |= {"tracking.wandb.mode": sweep["parameters"]["tracking.wandb.mode"]["value"]}
+    with WandbStub() as server:
+        server.sweep_yaml = yaml.safe_dump(sweep)
+        server.trials = {
+            "trial1": {"optimizer.lr": 0.0005, "criterion.no_object_weight": 0.05, **fixed},
+            "trial2": {"optimizer.lr": 1e-05, "criterion.no_object_weight": 0.2, **fixed},
+        }
+        assert server.trials["trial1"].keys() >= sweep["parameters"].keys()
+        agent = subprocess.run(
+            [sys.executable, "-m", "wandb", "agent", f"{ENTITY}/{sweep['project']}/tuning"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(small.ROOT)} | server.variables,
+            capture_output=True,
+            text=True,
+            timeout=small.TIMEOUT_S,
+        )
+        assert agent.returncode == 0, agent.stderr
+    assert server.runs.keys() == server.trials.keys(), agent.stderr
+    for name, run in server.runs.items():
+        assert (run.sweep, run.names[-1], run.exits) == ("tuning", f"sweep-{name}", [0])
+        assert run.config["optimizer"]["lr"] == server.trials[name]["optimizer.lr"]
+        assert "val/PQ" in run.summary
