@@ -34,12 +34,9 @@ def run_id(name: str, folder: Path, starts: Sequence[Start]) -> str:
     if known and not _is_copy(folder, known[-1]):
         return known[-1].run_id
     is_old = starts and not known
-    if (
-        not starts
-        and os.environ.get("WANDB_SWEEP_ID")
-        and (given := os.environ.get("WANDB_RUN_ID"))
-    ):
-        return given
+    of_sweep = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+    if not starts and of_sweep:
+        return of_sweep
     digits = f"{keyed_seed(folder) % 16**8:08x}" if is_old else secrets.token_hex(4)
     return f"{name}-{digits}"
 

@@ -8,7 +8,9 @@ import torch.distributed as dist
 
 from jobs import config as configs
 from pipeline.run.eventlog import EVENTS
+from pipeline.run.events import Start
 from pipeline.run.folder import rewind
+from pipeline.run.restarts import run_id
 from pipeline.run.track import METRICS
 from pipeline.train import train
 from shards.jsonl import append, rows

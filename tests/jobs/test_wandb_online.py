@@ -1,5 +1,6 @@
 """W&B in its online mode against a local server: one run through kills, and what it shows."""
 
+import contextlib
 import io
 import os
 import signal
@@ -156,9 +157,11 @@ def test_an_agent_runs_the_sweep_of_the_docs(tmp_path, photographs):
     launch = sweep["command"][2]
     assert launch.startswith("exec ./launch.sh train tiny ")
     sweep["command"][2] = launch.replace("./launch.sh", f"{sys.executable} -P -m jobs")
-    fixed = {"data.train": str(photographs / "train"), "data.val": str(photographs / "val"),
-             "trainer.steps": 2, "evaluation.images": 1, "scaling.workers": 1, "batch.size": 4}  # fmt: skip
-    fixed |= {"tracking.wandb.mode": sweep["parameters"]["tracking.wandb.mode"]["value"]}
+    fixed = {
+        **{f"data.{name}": str(photographs / name) for name in ("train", "val")},
+        **{"trainer.steps": 2, "evaluation.images": 1, "scaling.workers": 1, "batch.size": 4},
+        "tracking.wandb.mode": sweep["parameters"]["tracking.wandb.mode"]["value"],
+    }
     with WandbStub() as server:
         server.sweep_yaml = yaml.safe_dump(sweep)
         server.trials = {
@@ -166,16 +169,21 @@ def test_an_agent_runs_the_sweep_of_the_docs(tmp_path, photographs):
             "trial2": {"optimizer.lr": 1e-05, "criterion.no_object_weight": 0.2, **fixed},
         }
         assert server.trials["trial1"].keys() >= sweep["parameters"].keys()
-        agent = subprocess.run(
+        agent = subprocess.Popen(
             [sys.executable, "-m", "wandb", "agent", f"{ENTITY}/{sweep['project']}/tuning"],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(small.ROOT)} | server.variables,
-            capture_output=True,
+            start_new_session=True,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=small.TIMEOUT_S,
         )
-        assert agent.returncode == 0, agent.stderr
-    assert server.runs.keys() == server.trials.keys(), agent.stderr
+        try:
+            _, errors = agent.communicate(timeout=2 * small.TIMEOUT_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGTERM)
+    assert agent.returncode == 0, errors
+    assert server.runs.keys() == server.trials.keys(), errors
     for name, run in server.runs.items():
         assert (run.sweep, run.names[-1], run.exits) == ("tuning", f"sweep-{name}", [0])
         assert run.config["optimizer"]["lr"] == server.trials[name]["optimizer.lr"]
