@@ -78,6 +78,7 @@ class WandbStub:
         operations: The names of all GraphQL operations, in order.
         is_down: Refuse everything with status 503, as in an outage.
         wrong_key: Refuse everything with status 401.
+        refused: Number of requests that were refused.
         delay_s: Time before each answer.
         sweep_yaml: The config of the one sweep.
         trials: The parameters of each of its trials, by the id of the run.
@@ -89,6 +90,7 @@ class WandbStub:
         self.alerts: list[tuple[str, str]] = []
         self.operations: list[str] = []
         self.is_down = self.wrong_key = False
+        self.refused = 0
         self.delay_s = 0.0
         self.sweep_yaml = ""
         self.trials: dict[str, dict[str, Any]] = {}
@@ -349,7 +351,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(503, b"down")
         elif self.stub.wrong_key:
             self._reply(401, b'{"errors": [{"message": "permission denied"}]}')
-        return self.stub.is_down or self.stub.wrong_key
+        is_refused = self.stub.is_down or self.stub.wrong_key
+        self.stub.refused += is_refused
+        return is_refused
 
     def _reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)

@@ -14,11 +14,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline.run import checkpoint
+from pipeline.run import checkpoint, wandb_run
 from pipeline.run.eventlog import read_kind
 from pipeline.run.events import Start, Warned
 from pipeline.run.folder import CHECKPOINTS
-from pipeline.run.track import METRICS
+from pipeline.run.phases import Phases
+from pipeline.run.track import METRICS, Tracker
+from pipeline.settings import WandbSettings
 from shards.jsonl import rows
 from tests.jobs import small
 from tests.wandb_stub import ENTITY, KEY, StubRun, WandbStub
@@ -148,6 +150,51 @@ def test_wandb_has_the_config_and_no_secret_is_anywhere(folder, run):
     written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
     for secret in (SECRET.encode(), KEY.encode()):
         assert not any(secret in content for content in sent + written)
+
+
+def online(folder: Path, step: int = 0) -> Tracker:
+    """Return the metrics of a run that resumes from a step, with W&B online."""
+    settings = WandbSettings(mode="online")
+    tracker = Tracker(folder, settings, active=True, name="n", run_id="n-1", config={})
+    tracker.open(step, {}, Phases())
+    return tracker
+
+
+def test_an_outage_loses_no_row(tmp_path, monkeypatch):
+    with WandbStub() as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        tracker = online(tmp_path)
+        for step in range(1, 6):
+            tracker.metrics(step, {"loss": 1.0})
+        while not server.runs or server.runs["n-1"].last_step < 4:
+            time.sleep(0.1)
+        server.is_down = True
+        for step in range(6, 11):
+            tracker.metrics(step, {"loss": 1.0})
+        while not server.refused:
+            time.sleep(0.1)
+        server.is_down = False
+        tracker.finish()
+        assert server.runs["n-1"].steps == list(range(1, 11))
+
+
+@pytest.mark.parametrize("fault", ["is_down", "wrong_key"])
+def test_a_server_that_refuses_a_start_gets_the_rows_at_the_next_one(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(wandb_run, "INIT_TIMEOUT_S", 3)
+    with WandbStub() as server:
+        for name, value in server.variables.items():
+            monkeypatch.setenv(name, value)
+        setattr(server, fault, True)
+        tracker = online(tmp_path)
+        tracker.metrics(1, {"loss": 1.0})
+        with pytest.warns(UserWarning, match="W&B is off: .*; metrics are kept offline"):
+            tracker.finish()
+        setattr(server, fault, False)
+        again = online(tmp_path, step=1)
+        again.metrics(2, {"loss": 0.5})
+        again.finish()
+        assert server.runs["n-1"].steps == [1, 2]
 
 
 def test_an_agent_runs_the_sweep_of_the_docs(tmp_path, photographs):
