@@ -62,6 +62,7 @@ class Slurm:
         site = job.site.slurm
         log = _folder(job) / "%j.log"
         lines = [f"#SBATCH {option}" for option in _options(job, log)]
+        lines += ["# shellcheck disable=SC2016 # a $ in a value is not expanded"]
         lines += ["set -eo pipefail"]
         lines += [f"module load {shlex.quote(module)}" for module in site.modules]
         lines += site.setup

@@ -22,7 +22,7 @@ from tests.cluster.hosts import Host, has_namespaces, hosts
 
 UP_S = 60
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "shellcheck")
-# A lost node is noticed within seconds, and a requeued job starts as soon as it may.
+# A requeued job starts as soon as it may.
 CONFIG = """\
 ClusterName=test
 SlurmctldHost=login({login})
@@ -47,7 +47,6 @@ SwitchType=switch/none
 JobRequeue=0
 KillWait=5
 MessageTimeout=5
-SlurmdTimeout={lost_s}
 ReturnToService=2
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -119,13 +118,12 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm(*, count: int = 2, cpus: int = 4, lost_s: int = 15) -> Iterator[Slurm]:
+def slurm(*, count: int = 2, cpus: int = 4) -> Iterator[Slurm]:
     """Start SLURM on new hosts; end its daemons, its jobs, and the hosts with the context.
 
     Args:
         count: Number of nodes.
         cpus: CPUs of each node, as SLURM is told.
-        lost_s: Time after which SLURM gives up a node that does not answer.
     """
     if not has_namespaces() or not all(map(shutil.which, PROGRAMS)):
         pytest.skip("namespaces")
@@ -138,7 +136,7 @@ def slurm(*, count: int = 2, cpus: int = 4, lost_s: int = 15) -> Iterator[Slurm]
         with hosts(count + 1, names) as made:
             cluster = Slurm(made[:-1], made[-1], folder)
             try:
-                _start(cluster, cpus, lost_s)
+                _start(cluster, cpus)
                 yield cluster
             finally:
                 for host in made:
@@ -149,9 +147,9 @@ def slurm(*, count: int = 2, cpus: int = 4, lost_s: int = 15) -> Iterator[Slurm]
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(cluster: Slurm, cpus: int, lost_s: int) -> None:
+def _start(cluster: Slurm, cpus: int) -> None:
     folder = cluster.folder
-    config = CONFIG.format(login=cluster.login.address, folder=folder, lost_s=lost_s)
+    config = CONFIG.format(login=cluster.login.address, folder=folder)
     for host in cluster.hosts:
         config += f"NodeName={host.name} NodeHostname={host.name} NodeAddr={host.address} "
         config += f"CPUs={cpus} Sockets=1 CoresPerSocket={cpus} ThreadsPerCore=1 RealMemory=8000\n"

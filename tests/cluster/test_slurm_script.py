@@ -90,7 +90,7 @@ def test_an_empty_site_leaves_the_rest_to_slurm_and_reserves_whole_nodes():
         *("--job-name", "--nodes", "--ntasks-per-node", "--signal", "--output", "--open-mode"),
         *("--chdir", "--requeue", "--exclusive"),
     }
-    assert len(script.splitlines()) == 13
+    assert len(script.splitlines()) == 14
     assert sys.executable in shlex.split(script.splitlines()[-1])[-5:]
 
 
