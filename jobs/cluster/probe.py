@@ -79,13 +79,14 @@ def look(plan: Plan, name: str) -> Answers:
         "versions": partial(versions, plan.packages),
         "code": code,
         "machine": partial(machine, plan.address),
-        "cache": partial(room, plan.cache),
         "work": partial(room, plan.work),
         **{
             f"set {location}": partial(shard_set, location, key)
             for location, key in plan.sets.items()
         },
     }
+    if any(map(is_url, plan.sets)):
+        probes["cache"] = partial(room, plan.cache)
     if plan.marker:
         probes["runs"] = partial(exchange, plan.runs, plan.marker, name)
     if plan.weights:

@@ -15,6 +15,8 @@ from jobs.cluster.ray_cluster import Node, nodes
 from jobs.cluster.target import Target
 from jobs.config import Config
 from jobs.stored import Home
+from jobs.worker import threads_per_worker
+from pipeline.data.split import BatchSplit
 from pipeline.run.checkpoint import committed
 from pipeline.run.folder import CHECKPOINTS
 from shards.errors import M2FError
@@ -54,7 +56,7 @@ def ready(preset: str, overrides: list[str], target: Target) -> Readiness:
     gpus = None if cluster is None else int(sum(node.gpus for node in cluster))
     config = configs.load(preset, overrides, gpus)
     needs = needs_of(config, uses_gpu(config, cluster))
-    print(summary(config, needs))
+    print(summary(config, needs, is_here=cluster is None))
     fresh, findings = True, []
     try:
         home = Home.of(config)
@@ -92,11 +94,23 @@ def require_ready(config: Config, fresh: bool, address: str, cluster: Sequence[N
     refuse(findings)
 
 
-def summary(config: Config, needs: Needs) -> str:
-    """Return in one line what training would use."""
+def summary(config: Config, needs: Needs, is_here: bool) -> str:
+    """Return in one line what training would use.
+
+    Args:
+        config: The config of the run.
+        needs: What the run needs.
+        is_here: Whether all workers run on this machine.
+    """
+    batch, threads = config.batch, config.scaling.threads
+    split = BatchSplit(batch.size, batch.micro, needs.workers)
+    if is_here:
+        threads = threads_per_worker(threads, needs.workers)
     return (
-        f"workers: {needs.workers} (CPUs of each: {needs.cpus}, GPUs of each: {int(needs.gpu)}); "
-        f"batch: {config.batch.size} images, {config.batch.micro} at a time; "
+        f"workers: {needs.workers} (CPUs of each: {needs.cpus}, GPUs of each: {int(needs.gpu)}, "
+        f"threads of each: {threads or 'its share of the cores of its node'}); "
+        f"batch: {batch.size} images in {split.micro_steps} passes of each worker, "
+        f"{batch.micro} images at most{'' if split.is_even else ', unevenly'}; "
         f"network: {needs.parameters / 1e6:.1f} M parameters; memory of each worker: about "
         f"{size(needs.step_bytes)} for a step, {size(needs.processes_bytes)} for its processes; "
         f"checkpoint: {size(needs.checkpoint_bytes)}"

@@ -13,6 +13,7 @@ from jobs.cluster.findings import Finding
 from jobs.cluster.judge import Host, judge
 from jobs.cluster.marker import unseen
 from jobs.cluster.needs import Needs
+from jobs.cluster.package import files
 from jobs.cluster.ray_cluster import Node, Variables
 from shards.errors import Failed
 
@@ -170,7 +171,11 @@ def _look(job: Survey, team: Team, names: Mapping[str, Node]) -> tuple[dict[str,
         devices, stages = examined.result().get(name, (None, ()))
         workers = min(job.needs.workers, node.capacity(job.needs.cpus, job.needs.gpu))
         hosts[name] = Host(name, answers, devices, stages, int(node.gpus), workers)
-    return hosts, Host(job.driver, here.result())
+    driver = Host(job.driver, here.result())
+    if code := driver.facts("code"):
+        sent = {path.as_posix() for path in files()}  # the files that git ignores are not
+        driver.answers["code"] = {name: code[name] for name in code.keys() & sent}
+    return hosts, driver
 
 
 def _compare_clocks(job: Survey, team: Team, hosts: Mapping[str, Host]) -> None:

@@ -6,6 +6,7 @@ import typer
 
 from jobs.commands.options import Json, On, Site
 from jobs.console import report
+from shards.errors import UsageError
 
 
 def check(
@@ -33,8 +34,12 @@ def check(
     found: list[Readiness] = []
 
     def job() -> dict[str, object]:
-        target, _ = dispatch.resolve(on, site, dry_run=False)
-        found.append(ready(preset, overrides or [], target))
+        target, facts = dispatch.resolve(on, site, dry_run=False)
+        if target.is_submitted:
+            fix = "give --on HOST:PORT on a node of the cluster; train checks its hosts in the job"
+            raise UsageError("the command runs on a cluster itself", where=f"--on {on}", fix=fix)
+        changes = dispatch.with_runs(preset, overrides or [], facts)
+        found.append(ready(preset, changes, target))
         return found[0].to_json()
 
     report(job, as_json)

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 from tests.cluster.hosts import ROOT, Host, RayCluster, hosts, ray_cluster
 from tests.jobs.small import untrained, words
 
 PACKAGES = Path(sys.prefix, "lib", f"python3.{sys.version_info.minor}", "site-packages")
 START_UP = PACKAGES / "distutils-precedence.pth"  # Python runs it; a host gets another one
+KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
 FREE_PORTS = "20000 20999"  # of what starts on a host after Ray
 
 
@@ -140,6 +142,7 @@ WISHES = [
     ("h2", "torch", "sees no GPU"),
     ("h2", "GLOO_SOCKET_IFNAME=lo"),
     ("h2", "h1 and h2 cannot add a tensor with gloo"),
+    ("h1", "runs=s3://nothing/runs: the server has no such bucket"),
 ]
 
 
@@ -162,7 +165,14 @@ def test_faults_of_hosts_are_found_at_once(folder):
 
         h1.run("ip", "rule", "del", *rule, "blackhole")
         wishes = ["scaling.gpu=true", "scaling.workers=9", "batch.size=18"]
-        code, findings, line = check(h1, ray, folder, *wishes, GLOO_SOCKET_IFNAME="lo")
+        server = h1.address.rpartition(".")[0] + ".254"  # this machine
+        moto = ThreadedMotoServer(server, port=0)
+        moto.start()
+        _, port = moto.get_host_and_port()
+        variables = {"AWS_ENDPOINT_URL": f"http://{server}:{port}", "GLOO_SOCKET_IFNAME": "lo"}
+        wishes += ["runs=s3://nothing/runs"]
+        code, findings, line = check(h1, ray, folder, *wishes, **KEYS, **variables)
+        moto.stop()
         assert code == 2
         assert not [wish for wish in WISHES if not is_found(findings, *wish)], findings
         assert end_all(h1, h2) == []

@@ -21,6 +21,7 @@ OPTIONS = {
     "verify": ["out", "--sample", "--repair", "--jobs"],
     "inspect": ["sets", "key", "--out", "--html", "--jobs"],
     "train": ["preset", "KEY=VALUE"],
+    "check": ["preset", "KEY=VALUE", "--on", "--json"],
     "evaluate": ["run", "--checkpoint", "--data", "--images"],
     "predict": ["run", "images", "--out", "--checkpoint", "--threshold"],
     "export": ["run", "--to", "--out", "--checkpoint"],
