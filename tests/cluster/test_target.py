@@ -1,14 +1,16 @@
 """The option --on, the code that is sent, and the size of a cluster."""
 
+import platform
 import subprocess
 
 import pytest
 
 from jobs import config as configs
 from jobs.check import check_fits
-from jobs.cluster import package
-from jobs.cluster.ray_cluster import Node, Variables, interface_of
+from jobs.cluster import package, ray_cluster
+from jobs.cluster.ray_cluster import Node, Variables, check_shared, interface_of, nodes
 from jobs.cluster.target import Target
+from jobs.worker import threads_per_worker
 from shards.errors import UsageError
 from tests.jobs import small
 
@@ -122,3 +124,40 @@ def test_variables_are_forwarded_by_name_and_never_shown(monkeypatch):
 def test_an_interface_is_found_by_its_address():
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.77") is None
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", r"--on 127\.0\.0\.1:1: no Ray cluster answers \(.*refused\); start it"),
+        ("no-such-host.invalid:6379", "no Ray cluster answers"),
+        ("ray://127.0.0.1:1", "only build runs from a client outside the cluster; give HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined_is_one_line(address, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        nodes(address)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_another_version_of_ray_is_one_line():
+    raised = RuntimeError(
+        "Version mismatch: The cluster was started with:\n  Ray: 2.9\n  Python: 3"
+    )
+    with (
+        pytest.raises(UsageError, match=r"Ray: 2\.9 Python: 3; install the cluster's versions"),
+        ray_cluster._one_line("10.0.0.1:6379"),
+    ):
+        raise raised
+
+
+def test_a_path_that_a_node_does_not_have_is_named_with_the_node(tmp_path):
+    check_shared([tmp_path])
+    with pytest.raises(UsageError, match=rf"{platform.node()}; give a folder that all nodes share"):
+        check_shared([tmp_path / "other"])
+
+
+def test_the_threads_of_a_node_are_shared_by_its_workers(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(12)))
+    assert [threads_per_worker(None, workers) for workers in (1, 4, 24)] == [12, 3, 1]
+    assert threads_per_worker(5, 4) == 5
