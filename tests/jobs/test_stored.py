@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs import config as configs
+from jobs.interrupts import requests
 from jobs.stored import Home, View, opened
+from jobs.train import _interruption
 from pipeline.run import checkpoint, stop, storage
 from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.lease import LEASE
@@ -162,3 +164,13 @@ def test_a_lease_in_a_folder_may_be_there_before_the_config(tmp_path):
     with home.lease():
         assert [path.name for path in home.folder.iterdir()] == [LEASE]
     assert list(home.folder.iterdir()) == []
+
+
+def test_a_run_that_somebody_has_stopped_is_resumed_by_the_same_command(tmp_path):
+    requests.reset()
+    error = _interruption(tmp_path, "./launch.sh train tiny")
+    assert error.exit_code == 75
+    assert str(error) == (
+        f"{tmp_path}: stopped on request; the newest checkpoint is not written yet; "
+        "to resume: ./launch.sh train tiny"
+    )
