@@ -99,7 +99,6 @@ class RayJobs:
                 submission_id=f"{job.name}-{secrets.token_hex(3)}",
                 runtime_env={"working_dir": str(code), "env_vars": _variables(job)},
                 metadata={"run": job.name},
-                entrypoint_num_gpus=job.site.ray.gpus if job.uses_one_node else None,
             )
         return Submission(job.name, "job", submitted, job.command, job.address, job.runs)
 

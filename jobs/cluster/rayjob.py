@@ -71,7 +71,6 @@ def manifest(job: ClusterJob) -> dict[str, Any]:
         "spec": {
             "submissionMode": "HTTPMode",
             "entrypoint": f"exec {shlex.join([site.python, *job.words('auto')[1:]])}",
-            **({"entrypointNumGpus": 1} if job.uses_one_node and site.gpus else {}),
             "runtimeEnvYAML": yaml.safe_dump(environment, sort_keys=False),
             "backoffLimit": site.backoff_limit,
             "shutdownAfterJobFinishes": True,

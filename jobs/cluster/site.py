@@ -38,9 +38,6 @@ class RaySite(Settings):
         pattern=r"(/\S+)?",
         pattern_help="write an absolute path",
     )
-    gpus: int = setting(
-        0, "GPUs that a submitted evaluate or predict reserves.", unit="GPUs", at_least=0
-    )
     stop_s: int = setting(
         600,
         "Time that a submitted job has to write a checkpoint before Ray kills it.",

@@ -42,11 +42,6 @@ class ClusterJob:
     runs: str = ""
     preset: str = ""
 
-    @property
-    def uses_one_node(self) -> bool:
-        """Whether the command runs on one node, on its GPU, and not on all nodes."""
-        return self.command[0] in ("evaluate", "predict")
-
     def words(self, on: str) -> list[str]:
         """Return the words that run the command on a node of the cluster."""
         return ["python", "-P", "-m", "jobs", *self.command, "--on", on]
