@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs import config as configs
 from jobs.cluster import site as sites
 from jobs.cluster import submissions
-from jobs.cluster.secret import holds_secret
+from jobs.cluster.secret import holds_password
 from jobs.cluster.site import Site
 from jobs.cluster.submissions import DONE, FINAL, ClusterJob, Scheduler, Submission
 from jobs.cluster.target import Target
@@ -167,13 +167,13 @@ def _check_locations(locations: Locations, target: Target) -> None:
 
 
 def _check_location(location: str, where: str, target: Target) -> None:
-    """Check that a path or a URL means the same on a cluster, and holds no secret.
+    """Check that a path or a URL means the same on a cluster, and holds no password.
 
     The nodes of SLURM share the folders of this machine.
     """
-    if holds_secret(location):  # the scheduler shows it, and the record keeps it
+    if holds_password(location):  # the scheduler shows it, and the record keeps it
         raise UsageError(
-            "the location looks like it holds a secret",
+            "the URL holds a password",
             where=re.split("[= ]", where)[0],
             fix="set the credentials on the nodes of the cluster",
         )

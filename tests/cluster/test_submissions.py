@@ -83,9 +83,10 @@ def test_a_run_is_submitted_with_its_name_and_the_runs_of_the_site(home, recorde
 
 
 def test_a_dry_run_submits_nothing(home, recorder):
-    outcome = small.call(home, "train", "tiny", "--on", URL, "--dry-run", *SETS)
+    weights = f"model.weights=/hub/snapshots/{'0123456789' * 4}"  # as Hugging Face names folders
+    outcome = small.call(home, "train", "tiny", "--on", URL, "--dry-run", *SETS, weights)
     assert (outcome.code, recorder.jobs) == (0, [])
-    assert outcome.out == f"would run {['train', 'tiny', *SETS, 'name=tiny']}\n"
+    assert outcome.out == f"would run {['train', 'tiny', *SETS, weights, 'name=tiny']}\n"
     assert submissions.every() == []
 
 
@@ -98,8 +99,8 @@ def test_a_dry_run_submits_nothing(home, recorder):
         (("train", "tiny", *SETS, "data.val=shards/val"), "data.val=shards/val: the path is rel"),
         (("train", "tiny", *SETS, "runs=runs"), "runs=runs: the path is relative"),
         (("train", "tiny", *SETS, "runs=s4://b/runs"), "runs=s4://b/runs: "),
-        (("train", "tiny", *SETS, "data.val=s3://me:word@b"), "data.val: the location looks"),
-        (("evaluate", "https://me:word@b/run"), "RUN: the location looks like it holds a secret"),
+        (("train", "tiny", *SETS, "data.val=s3://me:word@b"), "data.val: the URL holds a password"),
+        (("evaluate", "https://me:word@b/run"), "RUN: the URL holds a password"),
         (("train", "tiny", *SETS, "model.init_from=a/b"), "model.init_from=a/b: the path is"),
         (("train", "tiny", *SETS, "batch.size=1", "scaling.workers=2"), "are too few for"),
         (("train", "tiny", *SETS, "--site", "none.yaml"), "none.yaml"),
