@@ -99,8 +99,8 @@ def test_a_dry_run_submits_nothing(home, recorder):
         (("train", "tiny", *SETS, "data.val=shards/val"), "data.val=shards/val: the path is rel"),
         (("train", "tiny", *SETS, "runs=runs"), "runs=runs: the path is relative"),
         (("train", "tiny", *SETS, "runs=s4://b/runs"), "runs=s4://b/runs: "),
-        (("train", "tiny", *SETS, "data.val=s3://me:word@b"), "data.val: the URL holds a password"),
-        (("evaluate", "https://me:word@b/run"), "RUN: the URL holds a password"),
+        (("train", "tiny", *SETS, "data.val=s3://me:hush@b"), "data.val: the URL holds a password"),
+        (("evaluate", "https://me:hush@b/run"), "RUN: the URL holds a password"),
         (("train", "tiny", *SETS, "model.init_from=a/b"), "model.init_from=a/b: the path is"),
         (("train", "tiny", *SETS, "batch.size=1", "scaling.workers=2"), "are too few for"),
         (("train", "tiny", *SETS, "--site", "none.yaml"), "none.yaml"),
@@ -113,7 +113,7 @@ def test_a_mistake_is_found_before_anything_is_submitted(words, message, home, r
     outcome = small.call(home, *words, "--on", URL)
     assert outcome.code == 2, outcome
     assert message in small.complaint(outcome)
-    assert "word" not in outcome.err
+    assert "hush" not in outcome.err
     assert recorder.jobs == []
 
 
