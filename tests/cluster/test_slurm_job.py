@@ -16,11 +16,14 @@ from pipeline.run.folder import CHECKPOINTS
 from tests.jobs.small import ROOT
 
 TIMEOUT_S = 60
-# The step of Ray: what the file `step` says, until the end of the input or of the file's sleep.
+# A step on one node runs its command. The step of Ray does what the file `step` says.
 SRUN = """\
 #!/bin/sh
 echo "$*" >>"$HERE/sruns"
-sh "$HERE/step"
+case $* in
+*--nodes=1*) while [ "${1#--}" != "$1" ]; do shift; done; exec "$@" ;;
+*) sh "$HERE/step" ;;
+esac
 """
 SCONTROL = """\
 #!/bin/sh
@@ -67,13 +70,13 @@ class Job:
         text = f"JobId=7 JobName=a JobState={state} Reason=None Requeue={requeue} Restarts=0"
         (self.folder / "shown").write_text(f"{text} ExitCode=0:0 NodeList=h[1-2]\n")
 
-    def start(self, command: str) -> subprocess.Popen:
+    def start(self, command: str, *options: str) -> subprocess.Popen:
         """Start an attempt whose command is a Python program."""
         code = f"import sys; from jobs.cluster import slurm_job as j; j.{SHORT}; sys.exit(j.main())"
         path = f"{self.folder}:{os.environ['PATH']}"
         variables = {"PATH": path, "HERE": str(self.folder), "PYTHONPATH": str(ROOT)}
-        variables |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "h[1-2]"}
-        words = [f"--state={self.folder}", "--grace=30", f"--run={self.run}"]
+        variables |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "h[1-2]", "SLURMD_NODENAME": "h1"}
+        words = [f"--state={self.folder}", "--grace=30", f"--run={self.run}", *options]
         return subprocess.Popen(
             [sys.executable, "-P", "-c", code, *words, "--", sys.executable, "-c", command],
             env=os.environ | variables,
@@ -86,8 +89,8 @@ class Job:
         out, _ = attempt.communicate(timeout=TIMEOUT_S)
         return Attempt(attempt.returncode, out, json.loads((self.folder / "7.json").read_text()))
 
-    def attempt(self, command: str) -> Attempt:
-        return self.finish(self.start(command))
+    def attempt(self, command: str, *options: str) -> Attempt:
+        return self.finish(self.start(command, *options))
 
     def requeues(self) -> int:
         path = self.folder / "scontrols"
@@ -107,6 +110,18 @@ def test_the_exit_code_of_the_command_is_that_of_the_job(job, code):
     words = (job.folder / "sruns").read_text()
     assert "--overlap --nodes 2 --ntasks 2 --ntasks-per-node=1" in words
     assert " -P -m jobs.cluster.slurm_node --port=20014" in words
+
+
+def test_ray_and_the_command_run_in_the_container(job):
+    image, mounts = "--container-image=a.sqsh", "--container-mounts=/data:/data"
+    ended = job.attempt(KILLED, f"--container={image}", f"--container={mounts}")
+    assert (ended.code, job.requeues()) == (75, 1)
+    ray, command, look = (job.folder / "sruns").read_text().splitlines()
+    assert f"{image} {mounts} {sys.executable} -P -m jobs.cluster.slurm_node" in ray
+    assert f"--nodes=1 --ntasks=1 --nodelist=h1 --mem=0 --cpu-bind=none {image} {mounts}" in command
+    assert look.endswith(
+        f"{image} {mounts} {sys.executable} -P -m jobs.cluster.newest_step {job.run}"
+    )
 
 
 def test_the_command_knows_a_token_that_is_in_no_file_or_command_line(job):
