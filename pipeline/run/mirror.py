@@ -48,7 +48,7 @@ class Mirror:
         records = Records(remote, folder, owner, _is_of_run if of_run else _is_of_host)
         self._threads = [Sender(records, folder, f"records to {url}")]
         if of_run:
-            sent = Checkpoints(remote, folder, owner, keep, task)
+            sent = Checkpoints(records, keep, task)
             self._threads.append(Sender(sent, folder, f"checkpoints to {url}"))
         self.waiting = ""
 
@@ -140,29 +140,50 @@ class Records:
     """Sends the records of a run that have changed, and passes on a request to stop."""
 
     def __init__(self, remote: RemoteFolder, folder: Path, owner: str, wanted: Wanted):
-        self._remote, self._folder, self._owner, self._wanted = remote, folder, owner, wanted
+        self.remote, self.folder, self._owner, self._wanted = remote, folder, owner, wanted
+        self._lock = threading.Lock()
         self._sent: dict[str, tuple[int, int]] = {}
         self._next: dict[str, float] = {}
         self._wandb_at = time.monotonic() + WANDB_EVERY_S
 
     def __call__(self, is_last: bool) -> None:
         """Send what is due; everything if it is the last call."""
-        check_owner(self._remote, self._owner, self._folder)
-        if not stop.is_requested(self._folder) and self._remote.info(stop.STOP):
-            stop.request(self._folder)
-        if not self._sent:
-            self._sent = self._known()
+        self.check_owner()
+        if not stop.is_requested(self.folder) and self.remote.info(stop.STOP):
+            stop.request(self.folder)
         with_wandb = is_last or time.monotonic() > self._wandb_at
-        found = {path.relative_to(self._folder).as_posix(): path for path in files_of(self._folder)}
-        for name in sorted(filter(self._is_sent, found)):
-            if name.startswith(f"{WANDB}/") and not with_wandb:
-                continue
-            self._send(name, found[name], is_last)
+        self.send(everything=is_last, with_wandb=with_wandb)
         if with_wandb:
             self._wandb_at = time.monotonic() + WANDB_EVERY_S
-        for name in [n for n in self._sent if n.startswith(f"{EVALUATIONS}/") and n not in found]:
-            self._remote.remove(name)  # a resumed run scores the step again
-            del self._sent[name]
+
+    def check_owner(self) -> None:
+        """Check that the run still belongs to the command of this worker; otherwise ask it to stop.
+
+        Raises:
+            Lost: It does not.
+        """
+        if not is_held(self.remote, self._owner):
+            stop.request(self.folder)
+            raise Lost("another command owns the run, so that nothing more is sent")
+
+    def send(self, *, everything: bool, with_wandb: bool = False) -> None:
+        """Send what has changed and is due, and remove scores that a resumed run has dropped.
+
+        Args:
+            everything: Whether all that has changed is due.
+            with_wandb: Send the files of W&B, too.
+        """
+        with self._lock:
+            self._sent = self._sent or self._known()
+            paths = files_of(self.folder)
+            found = {path.relative_to(self.folder).as_posix(): path for path in paths}
+            for name in sorted(filter(self._is_sent, found)):
+                if with_wandb or not name.startswith(f"{WANDB}/"):
+                    self._send(name, found[name], everything)
+            known = [name for name in self._sent if name.startswith(f"{EVALUATIONS}/")]
+            for name in set(known) - found.keys():
+                self.remote.remove(name)
+                del self._sent[name]
 
     def _is_sent(self, name: str) -> bool:
         return self._wanted(name) and ".tmp-" not in name
@@ -170,24 +191,24 @@ class Records:
     def _known(self) -> dict[str, tuple[int, int]]:
         """Return the state of the local files that are on storage with the same size."""
         known = {}
-        for name, size in self._remote.files().items():
-            path = self._folder / name
+        for name, size in self.remote.files().items():
+            path = self.folder / name
             is_log = name.endswith(".jsonl")  # a resumed run may have rewritten it
             if self._is_sent(name) and not is_log and path.is_file():
                 known |= {name: state} if (state := _state(path))[0] == size else {}
         return known
 
-    def _send(self, name: str, path: Path, is_last: bool) -> None:
+    def _send(self, name: str, path: Path, at_once: bool) -> None:
         try:
             state = _state(path)
             if self._sent.get(name) == state:
                 return
-            if time.monotonic() < self._next.get(name, 0) and not is_last:
+            if time.monotonic() < self._next.get(name, 0) and not at_once:
                 return
             content = read_regular(path)
         except FileNotFoundError:  # removed meanwhile
             return
-        self._remote.write(name, content)
+        self.remote.write(name, content)
         self._sent[name] = state
         self._next[name] = time.monotonic() + storage.interval_s(len(content))
 
@@ -195,8 +216,8 @@ class Records:
 class Checkpoints:
     """Sends the whole checkpoints of a run, and removes those that storage does not keep."""
 
-    def __init__(self, remote: RemoteFolder, folder: Path, owner: str, keep: int, task: str):
-        self._remote, self._folder, self._owner = remote, folder, owner
+    def __init__(self, records: Records, keep: int, task: str):
+        self._records, self._remote, self._folder = records, records.remote, records.folder
         self._keep, self._task = keep, task
         self._there: set[str] | None = None  # names of whole checkpoints on storage
         self._sent: set[str] = set()  # files of checkpoints that are not whole there yet
@@ -208,7 +229,8 @@ class Checkpoints:
             self._there = set(storage.committed(set(self._remote.files())))
         while waiting := self._waiting(self._there):
             name = waiting[0]
-            check_owner(self._remote, self._owner, self._folder)
+            self._records.check_owner()
+            self._records.send(everything=True)  # whoever resumes from it has all rows before it
             if self._send(name):
                 self._there.add(name)
                 self._step = max(self._step, checkpoint.step_of(Path(name)))
@@ -248,17 +270,6 @@ class Checkpoints:
             files = [name for name in names if name.startswith(prefix)]
             for name in sorted(files, key=lambda name: name != f"{CHECKPOINTS}/{old}/{COMMITTED}"):
                 self._remote.remove(name)
-
-
-def check_owner(remote: RemoteFolder, owner: str, folder: Path) -> None:
-    """Check that a run still belongs to the command of this worker; otherwise ask it to stop.
-
-    Raises:
-        Lost: It does not.
-    """
-    if not is_held(remote, owner):
-        stop.request(folder)
-        raise Lost("another command owns the run, so that nothing more is sent")
 
 
 def _state(path: Path) -> tuple[int, int]:

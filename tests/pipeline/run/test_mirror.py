@@ -264,11 +264,21 @@ def away(*_: object, **__: object) -> None:
     raise ConnectionError("refused")
 
 
+def test_a_checkpoint_comes_with_all_rows_before_it(remote, work, monkeypatch):
+    monkeypatch.setattr(storage, "interval_s", lambda size: 1e9)  # as that of a large record
+    with mirrored(remote, work):
+        jsonl.append(work / METRICS, {"step": 1})
+        until(lambda: METRICS in remote.files())
+        jsonl.append(work / METRICS, {"step": 2})
+        save(work, 2)
+        until(lambda: whole(remote) == [2])
+        assert len(remote.read(METRICS).splitlines()) == 2
+
+
 def test_what_waits_at_the_end_is_named(remote, work, monkeypatch):
     monkeypatch.setattr(mirror, "FLUSH_S", 0.5)
     with mirrored(remote, work) as sender:
-        for thread in sender._threads:
-            monkeypatch.setattr(thread._send._remote, "_call", away)
+        monkeypatch.setattr(RemoteFolder, "_call", away)
         save(work, 2)
     assert "refused" in sender.waiting
 
