@@ -19,7 +19,7 @@ from shards.files import disk_errors, write_json
 
 MAY_CHANGE = (
     *("name", "runs", "trainer.steps", "trainer.log_every", "tracking.", "scaling.", "failure."),
-    *("checkpoint.", "evaluation.", "batch.micro", "zero.stage"),
+    *("checkpoint.", "evaluation.", "batch.micro", "zero."),
     *("model.checkpoint_activations", "model.compile"),
     *("data.loader_workers", "data.cache.", "data.max_damaged"),
     *("data.stall_timeout_s", "trainer.hang_timeout_s"),
@@ -131,7 +131,7 @@ def _check_same(folder: Path, before: Config, config: Config, data: dict[str, An
     the losses or the norms depend on it.
     """
     is_sharded = 3 in (before.zero.stage, config.zero.stage)
-    fixed = {"scaling.", "zero.stage"} if is_sharded else set()
+    fixed = {"scaling.", "zero."} if is_sharded else set()
     if config.depends_on_micro_batches:
         fixed.add("batch.micro")
     may_change = tuple(key for key in MAY_CHANGE if key not in fixed)

@@ -102,6 +102,21 @@ class ZeroSettings(Settings):
         "gradients, 3 also the parameters.",
         choices=(0, 1, 2, 3),
     )
+    offload: str | None = setting(
+        None,
+        "What is kept in the memory of the host instead of the GPU's (stages 1 to 3): optimizer, "
+        "AdamW's moments and its copy of the weights, which it then updates there; null: nothing.",
+        choices=("optimizer",),
+    )
+
+    def check(self) -> None:
+        """Check that something is sharded that can be offloaded."""
+        if self.offload and self.stage == 0:
+            raise SettingError(
+                "offload",
+                f"={self.offload} with zero.stage=0: DeepSpeed offloads from stage 1 on",
+                "write zero.stage=1 too",
+            )
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Engine:
     Args:
         model: The model, on `device`.
         groups: AdamW parameter groups with `lr` and `weight_decay`.
-        zero: The ZeRO stage.
+        zero: The ZeRO stage, and what is offloaded.
         clip: Largest global L2 norm of the gradients.
         ema: Decay of the moving average of the weights (stages 0 to 2); None: no average.
         micro_steps: Number of calls of `backward` per step, which is the same on all ranks.
@@ -74,7 +74,7 @@ class Engine:
         self._engine, *_ = self._deepspeed.initialize(
             model=model,
             optimizer=self._adamw,
-            config=deepspeed_config(zero.stage, clip, micro_steps, device),
+            config=deepspeed_config(zero, clip, micro_steps, device),
             dist_init_required=False,
         )
         self.module: nn.Module = self._engine.module

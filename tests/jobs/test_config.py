@@ -248,6 +248,7 @@ def test_unreadable_overrides_are_named(override, sets):
 
 
 WRONG = {
+    "zero.offload=optimizer": r"zero\.offload=optimizer with zero\.stage=0: .*zero\.stage=1 too",
     "optimizer.ema=1": r"optimizer\.ema=1; it must be less than 1",
     "trainer.steps=0": r"trainer\.steps=0; it must be at least 1",
     "trainer.log_every=0": r"trainer\.log_every=0; it must be at least 1",
