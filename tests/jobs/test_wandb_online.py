@@ -42,10 +42,11 @@ def stub():
         yield server
 
 
-def wait_until(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
+    """Wait until something has happened; fail if the process ends or time runs out before."""
     until = time.monotonic() + small.TIMEOUT_S
     while not happened():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < until, "nothing happened in time"
         time.sleep(0.05)
 
@@ -66,7 +67,7 @@ def folder(tmp_path_factory, photographs, stub) -> Path:
     environment = stub.variables | {"AWS_SECRET_ACCESS_KEY": SECRET}
     driver = small.start(folder, *command, **environment)
     for number, victim in enumerate(VICTIMS):
-        wait_until(driver, lambda number=number: is_past(run, stub, number * SAVED_EVERY))
+        wait_until(lambda number=number: is_past(run, stub, number * SAVED_EVERY), driver)
         if victim == "worker":
             os.kill(read_kind(run, Start)[-1].process_ids[0], signal.SIGKILL)
         else:
@@ -167,13 +168,11 @@ def test_an_outage_loses_no_row(tmp_path, monkeypatch):
         tracker = online(tmp_path)
         for step in range(1, 6):
             tracker.metrics(step, {"loss": 1.0})
-        while not server.runs or server.runs["n-1"].last_step < 4:
-            time.sleep(0.1)
+        wait_until(lambda: [run.last_step for run in server.runs.values()] == [4])
         server.is_down = True
         for step in range(6, 11):
             tracker.metrics(step, {"loss": 1.0})
-        while not server.refused:
-            time.sleep(0.1)
+        wait_until(lambda: server.refused > 0)
         server.is_down = False
         tracker.finish()
         assert server.runs["n-1"].steps == list(range(1, 11))
