@@ -8,7 +8,7 @@ from jobs.cluster.findings import Finding, warning
 from jobs.cluster.needs import Needs
 from jobs.cluster.probe import Answers
 from pipeline.run.versions import PACKAGES as DECISIVE
-from shards.errors import M2FError, Problem, some_of
+from shards.errors import DataError, M2FError, Problem, some_of
 
 CLOCK_ERROR_S, CLOCK_WARNING_S = 60, 5
 GIB = 2**30
@@ -75,7 +75,9 @@ def judge(hosts: Sequence[Host], driver: Host, needs: Needs) -> list[Finding]:
 def _errors(host: Host, _driver: Host, _needs: Needs) -> Iterator[Finding]:
     for probe, answer in host.answers.items():
         if isinstance(answer, M2FError):
-            fix = FIXES.get(probe.partition(" ")[0], answer.problem.fix)
+            kind, fix = probe.partition(" ")[0], answer.problem.fix
+            if not isinstance(answer, DataError):
+                fix = FIXES.get(kind, fix)
             yield replace(Finding.of(host.name, answer), fix=fix)
     if isinstance(host.stages, M2FError):
         yield Finding.of(host.name, host.stages.at("data.stages"), "correct the stage")

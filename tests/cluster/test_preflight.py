@@ -90,7 +90,7 @@ def plant(h2: Host, folder: Path) -> None:
     replace(h2, folder / "shards" / "val", folder / "other")
     hide(h2, folder / "start")
     hide(h2, folder / "runs", kib=64)
-    hide(h2, Path("/dev/shm"), kib=64)
+    hide(h2, Path("/dev/shm"), kib=2048)
     hide(h2, h2.folder / "home" / ".cache", kib=16)
     (raylet,) = (
         pid
@@ -98,8 +98,6 @@ def plant(h2: Host, folder: Path) -> None:
         if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
     )
     subprocess.run(["prlimit", f"--pid={raylet}", "--nofile=300:300"], check=True)
-    # A firewall that lets only those ports through that Ray has opened at its start.
-    h2.run("sysctl", "-qw", f"net.ipv4.ip_local_port_range={FREE_PORTS}")
 
 
 def own_processes(host: Host) -> list[bytes]:
@@ -108,7 +106,7 @@ def own_processes(host: Host) -> list[bytes]:
     for pid in host.processes():
         with contextlib.suppress(OSError):  # it has ended
             lines.append(Path(f"/proc/{pid}/cmdline").read_bytes())
-    return [line for line in lines if b"jobs" in line or b"Prober" in line]
+    return [line for line in lines if b"\0jobs" in line or b"Prober" in line]
 
 
 def end_all(*hosts: Host) -> list[bytes]:
@@ -135,7 +133,7 @@ FAULTS = [  # host, words of the cause
     ("h2", "a process may open 300 files"),
     ("h2", "data.cache.folder=", "free, but the indices take"),
     ("h1", "data.stages=stage:one: No module named 'stage'"),
-    ("h1", "h1 cannot connect to h2"),
+    ("h2", "h2 cannot connect to h1"),
 ]
 WISHES = [
     ("h1", "the cluster has only 0 of the GPUs that 9 workers need"),
@@ -150,10 +148,13 @@ WISHES = [
 def test_faults_of_hosts_are_found_at_once(folder):
     with hosts() as (h1, h2), ray_cluster((h1, h2), cpus=2) as ray:
         plant(h2, folder)
-        rule = ["to", h2.address, "ipproto", "tcp", "dport", FREE_PORTS.replace(" ", "-")]
-        h1.run("ip", "rule", "add", *rule, "blackhole")
+        # A firewall before h1 that lets only those ports through that Ray opened at its start.
+        h1.run("sysctl", "-qw", f"net.ipv4.ip_local_port_range={FREE_PORTS}")
+        rule = ["to", h1.address, "ipproto", "tcp", "dport", FREE_PORTS.replace(" ", "-")]
+        h2.run("ip", "rule", "add", *rule, "blackhole")
         settings = [
             *(f"data.train=file://{folder}/shards/train", "data.loader_workers=1"),
+            "data.crop=512",  # of which batches do not fit into /dev/shm
             *(f"model.init_from={folder}/start", "data.stages=[stage:one]"),
         ]
         code, findings, line = check(h1, ray, folder, *settings)
@@ -163,7 +164,7 @@ def test_faults_of_hosts_are_found_at_once(folder):
         assert end_all(h1, h2) == []
         assert list((folder / "runs").iterdir()) == []
 
-        h1.run("ip", "rule", "del", *rule, "blackhole")
+        h2.run("ip", "rule", "del", *rule, "blackhole")
         wishes = ["scaling.gpu=true", "scaling.workers=9", "batch.size=18"]
         server = h1.address.rpartition(".")[0] + ".254"  # this machine
         moto = ThreadedMotoServer(server, port=0)
