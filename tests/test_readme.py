@@ -12,13 +12,15 @@ from jobs import config as configs
 from jobs.__main__ import app
 from jobs.bench import report
 from jobs.check import check
+from jobs.cluster import site
 from jobs.values import keys
 from tests.jobs import small
 
 ROOT = Path(__file__).parents[1]
 PRESETS = {path.stem: path.read_text() for path in sorted(configs.PRESETS.glob("*.yaml"))}
 PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", *(f"docs/{page}.md" for page in (
-    "benchmarks", "data", "design", "faults", "model",
+    "benchmarks", "cluster", "cluster-kuberay", "cluster-ray", "cluster-slurm", "data", "design",
+    "faults", "model", "preflight", "storage", "watch",
 )))  # fmt: skip
 DOCUMENTS = {name: (ROOT / name).read_text() for name in PAGES}
 COMMANDS = typer.main.get_command(app).commands
@@ -27,6 +29,7 @@ LAUNCHER_COMMANDS = {"setup", "test"}  # launch.sh runs these itself
 
 def fenced(text: str) -> list[str]:
     """Return the lines of a document's `sh` blocks, without comments and redirections."""
+    text = text.replace("\\\n", "")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = (re.sub(r"\s+[#>].*", "", line) for block in blocks for line in block.splitlines())
     return [line for line in lines if line]
@@ -100,6 +103,13 @@ def test_the_table_lists_every_command():
             parse([word for word in words if word])
 
 
+def test_the_site_file_of_the_page_is_one(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCUMENTS["docs/cluster.md"], re.DOTALL)
+    path = tmp_path / "site.yaml"
+    path.write_text(text)
+    assert site.load(path).slurm.partition == "gpu"
+
+
 def test_every_preset_says_how_it_is_started():
     for name in PRESETS:
         lines = [line for preset, line in headers() if preset == name]
@@ -117,18 +127,28 @@ def test_weights_are_fetched_to_where_the_presets_look():
             assert re.findall(r"--local-dir (\S+)", DOCUMENTS["README.md"]) == [str(folder)]
 
 
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a document's headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_it_points_at_exist(document):
     text, folder = DOCUMENTS[document], (ROOT / document).parent
     links = [link for link in re.findall(r"\]\((.+?)\)", text) if "://" not in link]
     code = re.findall(r"`([\w./-]+(?:\.md|\.py|\.txt|\.sh|\.toml|/))`", text)
     assert links + code
-    in_runs = ("runs/", "checkpoints/", "evaluations/", "pictures/", "wandb/")
+    in_runs = ("runs/", "checkpoints/", "evaluations/", "pictures/", "stacks/", "wandb/")
+    in_wandb = ("train/", "layers/", "lr/", "speed/", "hosts/", "trainer/", "val/")
     raw_coco = ("train2017/", "val2017/", "annotations/")
     for link in links:
-        assert (folder / link).exists(), link
+        file, _, anchor = link.partition("#")
+        target = folder / file if file else ROOT / document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
     for path in code:
-        if not path.startswith((*in_runs, *raw_coco)):
+        if not path.startswith((*in_runs, *in_wandb, *raw_coco)):
             assert (ROOT / path).exists() or (ROOT / "pipeline" / path).exists(), path
 
 
