@@ -19,6 +19,7 @@ from shards.errors import UsageError
 from shards.files import write_json
 from shards.remote import RemoteFolder
 from tests.jobs import small
+from tests.shards.raw import SAMPLE
 
 SETS = ["data.train=a", "data.val=b"]
 
@@ -174,3 +175,22 @@ def test_a_run_that_somebody_has_stopped_is_resumed_by_the_same_command(tmp_path
         f"{tmp_path}: stopped on request; the newest checkpoint is not written yet; "
         "to resume: ./launch.sh train tiny"
     )
+
+
+def test_commands_take_the_url_of_a_run_and_write_there(stored, tmp_path):
+    assert stored.url
+    evaluated = small.call(tmp_path, "evaluate", stored.url, "--images", "1", "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert "PQ" in json.loads(evaluated.out)
+    images = str(SAMPLE / "val2017")
+    predicted = small.call(tmp_path, "predict", stored.url, images, "--out", "predictions")
+    assert predicted.code == 0, predicted.err
+    assert (tmp_path / "predictions" / "panoptic.json").exists()
+    replayed = small.call(tmp_path, "replay", stored.url, "--step", "1")
+    assert replayed.code == 0, replayed.err
+    names = set(RemoteFolder(stored.url).files())
+    assert {"summary.json", "evaluations/val-1-step-000000000.json"} <= names
+    assert {"pictures/val-1-step-000000000.png", "pictures/replay-step-000000001.png"} <= names
+    missing = small.call(tmp_path, "predict", f"{stored.url}s", images, "--out", "predictions")
+    assert missing.code == 2
+    assert "no run is there" in small.complaint(missing)
