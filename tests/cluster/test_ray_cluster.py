@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -152,3 +153,30 @@ def test_what_the_user_can_correct_is_one_line(cluster, shards, tmp_path):
     assert f"--on http://{cluster.hosts[0].address}:8265" in lines[3]
     assert not (tmp_path / "runs").exists()
     assert not [*workers(cluster.hosts[0]), *workers(cluster.hosts[1])]
+
+
+def test_a_killed_command_and_a_lost_host_cost_no_weights(cluster, shards, local, tmp_path):
+    first, second = cluster.hosts
+    command = train(cluster, shards, tmp_path)
+    wait_for(has_step(tmp_path, 2))
+    assert len(workers(first)) == len(workers(second)) == 1
+    os.killpg(command.pid, 9)
+    command.wait()
+    wait_for(lambda: not [*workers(first), *workers(second)])
+
+    command = train(cluster, shards, tmp_path)
+    wait_for(has_step(tmp_path, 8))
+    second.cut_link()
+    wait_for(lambda: not workers(first))  # the cluster has given the host up
+    second.join_link()
+    second.kill_processes()
+    cluster.nodes[second.name].wait()
+    cluster.start_node(second)
+    outcome = small.finish(command)
+    assert outcome.code == 0, outcome.err
+    assert "the cluster has nodes for only 1 of 2 workers (h1)" in outcome.out
+    assert "the cluster has enough nodes again" in outcome.out
+    starts = eventlog.read_kind(tmp_path / RUN, events.Start)
+    assert [start.attempt for start in starts] == [1, 2, 3]
+    assert sorted(starts[-1].hosts) == ["h1", "h2"]
+    assert weights(tmp_path / RUN) == weights(local)
