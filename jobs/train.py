@@ -14,6 +14,7 @@ from pathlib import Path
 from jobs import config as configs
 from jobs.check import check, uses_gpu
 from jobs.cluster.ray_cluster import Node, Variables, join, nodes
+from jobs.cluster.ready import require_ready
 from jobs.cluster.target import HERE, Target
 from jobs.config import Config
 from jobs.follow import Follower
@@ -40,6 +41,7 @@ def train(
     overrides: list[str],
     command: str | None = None,
     target: Target = HERE,
+    check_hosts: bool = True,
 ) -> Path:
     """Train a preset, or resume the run of that name.
 
@@ -48,6 +50,7 @@ def train(
         overrides: Settings as `key=value`.
         command: The command line that resumes the run, if it is not that of `train`.
         target: This machine, or a Ray cluster.
+        check_hosts: Whether to check the hosts of a cluster first.
 
     Returns:
         The run folder; if the run is on storage, the folder of this host that shows it.
@@ -71,6 +74,8 @@ def train(
     home.take()
     fresh = not committed(home.folder / CHECKPOINTS)
     stores = check(config, fresh=fresh, cluster=cluster)
+    if target.cluster and cluster and check_hosts:
+        require_ready(config, fresh, target.cluster, cluster)
     with home.named():
         check_new(home.folder)  # before the lock makes a file in it
         with _lock(home.folder), home.lease() as lease:
@@ -79,6 +84,7 @@ def train(
                 return home.folder
             home.publish()
             on = ["--on", str(target)] if target.cluster else []
+            on += [] if check_hosts else ["--no-check"]
             command = command or shlex.join(["./launch.sh", "train", preset, *overrides, *on])
             _fit(config, home, lease, command, target, cluster)
     print(f"done: {home.shown}/{SUMMARY}")

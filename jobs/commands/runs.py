@@ -39,6 +39,12 @@ def train(
     on: On = "local",
     site: Site = None,
     dry_run: DryRun = False,
+    check_hosts: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Check the hosts of a Ray cluster first; see check --help."
+        ),
+    ] = True,
 ) -> None:
     """Train a preset, or resume a run of the same name where it stopped.
 
@@ -57,13 +63,15 @@ def train(
     target, facts = dispatch.resolve(on, site, dry_run)
     changes = dispatch.with_runs(preset, overrides or [], facts)
     if target.is_submitted:
-        dispatch.submit(dispatch.train_job(preset, changes, target, facts), target, dry_run)
+        job = dispatch.train_job(preset, changes, target, facts)
+        job.command.extend([] if check_hosts else ["--no-check"])
+        dispatch.submit(job, target, dry_run)
         return
     gpus = 1 if target.cluster else None  # the number is not known yet
     check_exist(config.load(preset, changes, gpus))  # before seconds of imports
     from jobs.train import train as train_here
 
-    train_here(preset, changes, target=target)
+    train_here(preset, changes, target=target, check_hosts=check_hosts)
 
 
 def settings(

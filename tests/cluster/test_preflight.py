@@ -177,3 +177,11 @@ def test_faults_of_hosts_are_found_at_once(folder):
         assert code == 2
         assert not [wish for wish in WISHES if not is_found(findings, *wish)], findings
         assert end_all(h1, h2) == []
+
+        train = h1.jobs(*words(folder / "shards"), "--on", ray.address, cwd=folder, env=ray.access)
+        out, err = train.communicate(timeout=300)
+        assert train.returncode == 2, err
+        assert "error: h2: the code differs from that of h1" in out
+        assert err.splitlines()[-1].startswith("error: preflight found")
+        assert end_all(h1, h2) == []
+        assert list((folder / "runs").iterdir()) == []

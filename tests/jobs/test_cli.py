@@ -20,7 +20,7 @@ OPTIONS = {
     "build": ["--root", "--out", "--splits", "--limit", "--jobs", "--tasks", "--on", "--instances"],
     "verify": ["out", "--sample", "--repair", "--jobs"],
     "inspect": ["sets", "key", "--out", "--html", "--jobs"],
-    "train": ["preset", "KEY=VALUE"],
+    "train": ["preset", "KEY=VALUE", "--no-check"],
     "check": ["preset", "KEY=VALUE", "--on", "--json"],
     "evaluate": ["run", "--checkpoint", "--data", "--images"],
     "predict": ["run", "images", "--out", "--checkpoint", "--threshold"],
