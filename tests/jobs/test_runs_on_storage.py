@@ -174,7 +174,11 @@ def test_no_step_is_lost_or_doubled_and_the_weights_are_those_of_an_undisturbed_
     metrics = read(story.objects, METRICS)
     assert [row["step"] for row in metrics if "loss" in row] == list(range(1, small.STEPS + 1))
     assert numbers(metrics) == numbers(rows(undisturbed / METRICS))
-    (name,) = [n for n in story.objects if f"step-{small.STEPS:09d}-a" in n and "state." in n]
+    (name,) = [
+        n
+        for n in story.objects
+        if f"step-{small.STEPS:09d}-a" in n and n.endswith(checkpoint.STATE)
+    ]
     (path,) = undisturbed.glob(f"{CHECKPOINTS}/step-{small.STEPS:09d}-a*/{checkpoint.STATE}")
     ours, theirs = load(story.objects[name]), load(path.read_bytes())
     assert ours.keys() == theirs.keys()
