@@ -134,7 +134,6 @@ def join(folder: Path, address: str) -> None:
         environment["PYTHONPATH"] = os.pathsep.join(path)
     # A command in a Ray job sends its own code again, instead of a conflict with that of the job.
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
-    os.environ.pop("RAY_ADDRESS", None)
     code = copy_code(folder)
     with _one_line(address):
         ray.init(
