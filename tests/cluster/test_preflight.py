@@ -17,7 +17,6 @@ from tests.jobs.small import untrained, words
 PACKAGES = Path(sys.prefix, "lib", f"python3.{sys.version_info.minor}", "site-packages")
 START_UP = PACKAGES / "distutils-precedence.pth"  # Python runs it; a host gets another one
 KEYS = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
-FREE_PORTS = "20000 20999"  # of what starts on a host after Ray
 
 
 def hide(host: Host, folder: Path, kib: int = 1024) -> None:
@@ -90,7 +89,6 @@ def plant(h2: Host, folder: Path) -> None:
     replace(h2, folder / "shards" / "val", folder / "other")
     hide(h2, folder / "start")
     hide(h2, folder / "runs", kib=64)
-    hide(h2, Path("/dev/shm"), kib=2048)
     hide(h2, h2.folder / "home" / ".cache", kib=16)
     (raylet,) = (
         pid
@@ -129,11 +127,9 @@ FAULTS = [  # host, words of the cause
     ("h2", "model.init_from=", "does not exist"),
     ("h2", "a file that h1 has written there is not seen"),
     ("h2", "runs has", "free, but a checkpoint takes"),
-    ("h2", "/dev/shm has"),
     ("h2", "a process may open 300 files"),
     ("h2", "data.cache.folder=", "free, but the indices take"),
     ("h1", "data.stages=stage:one: No module named 'stage'"),
-    ("h2", "h2 cannot connect to h1"),
 ]
 WISHES = [
     ("h1", "the cluster has only 0 of the GPUs that 9 workers need"),
@@ -148,13 +144,8 @@ WISHES = [
 def test_faults_of_hosts_are_found_at_once(folder):
     with hosts() as (h1, h2), ray_cluster((h1, h2), cpus=2) as ray:
         plant(h2, folder)
-        # A firewall before h1 that lets only those ports through that Ray opened at its start.
-        h1.run("sysctl", "-qw", f"net.ipv4.ip_local_port_range={FREE_PORTS}")
-        rule = ["to", h1.address, "ipproto", "tcp", "dport", FREE_PORTS.replace(" ", "-")]
-        h2.run("ip", "rule", "add", *rule, "blackhole")
         settings = [
             *(f"data.train=file://{folder}/shards/train", "data.loader_workers=1"),
-            "data.crop=512",  # of which batches do not fit into /dev/shm
             *(f"model.init_from={folder}/start", "data.stages=[stage:one]"),
         ]
         code, findings, line = check(h1, ray, folder, *settings)
@@ -164,7 +155,6 @@ def test_faults_of_hosts_are_found_at_once(folder):
         assert end_all(h1, h2) == []
         assert list((folder / "runs").iterdir()) == []
 
-        h2.run("ip", "rule", "del", *rule, "blackhole")
         wishes = ["scaling.gpu=true", "scaling.workers=9", "batch.size=18"]
         server = h1.address.rpartition(".")[0] + ".254"  # this machine
         moto = ThreadedMotoServer(server, port=0)
