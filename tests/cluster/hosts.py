@@ -65,6 +65,7 @@ class Host:
             its commands are below it.
         namespace: Name of its network namespace.
         wire: The end of its link on this machine.
+        gateway: The address of this machine in that network.
         holder: The process that keeps its namespaces.
         variables: Environment variables of its commands, beside those of this process.
     """
@@ -74,6 +75,7 @@ class Host:
     folder: Path
     namespace: str
     wire: str
+    gateway: str
     holder: subprocess.Popen
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -218,7 +220,7 @@ def _host(stack: contextlib.ExitStack, name: str, number: int, index: int, folde
     ], stdout=subprocess.PIPE)  # fmt: skip
     assert holder.stdout
     assert holder.stdout.readline() == b"up\n"
-    host = Host(name, address, folder, namespace, wire, holder)
+    host = Host(name, address, folder, namespace, wire, f"10.77.{number}.254", holder)
     stack.callback(_end, host)
     return host
 
@@ -301,6 +303,10 @@ class RayCluster:
             )
             if asked.stdout.strip() == str(count):
                 return
+            for host in self.hosts:  # Ray gives its start 30 s, which a loaded machine may exceed
+                if count == len(self.hosts) and self.nodes[host.name].poll() is not None:
+                    host.kill_processes()
+                    self.start_node(host)
             time.sleep(0.5)
         logs = "\n".join((host.folder / "ray.log").read_text() for host in self.hosts)
         raise AssertionError(f"{asked.stdout}{asked.stderr}\n{logs}")

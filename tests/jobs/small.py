@@ -11,6 +11,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file
 
 from jobs import config as configs
 from jobs.__main__ import main
@@ -134,6 +135,21 @@ def complaint(outcome: Outcome) -> str:
     (line,) = outcome.err.splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def last_state(run: Path) -> dict[str, torch.Tensor]:
+    """Return the weights and moments in the last checkpoint of a run that has taken all steps."""
+    (path,) = run.glob(f"{CHECKPOINTS}/step-{STEPS:09d}-a*/{checkpoint.STATE}")
+    return load_file(path)
+
+
+def assert_same_state(run: Path, other: Path) -> None:
+    """Compare the last checkpoints of two runs, to the bit."""
+    ours, theirs = last_state(run), last_state(other)
+    assert ours.keys() == theirs.keys()
+    assert sum(name.startswith("exp_avg_sq.") for name in ours) > 50
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
 
 
 @functools.cache

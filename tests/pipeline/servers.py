@@ -131,17 +131,21 @@ def serving(folder: Path) -> Iterator[Server]:
 class S3Server:
     """An S3 server of this process, which keeps what it holds while it does not listen.
 
+    Args:
+        address: Where it listens.
+
     Attributes:
         client: A client of the server.
     """
 
-    def __init__(self) -> None:
-        self._server, self._port = ThreadedMotoServer(ip_address="127.0.0.1", port=0), 0
+    def __init__(self, address: str) -> None:
+        self._address, self._port = address, 0
+        self._server = ThreadedMotoServer(ip_address=address, port=0)
         self.client: Any = None
 
     def start(self) -> None:
         """Listen, at the port of before."""
-        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
+        self._server = ThreadedMotoServer(ip_address=self._address, port=self._port, verbose=False)
         self._server.start()
         _, self._port = self._server.get_host_and_port()
 
@@ -152,7 +156,7 @@ class S3Server:
     @property
     def url(self) -> str:
         """The endpoint."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._address}:{self._port}"
 
     def read(self, name: str) -> bytes:
         """Return an object; b"" if it is missing."""
@@ -170,13 +174,16 @@ class S3Server:
 
 @contextmanager
 def s3_server(
-    monkeypatch: pytest.MonkeyPatch, bucket: str, secret: str = "testing"
+    monkeypatch: pytest.MonkeyPatch,
+    bucket: str,
+    secret: str = "testing",
+    address: str = "127.0.0.1",
 ) -> Iterator[S3Server]:
     """An S3 server that the environment points to, with one bucket."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = S3Server()
+    server = S3Server(address)
     server.start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     S3FileSystem.clear_instance_cache()
