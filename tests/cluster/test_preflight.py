@@ -89,6 +89,7 @@ def plant(h2: Host, folder: Path) -> None:
     replace(h2, folder / "shards" / "val", folder / "other")
     hide(h2, folder / "start")
     hide(h2, folder / "runs", kib=64)
+    hide(h2, Path("/dev/shm"), kib=2048)
     hide(h2, h2.folder / "home" / ".cache", kib=16)
     (raylet,) = (
         pid
@@ -127,8 +128,9 @@ FAULTS = [  # host, words of the cause
     ("h2", "model.init_from=", "does not exist"),
     ("h2", "a file that h1 has written there is not seen"),
     ("h2", "runs has", "free, but a checkpoint takes"),
+    ("h2", "/dev/shm has"),
     ("h2", "a process may open 300 files"),
-    ("h2", "data.cache.folder=", "free, but the indices take"),
+    ("h2", "data.cache.folder=", "can hold", "of shards"),
     ("h1", "data.stages=stage:one: No module named 'stage'"),
 ]
 WISHES = [
@@ -145,7 +147,7 @@ def test_faults_of_hosts_are_found_at_once(folder):
     with hosts() as (h1, h2), ray_cluster((h1, h2), cpus=2) as ray:
         plant(h2, folder)
         settings = [
-            *(f"data.train=file://{folder}/shards/train", "data.loader_workers=1"),
+            *(f"data.train=file://{folder}/shards/train", "data.loader_workers=1", "data.crop=512"),
             *(f"model.init_from={folder}/start", "data.stages=[stage:one]"),
         ]
         code, findings, line = check(h1, ray, folder, *settings)
