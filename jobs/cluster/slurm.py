@@ -95,7 +95,12 @@ class Slurm:
             ) from error
         if sent.returncode:
             text = scontrol.complaint(sent)
-            refusal = UsageError(f"sbatch refuses the job: {text}", where="--on slurm")
+            refusal = UsageError(
+                f"sbatch refuses the job: {text}",
+                where="--on slurm",
+                fix="run the command where `sinfo` lists the partitions, and correct slurm.sbatch "
+                "and the other keys of the site file",
+            )
             raise _refusal(text, job.site.slurm) or refusal
         number = sent.stdout.strip().partition(";")[0]
         return Submission(

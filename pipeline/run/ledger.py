@@ -8,7 +8,16 @@ from pipeline.run.events import Checkpoint, Finish, Start, Stopped
 
 # start: from the command to the first batch. recover: from the last sign of life of workers to the
 # next start by the same command. stopped: no command was running. lost: work that was done again.
-KINDS = ("start", "data", "train", "evaluate", "checkpoint", "recover", "lost", "stopped")
+KINDS: tuple[str, ...] = (
+    "start",
+    "data",
+    "train",
+    "evaluate",
+    "checkpoint",
+    "recover",
+    "lost",
+    "stopped",
+)
 
 
 def ledger(history: Sequence[Event]) -> dict[str, float]:
@@ -19,7 +28,7 @@ def ledger(history: Sequence[Event]) -> dict[str, float]:
     Args:
         history: The events of the run, in their order.
     """
-    seconds = dict.fromkeys(KINDS, 0.0)
+    seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     attempts = _attempts(history)
     if not attempts:
         return seconds

@@ -116,6 +116,10 @@ class Host:
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def hide(self, folder: Path) -> None:
+        """Hide a folder of this machine from the host, as if it were on another disk."""
+        self.run("mount", "-t", "tmpfs", "none", str(folder))
+
     def processes(self) -> list[int]:
         """Return the ids of the host's processes, without the one that keeps it up."""
         listed = subprocess.run(

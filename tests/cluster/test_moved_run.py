@@ -21,6 +21,8 @@ def test_a_run_is_resumed_on_the_host_that_is_left(tmp_path, tmp_path_factory, m
     base = tmp_path_factory.getbasetemp()
     expected, _ = small.trained(base)
     with hosts() as (first, second), s3_server(monkeypatch, "runs", address=first.gateway):
+        first.hide(second.folder)
+        second.hide(first.folder)  # the hosts share only the shards and the Python environment
         words = small.words(small.photographs(base), "runs=s3://runs/all", "scaling.threads=1")
         run = RemoteFolder(f"s3://runs/all/{small.NAME}")
         with ray_cluster([first, second]) as cluster:
