@@ -4,7 +4,7 @@ import dataclasses
 import os
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +242,7 @@ class Journal:
         """Tell the people who follow the run in W&B that this rank has failed."""
         self._tracker.finish(before=progress.step, error=f"step {progress.step}: {error}")
 
-    def _progressed(self, kind: type[Kind], progress: Progress, **more: Any) -> Kind:
+    def _progressed(self, kind: Callable[..., Kind], progress: Progress, **more: Any) -> Kind:
         """Return an event of a kind that says how far the run has progressed."""
         counts = {"step": progress.step, "position": progress.position}
         return kind(**counts, seconds=self.phases.seconds(), **more)
