@@ -5,6 +5,7 @@ small disk, chromium, or the permission to make network namespaces (with SLURM i
 """
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -13,6 +14,9 @@ import torch
 # Any other reason fails the whole run.
 ALLOWED_SKIPS = ("gpu", "mount", "chromium", "namespaces")
 
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the commands
+# that they start, which are to handle it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 _unexpected_skips: list[str] = []
 
