@@ -14,9 +14,10 @@ import torch
 # Any other reason fails the whole run.
 ALLOWED_SKIPS = ("gpu", "mount", "chromium", "namespaces")
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and so would the commands
-# that they start, which are to handle it.
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and nohup the end of the
+# terminal. So would the commands that they start, which are to handle both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 _unexpected_skips: list[str] = []
 
