@@ -5,10 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-
-from wandb.proto.wandb_internal_pb2 import (
-    Record,  # pyright: ignore[reportAttributeAccessIssue] the module makes it when it is imported
-)
+from typing import Any
 
 # A file has a header of 7 bytes, then the log format of LevelDB with protobuf records.
 _FILE_HEADER, _BLOCK, _HEADER = 7, 32 * 1024, struct.Struct("<IHB")
@@ -27,8 +24,11 @@ def last_step(folder: Path, run_id: str) -> int:
     return max(steps, default=-1)
 
 
-def records(path: Path) -> Iterator[Record]:
+def records(path: Path) -> Iterator[Any]:
     """Yield the records of a file of W&B, up to the first that a crash has damaged."""
+    # Importing W&B makes folders for temporary files, which a command that trains is not to leave.
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
+
     content = path.read_bytes()
     at, parts = _FILE_HEADER, b""
     while at + _HEADER.size <= len(content):
