@@ -3,7 +3,8 @@
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -27,6 +28,7 @@ class Recorder:
         self.stopped: list[str] = []
         self.answer = Status("done", exit_code=0)
         self.output = ["one\n", "two\n"]
+        self.while_followed: Callable[[], object] = lambda: None
         self.ends = threading.Event()
         self.ends.set()
 
@@ -43,6 +45,7 @@ class Recorder:
     def logs(self, submission: Submission, follow: bool) -> Iterator[str]:
         yield from self.output
         if follow:
+            self.while_followed()
             self.ends.wait()
 
     def stop(self, submission: Submission) -> None:
@@ -171,7 +174,7 @@ def test_ctrl_c_leaves_the_job(home, recorder):
     recorder.output = ["one\n"]
     main = threading.main_thread().ident
     assert main is not None
-    threading.Timer(1, signal.pthread_kill, (main, signal.SIGINT)).start()
+    recorder.while_followed = partial(signal.pthread_kill, main, signal.SIGINT)
     outcome = small.call(home, "train", "tiny", "--on", URL, *SETS)
     assert outcome.code == 130, outcome
     assert "tiny continues to run; to come back: ./launch.sh logs -f tiny" in outcome.err
