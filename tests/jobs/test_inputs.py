@@ -10,6 +10,8 @@ import pytest
 from jobs import config as configs
 from jobs import train
 from jobs.check import check
+from jobs.cluster.target import HERE
+from jobs.stored import Home
 from pipeline.step import cpu_helper
 from shards.build.options import BuildOptions
 from shards.errors import UsageError
@@ -127,6 +129,8 @@ def test_train_says_that_it_compiles_the_helper(sets, tmp_path, monkeypatch, cap
     monkeypatch.setattr(cpu_helper, "compile_alone", lambda: compiled.append(True))
     monkeypatch.setattr(train, "_run", lambda *_: "done")
     config = configs.load("tiny", sets)
-    train._fit(config, tmp_path, "command")
+    home = Home(tmp_path)
+    with home.lease() as lease:
+        train._fit(config, home, lease, "command", HERE, None)
     assert compiled == [True]
     assert "compiling DeepSpeed's CPU helper, once per environment" in capsys.readouterr().out
