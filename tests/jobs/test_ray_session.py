@@ -16,6 +16,7 @@ from jobs import train
 from jobs.interrupts import requests
 from jobs.processes import descendants, end_descendants
 from jobs.ray_session import STARTS, session
+from jobs.stored import Home
 from jobs.worker import Job
 from shards.errors import Failed
 
@@ -56,7 +57,9 @@ def run(tmp_path, photographs, monkeypatch):
     def call(failures: int, how: str = "time out", workers=done) -> str:
         start = partial(fail_first, tmp_path / "starts", failures, how)
         monkeypatch.setattr(train, "run_workers", workers)
-        return train._run(config, Job({}, tmp_path, launch="1"), start)
+        home = Home(tmp_path)
+        with home.lease() as lease:
+            return train._run(config, Job({}, tmp_path, launch="1"), start, home, lease)
 
     return call
 
