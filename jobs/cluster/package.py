@@ -1,12 +1,15 @@
 """The code that a cluster runs: the files of this checkout that git does not ignore."""
 
 import fnmatch
-import hashlib
 import os
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from shards.errors import UsageError
 
@@ -25,6 +28,12 @@ def user_path() -> list[str]:
     """Return the folders of the user's PYTHONPATH except this checkout."""
     folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return list(dict.fromkeys(folder for folder in folders if folder and Path(folder) != ROOT))
+
+
+def requirements() -> tuple[SpecifierSet, list[Requirement]]:
+    """Return the versions of Python and of the packages that this checkout runs with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return SpecifierSet(project["requires-python"]), list(map(Requirement, project["dependencies"]))
 
 
 def files(root: Path = ROOT) -> list[Path]:
@@ -64,15 +73,6 @@ def _walk(root: Path) -> Iterator[Path]:
         names[:] = [name for name in names if is_kept(name) and not name.startswith(".")]
         for name in filter(is_kept, children):
             yield Path(folder, name).relative_to(root)
-
-
-def digest(root: Path = ROOT) -> str:
-    """Return the SHA-256 of the names and bytes of a checkout's files."""
-    whole = hashlib.sha256()
-    for path in files(root):
-        content = (root / path).read_bytes()
-        whole.update(f"{path.as_posix()}\0{len(content)}\0".encode() + content)
-    return whole.hexdigest()
 
 
 def copy_code(folder: Path, root: Path = ROOT, limit: int = LIMIT_BYTES) -> Path:

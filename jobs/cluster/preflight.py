@@ -3,9 +3,7 @@
 import contextlib
 import importlib.metadata
 import platform
-import re
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,7 +14,7 @@ from jobs.cluster.findings import Finding
 from jobs.cluster.judge import Host, judge
 from jobs.cluster.marker import marker
 from jobs.cluster.needs import Needs
-from jobs.cluster.package import ROOT
+from jobs.cluster.package import requirements
 from jobs.cluster.prober import Prober
 from jobs.cluster.ray_cluster import Node, Variables, join
 from jobs.cluster.survey import EXAMINE_S, LOOK_S, PROGRESS, Survey, names_of, survey
@@ -115,8 +113,7 @@ def _weights(config: Config) -> tuple[str, str]:
 
 def dependencies() -> tuple[str, ...]:
     """Return the names of the packages that pyproject.toml lists and this environment has."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = [re.split(r"[\[<>=!~ ]", line)[0] for line in project["dependencies"]]
+    names = [requirement.name for requirement in requirements()[1]]
     installed = {dist.name.lower() for dist in importlib.metadata.distributions()}
     return tuple(name for name in names if name.lower() in installed)
 

@@ -16,6 +16,9 @@ from jobs.cluster.package import copy_code, user_path
 from shards.errors import UsageError
 
 CONNECT_TIMEOUT_S = 10
+TOKEN_FIX = (
+    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"
+)
 ALIVE = 0  # the state of a node, as Ray numbers it
 # What a worker takes from the environment of the command: the names, and the starts of names.
 FORWARDED = (
@@ -93,8 +96,7 @@ def nodes(address: str) -> list[Node]:
             raise UsageError(
                 "the Ray cluster refuses the token",
                 where=f"--on {address}",
-                fix="set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of "
-                "the cluster",
+                fix=TOKEN_FIX,
             ) from error
         except RpcError as error:
             raise ConnectionError(str(error)) from error

@@ -12,7 +12,6 @@ import shutil
 import socket
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import yaml
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
-from jobs.cluster.package import ROOT, copy_code, files
+from jobs.cluster.package import ROOT, copy_code, files, requirements
+from jobs.cluster.ray_cluster import CONNECT_TIMEOUT_S, TOKEN_FIX
 from jobs.cluster.submissions import (
     DONE,
     FAILED,
@@ -41,7 +39,6 @@ from shards.errors import Failed, M2FError, UsageError, some_of
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-CONNECT_TIMEOUT_S = 10
 PROBE_TIMEOUT_S = 120  # for the job that prints the versions of the cluster
 RETRY_S, RETRIES = 2, 60  # while the output is followed and the server does not answer
 TALKATIVE = (  # loggers of Ray's client
@@ -209,23 +206,13 @@ def _one_line(address: str) -> Iterator[None]:
     except Exception as error:  # Ray raises plain exceptions, too
         name, reason = type(error).__name__, " ".join(str(error).split())
         if name == "AuthenticationError":
-            what = "the job server refuses the token"
-            fix = (
-                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the "
-                "cluster"
-            )
+            what, fix = "the job server refuses the token", TOKEN_FIX
         elif missing := re.search(r"Job \S+ does not exist", reason):
             what, fix = missing[0], "the cluster was started again; submit the command again"
         else:
             what = f"no job server of Ray answers ({reason[:200]})"
             fix = "give the address of the dashboard of a running cluster, such as http://HOST:8265"
         raise UsageError(what, where=address, fix=fix) from error
-
-
-def _requirements() -> tuple[SpecifierSet, list[Requirement]]:
-    """Return the versions of Python and of the packages that this checkout runs with."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return SpecifierSet(project["requires-python"]), list(map(Requirement, project["dependencies"]))
 
 
 def _versions_of(client: "JobSubmissionClient", job: ClusterJob) -> dict[str, str]:
@@ -235,7 +222,7 @@ def _versions_of(client: "JobSubmissionClient", job: ClusterJob) -> dict[str, st
         UsageError: Its Python does not start.
         Failed: The cluster does not start it in time.
     """
-    names = [requirement.name for requirement in _requirements()[1]]
+    names = [requirement.name for requirement in requirements()[1]]
     words = [job.site.ray.python, "-c", PROBE, *names]
     with _one_line(job.address):
         probe = client.submit_job(
@@ -270,7 +257,7 @@ def _check_versions(found: dict[str, str], address: str) -> None:
     Raises:
         UsageError: A package is missing or has a wrong version.
     """
-    python, packages = _requirements()
+    python, packages = requirements()
     wrong = [] if found["python"] in python else [f"Python {found['python']} (needs {python})"]
     for needed in packages:
         if needed.name not in found:

@@ -16,7 +16,7 @@ from secrets import token_hex
 
 import pytest
 
-from jobs.cluster import ray_job
+from jobs.cluster import package, ray_job
 from jobs.cluster.ray_job import RayJobs
 from jobs.cluster.rayjob import STOP_JOBS
 from jobs.cluster.site import RaySite, Site
@@ -137,7 +137,7 @@ def test_a_preset_from_elsewhere_has_a_path_in_the_code():
 
 
 def test_wrong_versions_of_the_cluster_are_named():
-    found = {name.name: version(name.name) for name in ray_job._requirements()[1]}
+    found = {name.name: version(name.name) for name in package.requirements()[1]}
     found["python"] = "3.11.7"
     ray_job._check_versions(found, "http://head")
     wrong = {**found, "python": "3.9.1", "torch": "2.1.0+cu118"}
