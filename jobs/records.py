@@ -114,15 +114,19 @@ class View:
             UsageError: There is no such run, or its settings are damaged.
             Failed: The storage does not answer.
         """
-        if is_url(run):
-            url = run.rstrip("/")
-            folder = local_folder(url, WATCHED)
-            view = cls(url, folder, Puller(RemoteFolder(url), folder))
-        else:
-            folder = configs.run_folder(run)
-            view = cls(str(folder), folder)
+        view = cls.at(run if is_url(run) else str(configs.run_folder(run)))
         view.read()
         return view
+
+    @classmethod
+    def at(cls, location: str) -> "View":
+        """Return the run at a path or a URL, whose records are not read yet."""
+        if not is_url(location):
+            folder = Path(location).absolute()
+            return cls(str(folder), folder)
+        url = location.rstrip("/")
+        folder = local_folder(url, WATCHED)
+        return cls(url, folder, Puller(RemoteFolder(url), folder))
 
     def read(self, *, with_metrics: bool = True) -> None:
         """Read what is new in the records.
@@ -136,10 +140,7 @@ class View:
         """
         if self.puller is not None:
             unwanted = () if with_metrics else (METRICS,)
-            infos = self.puller.pull(lambda name: is_record(name) and name not in unwanted)
-            if CONFIG not in infos:
-                fix = "give the URL of a run's folder"
-                raise UsageError("no run is there", where=self.location, fix=fix)
+            infos = self.puller.pull_run(lambda name: is_record(name) and name not in unwanted)
             self.beat = infos[LEASE].changed / 1e9 if LEASE in infos else 0.0
         elif (self.folder / LEASE).exists():
             self.beat = (self.folder / LEASE).stat().st_mtime
@@ -248,11 +249,7 @@ def listed(runs: str) -> list[dict[str, Any]]:
 
 def _row(location: str) -> dict[str, Any]:
     try:
-        if is_url(location):
-            folder = local_folder(location, WATCHED)
-            view = View(location, folder, Puller(RemoteFolder(location), folder))
-        else:
-            view = View(str(Path(location).absolute()), Path(location).absolute())
+        view = View.at(location)
         view.read(with_metrics=not is_url(location))
         return summary(view, time.time())
     except M2FError as error:

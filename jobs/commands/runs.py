@@ -1,5 +1,7 @@
 """Commands that train, score, and use networks."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +14,21 @@ PRESETS = Path(__file__).parents[1] / "presets"
 KNOWN = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 
 
-def _check_run(run: str) -> None:
-    """Report a run that does not exist before torch is imported, which takes seconds."""
+@contextlib.contextmanager
+def _opened(
+    run: str, checkpoint: str | None = None, *, needs_weights: bool = True
+) -> Iterator[str]:
+    """Yield the folder of a run; see `jobs.stored.opened`.
+
+    A run that does not exist is reported before torch is imported, which takes seconds.
+    """
     from jobs import config
 
     config.check_run(run)
+    from jobs.stored import opened
+
+    with opened(run, checkpoint, needs_weights=needs_weights) as folder:
+        yield str(folder)
 
 
 def demo(
@@ -119,12 +131,10 @@ def evaluate(
         return
 
     def job() -> dict[str, Any]:
-        _check_run(run)
-        from jobs.evaluate import evaluate as score
-        from jobs.stored import opened
+        with _opened(run, checkpoint) as folder:
+            from jobs.evaluate import evaluate as score
 
-        with opened(run, checkpoint) as folder:
-            return score(str(folder), checkpoint, data, images, target, run)
+            return score(folder, checkpoint, data, images, target, run)
 
     report(job, as_json)
 
@@ -161,12 +171,10 @@ def predict(
         locations = {"IMAGES": images, "--out": out}
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
         return
-    _check_run(run)
-    from jobs.predict import predict as job
-    from jobs.stored import opened
+    with _opened(run, checkpoint) as folder:
+        from jobs.predict import predict as job
 
-    with opened(run, checkpoint) as folder:
-        job(str(folder), images, out, checkpoint, threshold, target, run)
+        job(folder, images, out, checkpoint, threshold, target, run)
 
 
 def replay(
@@ -175,12 +183,10 @@ def replay(
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's samples.")] = None,
 ) -> None:
     """Draw the exact inputs and targets of the network at a step."""
-    _check_run(run)
-    from jobs.replay import replay as job
-    from jobs.stored import opened
+    with _opened(run, needs_weights=False) as folder:
+        from jobs.replay import replay as job
 
-    with opened(run, needs_weights=False) as folder:
-        job(str(folder), step, rank)
+        job(folder, step, rank)
 
 
 def export(
@@ -192,12 +198,10 @@ def export(
     checkpoint: Checkpoint = None,
 ) -> None:
     """Write the weights in the format of another library, with a model card."""
-    _check_run(run)
-    from jobs.export import export as job
-    from jobs.stored import opened
+    with _opened(run, checkpoint) as folder:
+        from jobs.export import export as job
 
-    with opened(run, checkpoint) as folder:
-        job(str(folder), to, out, checkpoint)
+        job(folder, to, out, checkpoint)
 
 
 def bench(

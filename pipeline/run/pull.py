@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
 from pipeline.run import checkpoint, stop, storage
 from pipeline.run.eventlog import EVENTS, is_log_of_host
-from pipeline.run.folder import CHECKPOINTS, CONFIG, choose_checkpoint
+from pipeline.run.folder import CHECKPOINTS, choose_checkpoint
 from pipeline.run.storage import OF_COMMAND, Puller, is_ahead, is_record, is_small
 from shards.errors import UsageError
 from shards.files import read_regular
@@ -134,9 +134,7 @@ def take_records(url: str, folder: Path) -> None:
         UsageError: There is no run.
         M2FError: The storage does not answer, or the disk refuses a file.
     """
-    names = set(Puller(RemoteFolder(url), folder).pull(is_small))
-    if CONFIG not in names:
-        raise UsageError("no run is there", where=url, fix="give the URL of a run's folder")
+    names = set(Puller(RemoteFolder(url), folder).pull_run(is_small))
     there = storage.committed(names)
     for path in checkpoint.folders(folder / CHECKPOINTS):
         if path.name not in there:

@@ -11,6 +11,7 @@ from pipeline.run.checkpoint import COMMITTED
 from pipeline.run.folder import CHECKPOINTS, CONFIG
 from pipeline.run.lease import LEASE
 from pipeline.run.location import mark
+from shards.errors import UsageError
 from shards.file_info import FileInfo
 from shards.files import disk_errors, expanded, leaves_folder, make_folder, read_regular
 from shards.remote import RemoteFolder, RetryPolicy
@@ -130,6 +131,19 @@ class Puller:
                 if wanted(name) and name not in infos:
                     path.unlink(missing_ok=True)
                     self._seen.pop(name, None)
+        return infos
+
+    def pull_run(self, wanted: Wanted) -> dict[str, FileInfo]:
+        """Pull as `pull` does, and check that a run is there.
+
+        Raises:
+            UsageError: There is no run.
+            M2FError: The storage does not answer, or the disk refuses a file.
+        """
+        infos = self.pull(wanted)
+        if CONFIG not in infos:
+            fix = "give the URL of a run's folder"
+            raise UsageError("no run is there", where=self.remote.url, fix=fix)
         return infos
 
 
