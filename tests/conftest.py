@@ -6,6 +6,7 @@ small disk, chromium, or the permission to make network namespaces (with SLURM i
 
 import os
 import signal
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -58,3 +59,11 @@ hypothesis.settings.register_profile(
     "untimed", deadline=None
 )  # a busy machine must not fail a test
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> Path:
+    """The CC BY sample of COCO as shard sets. Tests must not change it."""
+    from tests.jobs import small  # imports all commands, which many tests do not need
+
+    return small.photographs(tmp_path_factory.getbasetemp())

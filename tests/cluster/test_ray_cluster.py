@@ -33,15 +33,10 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory) -> Path:
-    return small.photographs(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory, shards) -> Path:
+def local(tmp_path_factory, photographs) -> Path:
     """Return the folder of the run as two workers of one machine train it."""
     folder = tmp_path_factory.mktemp("local")
-    outcome = small.finish(small.start(folder, *small.words(shards, "scaling.threads=1")))
+    outcome = small.finish(small.start(folder, *small.words(photographs, "scaling.threads=1")))
     assert outcome.code == 0, outcome.err
     return folder / RUN
 
@@ -92,9 +87,9 @@ def weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in newest.iterdir() if path.is_file()}
 
 
-def test_two_hosts_train_the_bytes_of_one_machine(cluster, shards, local, tmp_path):
+def test_two_hosts_train_the_bytes_of_one_machine(cluster, photographs, local, tmp_path):
     """Also if their link is down for less than a worker waits."""
-    command = train(cluster, shards, tmp_path)
+    command = train(cluster, photographs, tmp_path)
     wait_for(has_step(tmp_path, 4))
     cluster.hosts[1].cut_link()
     time.sleep(3)
@@ -130,8 +125,8 @@ def test_scores_and_predictions_are_those_of_one_machine(cluster, local, tmp_pat
     assert not compared.subdirs["panoptic"].diff_files
 
 
-def test_what_the_user_can_correct_is_one_line(cluster, shards, tmp_path):
-    words = small.words(shards)
+def test_what_the_user_can_correct_is_one_line(cluster, photographs, tmp_path):
+    words = small.words(photographs)
     lines = []
     for changes, access in (
         ([], {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}),
@@ -155,16 +150,16 @@ def test_what_the_user_can_correct_is_one_line(cluster, shards, tmp_path):
     assert not [*workers(cluster.hosts[0]), *workers(cluster.hosts[1])]
 
 
-def test_a_killed_command_and_a_lost_host_cost_no_weights(cluster, shards, local, tmp_path):
+def test_a_killed_command_and_a_lost_host_cost_no_weights(cluster, photographs, local, tmp_path):
     first, second = cluster.hosts
-    command = train(cluster, shards, tmp_path)
+    command = train(cluster, photographs, tmp_path)
     wait_for(has_step(tmp_path, 2))
     assert len(workers(first)) == len(workers(second)) == 1
     os.killpg(command.pid, 9)
     command.wait()
     wait_for(lambda: not [*workers(first), *workers(second)])
 
-    command = train(cluster, shards, tmp_path)
+    command = train(cluster, photographs, tmp_path)
     wait_for(has_step(tmp_path, 8))
     second.cut_link()
     wait_for(lambda: not workers(first))  # the cluster has given the host up

@@ -1,16 +1,10 @@
-"""Shard sets, and an uninterrupted run."""
+"""An uninterrupted run."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.jobs import small
-
-
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory) -> Path:
-    """Return the CC BY sample of COCO as shard sets; tests must not change it."""
-    return small.photographs(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

@@ -137,15 +137,14 @@ def complaint(outcome: Outcome) -> str:
     return line
 
 
-def last_state(run: Path) -> dict[str, torch.Tensor]:
+def last_state(run: Path, steps: int = STEPS) -> dict[str, torch.Tensor]:
     """Return the weights and moments in the last checkpoint of a run that has taken all steps."""
-    (path,) = run.glob(f"{CHECKPOINTS}/step-{STEPS:09d}-a*/{checkpoint.STATE}")
+    (path,) = run.glob(f"{CHECKPOINTS}/step-{steps:09d}-a*/{checkpoint.STATE}")
     return load_file(path)
 
 
-def assert_same_state(run: Path, other: Path) -> None:
-    """Compare the last checkpoints of two runs, to the bit."""
-    ours, theirs = last_state(run), last_state(other)
+def assert_same_state(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Compare the weights and moments of two runs, to the bit."""
     assert ours.keys() == theirs.keys()
     assert sum(name.startswith("exp_avg_sq.") for name in ours) > 50
     for name in ours:

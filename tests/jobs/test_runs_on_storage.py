@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load
 
 from pipeline.run import checkpoint, storage
 from pipeline.run.eventlog import EVENTS
-from pipeline.run.folder import CHECKPOINTS
 from pipeline.run.track import METRICS
 from shards.files import whole_file
 from shards.jsonl import parse, rows
@@ -179,11 +177,7 @@ def test_no_step_is_lost_or_doubled_and_the_weights_are_those_of_an_undisturbed_
         for n in story.objects
         if f"step-{small.STEPS:09d}-a" in n and n.endswith(checkpoint.STATE)
     ]
-    (path,) = undisturbed.glob(f"{CHECKPOINTS}/step-{small.STEPS:09d}-a*/{checkpoint.STATE}")
-    ours, theirs = load(story.objects[name]), load(path.read_bytes())
-    assert ours.keys() == theirs.keys()
-    for tensor in ours:
-        assert torch.equal(ours[tensor], theirs[tensor]), tensor
+    small.assert_same_state(load(story.objects[name]), small.last_state(undisturbed))
 
 
 def test_storage_holds_the_whole_run_and_the_checkpoints_that_are_kept(story):
