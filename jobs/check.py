@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
-from jobs.cluster.ray_cluster import Node
+from jobs import config as configs
+from jobs.cluster.ray_cluster import Node, nodes
+from jobs.cluster.target import Target
 from jobs.config import Config
 from jobs.inputs import check_exist, warn_if_unlearnable
 from jobs.worker import cpus_per_worker
@@ -18,6 +20,22 @@ from pipeline.run.class_match import match_classes
 from pipeline.run.restore import initial_weights
 from shards.errors import UsageError
 from shards.format.taxonomy import Taxonomy
+
+
+def load(preset: str, overrides: list[str], target: Target) -> tuple[Config, Sequence[Node] | None]:
+    """Return the config that is trained at a target, and the nodes there; None for this machine.
+
+    Args:
+        preset: Name of a preset, or path of a YAML file.
+        overrides: Settings as `key=value`.
+        target: This machine, or a Ray cluster.
+
+    Raises:
+        UsageError: The config is wrong, or the cluster cannot be joined.
+    """
+    cluster = nodes(target.cluster) if target.cluster else None
+    gpus = None if cluster is None else int(sum(node.gpus for node in cluster))
+    return configs.load(preset, overrides, gpus), cluster
 
 
 def check(

@@ -54,6 +54,11 @@ class Home:
         """The location of the run for people."""
         return self.url or str(self.folder)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the run starts at step 0, because no checkpoint is known."""
+        return not checkpoint.committed(self.folder / CHECKPOINTS)
+
     def take(self) -> None:
         """Bring the records of a run on storage, if it exists, to the folder.
 

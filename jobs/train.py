@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from jobs import config as configs
-from jobs.check import check, uses_gpu
-from jobs.cluster.ray_cluster import Node, Variables, join, nodes
+from jobs.check import check, load, uses_gpu
+from jobs.cluster.ray_cluster import Node, Variables, join
 from jobs.cluster.ready import require_ready
 from jobs.cluster.target import HERE, Target
 from jobs.config import Config
@@ -67,15 +67,12 @@ def train(
             f"RAY_ADDRESS={ignored} is ignored: train runs on this machine without --on auto",
             stacklevel=2,
         )
-    cluster = nodes(target.cluster) if target.cluster else None
-    gpus = None if cluster is None else int(sum(node.gpus for node in cluster))
-    config = configs.load(preset, overrides, gpus)
+    config, cluster = load(preset, overrides, target)
     home = Home.of(config)
     home.take()
-    fresh = not committed(home.folder / CHECKPOINTS)
-    stores = check(config, fresh=fresh, cluster=cluster)
+    stores = check(config, home.is_fresh, cluster)
     if target.cluster and cluster and check_hosts:
-        require_ready(config, fresh, target.cluster, cluster)
+        require_ready(config, home.is_fresh, target.cluster, cluster)
     with home.named():
         check_new(home.folder)  # before the lock makes a file in it
         with _lock(home.folder), home.lease() as lease:

@@ -5,20 +5,17 @@ import platform
 from collections.abc import Sequence
 from typing import Any
 
-from jobs import config as configs
-from jobs.check import check, uses_gpu
+from jobs.check import check, load, uses_gpu
 from jobs.cluster.findings import Finding, merged, refuse, report, to_json
 from jobs.cluster.judge import size
 from jobs.cluster.needs import Needs, needs_of
 from jobs.cluster.preflight import ask_cluster, ask_here
-from jobs.cluster.ray_cluster import Node, nodes
+from jobs.cluster.ray_cluster import Node
 from jobs.cluster.target import Target
 from jobs.config import Config
 from jobs.stored import Home
 from jobs.worker import threads_per_worker
 from pipeline.data.split import BatchSplit
-from pipeline.run.checkpoint import committed
-from pipeline.run.folder import CHECKPOINTS
 from shards.errors import M2FError
 
 PATIENCE = 3  # of `train`, which must not fail because a host is busy
@@ -52,16 +49,14 @@ def ready(preset: str, overrides: list[str], target: Target) -> Readiness:
     Raises:
         UsageError: The config is wrong, or the cluster cannot be joined.
     """
-    cluster = nodes(target.cluster) if target.cluster else None
-    gpus = None if cluster is None else int(sum(node.gpus for node in cluster))
-    config = configs.load(preset, overrides, gpus)
+    config, cluster = load(preset, overrides, target)
     needs = needs_of(config, uses_gpu(config, cluster))
     print(summary(config, needs, is_here=cluster is None))
     fresh, findings = True, []
     try:
         home = Home.of(config)
         home.take()
-        fresh = not committed(home.folder / CHECKPOINTS)
+        fresh = home.is_fresh
         check(config, fresh, cluster)
     except M2FError as error:
         findings.append(Finding.of(platform.node(), error))

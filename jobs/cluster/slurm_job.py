@@ -155,7 +155,7 @@ def _requeue(job: Job, result: Result) -> int:
         _say("the job is not requeued; to resume the run, submit the same command again")
         return result.code
     if _without_progress(job) > MOST_WITHOUT_PROGRESS:
-        fix = f"see {job.state.with_suffix('.ray.log')}"
+        fix = f"see {job.state.with_suffix(RAY_LOG)}"
         what = f"{MOST_WITHOUT_PROGRESS} restarts made no progress: {result.again}"
         raise Failed(what, where=f"job {job.id}", fix=fix)
     _patiently(lambda: scontrol.requeue(job.id))

@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+from jobs.cluster.ray_cluster import ALIVE
 from jobs.cluster.slurm_step import ENDED
 from jobs.interrupts import Ended, handled, requests
 from jobs.processes import adopt_orphans, end_descendants
@@ -27,7 +28,6 @@ POLL_S = 1.0
 ASK_S = 10
 HEAD_S = 300  # for the head to listen
 STARTED = "ray_current_cluster"  # `ray start` writes it into its folder once Ray is up
-ALIVE = 0  # the state of a node that Ray's head can reach
 
 
 def main() -> int:
