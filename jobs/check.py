@@ -96,7 +96,7 @@ def check_fits(config: Config, cluster: Sequence[Node], workers: int) -> None:
         raise UsageError(what, where=where, fix=f"write at most {gpus}, or scaling.gpu=false")
     cpus = cpus_per_worker(config)
     if (fitting := sum(node.capacity(cpus, use_gpu) for node in cluster)) < workers:
-        known = ", ".join(f"{node.host}: {node.cpus:g}" for node in cluster)
+        known = ", ".join(sorted(f"{node.host}: {node.cpus:g}" for node in cluster))
         raise UsageError(
             f"the CPUs of the cluster ({known}) suffice for {fitting} workers that reserve {cpus} "
             "each on one node",
