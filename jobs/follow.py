@@ -16,7 +16,7 @@ from shards.text import printable
 
 POLL_S = 0.5
 PLAIN_LINE_EVERY_S = 15  # if the output is not a terminal, and there is no progress bar
-SHOWN = {"step": int, "time": float, "loss": float, "images_per_s": float}  # of a row of metrics
+SHOWN = {"step": int, "attempt": int, "loss": float, "images_per_s": float}  # of a row of metrics
 SILENT = (events.Checkpoint, events.Finish)
 
 
@@ -45,7 +45,7 @@ class Follower:
         self._task = self._progress.add_task("", total=steps, text="starting workers")
         self._last_printed, self._last_step = time.monotonic(), -1
         self._warnings: set[str] = set()
-        self._start = time.time()  # of this command, then of its workers
+        self._attempt: int | None = None  # of the workers of this command
 
     def __enter__(self) -> "Follower":
         self._progress.start()
@@ -72,7 +72,7 @@ class Follower:
         row = next(filter(self._is_shown, reversed(self._metrics.read())), None)
         if row is None or row["step"] == self._last_step:
             return
-        if row["time"] < self._start:  # of an earlier command; the workers have not removed it yet
+        if row["attempt"] != self._attempt:  # of earlier workers
             return
         self._last_step = row["step"]
         text = f"loss {row['loss']:.1f}  {row['images_per_s']:.1f} images/s"
@@ -92,7 +92,7 @@ class Follower:
                 return
             self._warnings.add(event.text)
         if isinstance(event, events.Start):
-            self._start = event.time
+            self._attempt = event.attempt
             self._progress.reset(self._task, completed=event.step, text="")
         if not isinstance(event, SILENT):
             self._print(event.describe())

@@ -27,7 +27,7 @@ from shards.remote import RemoteFolder
 SERIES = (
     *("step", "time", "loss", "loss_ce", "loss_mask", "loss_dice", "lr", "grad_norm", "step_s"),
     *("data_wait_s", "images_per_s", "images_per_s_per_worker", "damaged_samples"),
-    "skipped_steps",
+    *("skipped_steps", "attempt"),
 )
 MAX_NUMBER = 1e300
 WATCHED = "watched"  # the folders of this host for runs on storage that are watched

@@ -23,7 +23,9 @@ KINDS: tuple[str, ...] = (
 def ledger(history: Sequence[Event]) -> dict[str, float]:
     """Return the seconds of each of KINDS between the first command and the last event.
 
-    The time since the last checkpoint of workers that were not restarted yet counts as `train`.
+    The time since the last checkpoint of workers that were not restarted yet counts as `train`. The
+    seconds inside an attempt are those of a monotonic clock. Those between attempts follow from the
+    times of events, of which a clock that was set back makes negative differences; they count as 0.
 
     Args:
         history: The events of the run, in their order.
@@ -45,8 +47,9 @@ def ledger(history: Sequence[Event]) -> dict[str, float]:
             seconds["train"] += max(0.0, events[-1].time - recorded)
             continue
         end = min(max(events[-1].time, following[0].last_sign, recorded), following[0].time)
-        seconds["lost"] += end - recorded
-        _add_gap(seconds, start, end, following[0])
+        gap = {"lost": end - recorded, **_gap(start, end, following[0])}
+        for kind, spent in gap.items():
+            seconds[kind] += max(0.0, spent)
     return seconds
 
 
@@ -82,11 +85,9 @@ def _kept(events: Sequence[Event], step: int | None) -> Checkpoint | Stopped | F
     return next((r for r in reversed(records) if step is None or r.step <= step), None)
 
 
-def _add_gap(seconds: dict[str, float], start: Start, end: float, following: Start) -> None:
-    """Add the time between the end of an attempt and the next one."""
+def _gap(start: Start, end: float, following: Start) -> dict[str, float]:
+    """Return the seconds of each kind between the end of an attempt and the next one."""
     if following.launch == start.launch:
-        seconds["recover"] += following.time - end
-        return
+        return {"recover": following.time - end}
     command = max(end, _command_time(following))
-    seconds["stopped"] += command - end
-    seconds["start"] += following.time - command
+    return {"stopped": command - end, "start": following.time - command}

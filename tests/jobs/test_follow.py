@@ -57,8 +57,8 @@ TORN = (
         b'{"event": "damage", "text": 7}',
     ),
     *(b'{"event": "quarantined", "step": 1, "samples": [7]}', b'{"step": 3, "loss": null}'),
-    b'{"step": 1%s, "time": 1e99, "loss": 1.0, "images_per_s": 1.0}' % (b"0" * 400),
-    b'{"step": 4, "loss": 1.0, "images_per_s": 1.0}',
+    b'{"step": 1%s, "attempt": 2, "loss": 1.0, "images_per_s": 1.0}' % (b"0" * 400),
+    b'{"step": 4, "attempt": 2, "loss": 1, "images_per_s": 1.0}',
     *(
         b'{"step": "x", "loss": 1.0, "images_per_s": 1.0}',
         b'{"event": "damage", "text": "\\ud800"}',
@@ -71,8 +71,9 @@ TORN = (
 def test_no_line_of_a_record_stops_the_follower(tmp_path, capsys, monkeypatch, name, line):
     monkeypatch.setattr(follow, "POLL_S", 0.01)
     monkeypatch.setattr(follow, "PLAIN_LINE_EVERY_S", -1)
-    row = {"step": 3, "time": time.time() + 9, "loss": 2.0, "images_per_s": 4.0}
+    row = {"step": 3, "attempt": 2, "loss": 2.0, "images_per_s": 4.0}
     with Follower(tmp_path, steps=16) as follower:
+        eventlog.append(tmp_path, events.Start(world_size=1, step=0, attempt=2))
         append(tmp_path / METRICS, row)
         with (tmp_path / name).open("ab") as file:
             file.write(line)
@@ -101,17 +102,20 @@ def test_no_file_stops_the_follower(tmp_path, capsys, monkeypatch, name):
 
 
 def test_metrics_of_an_earlier_command_are_not_progress(tmp_path, capsys, monkeypatch):
-    """They are on disk until the resumed workers remove the steps past their checkpoint."""
+    """They are on disk until the resumed workers remove the steps past their checkpoint.
+
+    The clocks of the hosts do not matter.
+    """
     monkeypatch.setattr(follow, "POLL_S", 0.01)
     monkeypatch.setattr(follow, "PLAIN_LINE_EVERY_S", -1)
-    row = {"step": 285, "time": time.time() - 60, "loss": 2.0, "images_per_s": 4.0}
+    row = {"step": 285, "attempt": 1, "time": 9e9, "loss": 2.0, "images_per_s": 4.0}
     append(tmp_path / METRICS, row)
     with Follower(tmp_path, steps=300) as follower:
         time.sleep(0.1)
-        eventlog.append(tmp_path, events.Start(world_size=1, step=200))
+        eventlog.append(tmp_path, events.Start(world_size=1, step=200, attempt=2))
         time.sleep(0.1)
         assert follower._progress.tasks[0].completed == 200
-        append(tmp_path / METRICS, row | {"step": 201, "time": time.time()})
+        append(tmp_path / METRICS, row | {"step": 201, "attempt": 2, "time": 1.0})
         time.sleep(0.1)
         assert follower._progress.tasks[0].completed == 201
     printed = capsys.readouterr().out

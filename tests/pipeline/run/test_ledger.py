@@ -1,5 +1,7 @@
 """Every second of a run's wall time is in exactly one kind, and work that was repeated is lost."""
 
+import dataclasses
+
 import pytest
 
 from pipeline.run.events import Checkpoint, Failure, Finish, Start, Stopped
@@ -72,6 +74,20 @@ def test_work_before_a_damaged_checkpoint_is_lost():
     assert found["train"] == 40 + 30
     assert found["lost"] == (178 - 160) + (230 - 190)
     assert sum(found.values()) == 960
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_changes_no_time_of_the_workers(jump):
+    """The clock is set between the first two attempts."""
+    history = [
+        dataclasses.replace(event, time=event.time + jump) if number >= 4 else event
+        for number, event in enumerate(HISTORY)
+    ]
+    found = ledger(history)
+    for kind in ("data", "train", "evaluate", "checkpoint"):
+        assert found[kind] == EXPECTED[kind]
+    assert min(found.values()) >= 0
+    assert goodput(found) <= 1
 
 
 @pytest.mark.parametrize("count", range(1, len(HISTORY) + 1))
