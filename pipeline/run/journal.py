@@ -12,7 +12,7 @@ import torch
 
 from pipeline.data.order import differences
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
-from pipeline.run import checkpoint, eventlog, events, quarantine, retention
+from pipeline.run import checkpoint, eventlog, events, quarantine
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.eventlog import Kind
 from pipeline.run.folder import (
@@ -30,14 +30,14 @@ from pipeline.run.location import location_of
 from pipeline.run.phases import Phases
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.restarts import next_attempt, run_id
+from pipeline.run.saver import Saver
 from pipeline.run.track import Tracker
-from pipeline.run.versions import versions
 from pipeline.run.wandb_media import Media
 from pipeline.score.headline import HEADLINE
 from pipeline.score.picture import Picture
 from pipeline.step.engine import Engine, Update
 from shards.errors import Failed, UsageError
-from shards.files import disk_errors, write_json
+from shards.files import write_json
 from shards.jsonl import Row, rows
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -90,6 +90,7 @@ class Journal:
         from_rank_0(lambda: self._rewind(progress.step))
         self._tracker.open(progress.step, info.data, self.phases)
         known = from_rank_0(lambda: rows(folder / QUARANTINE, quarantine.FIELDS))
+        self._saver = Saver(folder, info, self.attempt, self.event, self.phases)
         self._quarantine = Quarantine(folder, info.max_damaged, known)
         self._skipped_in_a_row = 0
 
@@ -106,58 +107,8 @@ class Journal:
         return progress
 
     def save(self, progress: Progress, engine: Engine, *, required: bool) -> None:
-        """Write a checkpoint, and remove those that are not kept. All ranks must call it.
-
-        Args:
-            progress: How far the run has progressed.
-            engine: Holds the state.
-            required: Fail if the disk refuses the checkpoint. Otherwise the run continues without.
-
-        Raises:
-            Failed: The state has values that are not finite: nothing is written or removed. Or a
-                required checkpoint cannot be written.
-        """
-        folder = self.folder / CHECKPOINTS / checkpoint.name_of(progress.step, self.attempt)
-        state = engine.state()
-        if name := from_rank_0(lambda: checkpoint.not_finite(state)):
-            raise Failed(
-                f"{name} has values that are not finite, so that no checkpoint is written",
-                where=f"step {progress.step}",
-                fix="train another name=NAME with a lower optimizer.lr"
-                if progress.step
-                else "give other model.weights or model.init_from",
-            )
-        if self.info.zero_stage == 3:
-            engine.save_shards(folder / "deepspeed")
-        from_rank_0(lambda: self._write(folder, progress, state, required))
-
-    def _write(
-        self, folder: Path, progress: Progress, state: dict[str, torch.Tensor], required: bool
-    ) -> None:
-        trainer = TrainerState(
-            progress,
-            self.info.order,
-            self.world,
-            self.info.zero_stage,
-            self.info.taxonomy,
-            versions(),
-        )
-        try:
-            checkpoint.save(folder, state, trainer)
-        except OSError as error:
-            self.event(events.CheckpointFailed(step=progress.step, error=str(error)))
-            if not required:
-                return
-            with disk_errors(folder):
-                raise
-        self.event(self._progressed(events.Checkpoint, progress, folder=folder.name))
-        checkpoints = self.folder / CHECKPOINTS
-        steps = [checkpoint.step_of(path) for path in checkpoint.committed(checkpoints)]
-        best = best_step(self.folder, self.info.task, steps)
-        try:
-            retention.prune(checkpoints, progress.step, self.info.keep, best)
-        except OSError as error:
-            warnings.warn(f"an old checkpoint cannot be removed: {error}", stacklevel=2)
+        """Write a checkpoint; see `Saver.save`. All ranks must call it."""
+        self._saver.save(progress, engine, required=required)
 
     def event(self, event: events.Event) -> None:
         """Record an event."""
