@@ -13,6 +13,7 @@ from pipeline.data.training import TrainingData
 from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
 from pipeline.pictures.gallery import Gallery
 from pipeline.run import stop
+from pipeline.run.guard import Guard
 from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
 from pipeline.run.restore import initialize
@@ -64,6 +65,7 @@ class Worker:
             lambda: TrainingData(settings.data, settings.task, settings.seed)
         )
         self.journal = Journal(folder, self._run_info(launch), self.device)
+        self.guard = Guard(self.journal)
         self.watchdog = Watchdog(
             folder,
             rank=rank,
@@ -121,7 +123,7 @@ class Worker:
             update = self.engine.step(lr_multiplier)
             self.progress = self.progress.after_step(settings.batch.size, update.applied)
             step = self.progress.step
-            journal.updated(step, update)
+            self.guard.updated(step, update)
             is_last = step == settings.trainer.steps
             if step % settings.trainer.log_every == 0 or is_last:
                 self._log(losses, lr_multiplier, update.grad_norm)

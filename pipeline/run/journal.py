@@ -35,13 +35,10 @@ from pipeline.run.track import Tracker
 from pipeline.run.wandb_media import Media
 from pipeline.score.headline import HEADLINE
 from pipeline.score.picture import Picture
-from pipeline.step.engine import Engine, Update
-from shards.errors import Failed, UsageError
+from pipeline.step.engine import Engine
+from shards.errors import UsageError
 from shards.files import write_json
 from shards.jsonl import Row, rows
-
-MAX_SKIPPED_IN_A_ROW = 20
-ALERT_SKIPPED_IN_A_ROW = 5
 
 
 class Journal:
@@ -92,7 +89,6 @@ class Journal:
         known = from_rank_0(lambda: rows(folder / QUARANTINE, quarantine.FIELDS))
         self._saver = Saver(folder, info, self.attempt, self.event, self.phases)
         self._quarantine = Quarantine(folder, info.max_damaged, known)
-        self._skipped_in_a_row = 0
 
     def resume(self, engine: Engine) -> Progress:
         """Load the checkpoint, if there is one, into the engine; return the run's progress."""
@@ -134,25 +130,9 @@ class Journal:
             self.event(events.Quarantined(step=step, samples=keys))
             self._quarantine.add(step, found, write=self.rank == 0)
 
-    def updated(self, step: int, update: Update) -> None:
-        """Record the step if its update was skipped.
-
-        Raises:
-            Failed: The last MAX_SKIPPED_IN_A_ROW updates were all skipped.
-        """
-        if update.applied:
-            self._skipped_in_a_row = 0
-            return
-        self._skipped_in_a_row += 1
-        self.event(events.Skipped(step=step, grad_norm=str(update.grad_norm)))
-        if self._skipped_in_a_row == ALERT_SKIPPED_IN_A_ROW:
-            self._tracker.alert("skipped", f"steps up to {step}: gradients are not finite")
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise Failed(
-                f"{self._skipped_in_a_row} gradients in a row are not finite",
-                where=f"step {step}",
-                fix="lower optimizer.lr",
-            )
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert to the people who follow the run in W&B."""
+        self._tracker.alert(title, text)
 
     def is_scored(self, step: int) -> bool:
         """Return whether a step has been scored, perhaps before a restart."""

@@ -18,7 +18,7 @@ from pipeline.run import checkpoint
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.folder import CHECKPOINTS
-from pipeline.run.journal import MAX_SKIPPED_IN_A_ROW
+from pipeline.run.guard import MAX_SKIPPED_IN_A_ROW
 from pipeline.run.track import METRICS
 from pipeline.settings import BatchSettings, CheckpointSettings, RunSettings, TrainerSettings
 from pipeline.step.draws import Draws
@@ -301,7 +301,7 @@ def test_every_score_has_its_checkpoint(tmp_path):
     )
     worker = object.__new__(Worker)
     worker.settings, worker.folder, worker.device = settings, tmp_path, torch.device("cpu")
-    for part in ("watchdog", "split", "data", "train_step", "lr_multiplier"):
+    for part in ("guard", "watchdog", "split", "data", "train_step", "lr_multiplier"):
         setattr(worker, part, mock.MagicMock())
     worker.journal = journal = mock.MagicMock()
     journal.resume.return_value, journal.is_scored.return_value = Progress(), False
