@@ -1,5 +1,6 @@
 """The commands in the documents parse, their Python runs, and the files that they name exist."""
 
+import ast
 import re
 import shlex
 import sys
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PRESETS = {path.stem: path.read_text() for path in sorted(configs.PRESETS.glob("*.yaml"))}
 PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", *(f"docs/{page}.md" for page in (
     "benchmarks", "cluster", "cluster-kuberay", "cluster-ray", "cluster-slurm", "data", "design",
-    "faults", "model", "preflight", "storage", "watch",
+    "faults", "model", "preflight", "recovery", "storage", "watch",
 )))  # fmt: skip
 DOCUMENTS = {name: (ROOT / name).read_text() for name in PAGES}
 COMMANDS = typer.main.get_command(app).commands
@@ -90,6 +91,17 @@ def test_every_line_can_be_typed(document, line, sets):
 def test_the_first_two_commands_are_demo_and_test():
     demo, test, *_ = fenced(DOCUMENTS["README.md"])
     assert (demo, test) == ("./launch.sh demo", "./launch.sh test")
+
+
+@pytest.mark.parametrize(
+    "row",
+    re.findall(r"^\| (?!event |---).*$", DOCUMENTS["docs/recovery.md"], re.MULTILINE),
+    ids=lambda row: row[2:50],
+)
+def test_every_row_of_the_recovery_page_has_its_test(row):
+    file, name = re.search(r"\| `([\w/]+\.py)::(\w+)` \|$", row).groups()
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_the_table_lists_every_command():

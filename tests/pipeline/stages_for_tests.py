@@ -81,6 +81,10 @@ def hang(sample):
     time.sleep(1000)
 
 
+def hang_on_one_rank(sample):
+    return hang(sample) if os.environ["RANK"] == "1" else sample
+
+
 def broken_on_one_rank(sample):
     return broken(sample) if os.environ["RANK"] == "1" else sample
 
