@@ -20,6 +20,9 @@ ALLOWED_SKIPS = ("gpu", "mount", "chromium", "namespaces")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+# The processes of `./launch.sh test` share the cores.
+processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
 _unexpected_skips: list[str] = []
 
 
