@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs import config as configs
 from jobs.check import check, load, uses_gpu
@@ -32,6 +33,9 @@ from pipeline.step import cpu_helper
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.locks import file_lock
 
+if TYPE_CHECKING:
+    from jobs.faults import Faults
+
 LOGS = Path("ray", "logs")
 ENDING_S = 3  # after which the workers of a killed command have ended
 
@@ -42,6 +46,7 @@ def train(
     command: str | None = None,
     target: Target = HERE,
     check_hosts: bool = True,
+    faults: "Faults | None" = None,
 ) -> Path:
     """Train a preset, or resume the run of that name.
 
@@ -51,6 +56,7 @@ def train(
         command: The command line that resumes the run, if it is not that of `train`.
         target: This machine, or a Ray cluster.
         check_hosts: Whether to check the hosts of a cluster first.
+        faults: Faults to inject on purpose.
 
     Returns:
         The run folder; if the run is on storage, the folder of this host that shows it.
@@ -68,6 +74,8 @@ def train(
             stacklevel=2,
         )
     config, cluster = load(preset, overrides, target)
+    if faults:
+        faults.plan(config)
     home = Home.of(config)
     home.take()
     stores = check(config, home.is_fresh, cluster)
@@ -82,8 +90,9 @@ def train(
             home.publish()
             on = ["--on", str(target)] if target.cluster else []
             on += [] if check_hosts else ["--no-check"]
+            on += faults.options if faults else []
             command = command or shlex.join(["./launch.sh", "train", preset, *overrides, *on])
-            _fit(config, home, lease, command, target, cluster)
+            _fit(config, home, lease, command, target, cluster, faults)
     print(f"done: {home.shown}/{SUMMARY}")
     return home.folder
 
@@ -116,6 +125,7 @@ def _fit(
     command: str,
     target: Target,
     cluster: Sequence[Node] | None,
+    faults: "Faults | None",
 ) -> None:
     """Train in workers below a Ray that lives as long as this command, or on a cluster.
 
@@ -126,6 +136,7 @@ def _fit(
         command: The command line that resumes the run.
         target: This machine, or a Ray cluster.
         cluster: The nodes of the cluster.
+        faults: Faults to inject on purpose.
     """
     job = Job(
         configs.to_dict(config),
@@ -135,6 +146,7 @@ def _fit(
         use_gpu=uses_gpu(config, cluster),
         url=home.url,
         owner=lease.owner,
+        faults=faults and faults.schedule,
     )
     if target.cluster and cluster:
         job = replace(job, is_spread=True, variables=Variables.forwarded())
@@ -146,7 +158,7 @@ def _fit(
         print("compiling DeepSpeed's CPU helper, once per environment (about a minute)", flush=True)
         cpu_helper.compile_alone()
     home.withdraw_stop()
-    with handled(requests.receive):
+    with handled(requests.receive), faults.of_command(job) if faults else contextlib.nullcontext():
         outcome = _run(config, job, start, home, lease)
     lease.check()
     with contextlib.suppress(Failed):  # the storage is away; the next command does it

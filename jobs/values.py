@@ -168,6 +168,8 @@ def _interpret(value: Any, declared: Any, key: str) -> Any:
         raise SettingError(key, " is not a section", f"it must be {type_name(declared)}")
     if isinstance(value, list) and (kind is Any or typing.get_origin(kind) is list):
         entry = (*typing.get_args(kind), Any)[0]
+        if is_settings(entry):
+            return [_interpret(item, entry, f"{key}[{n}]") for n, item in enumerate(value)]
         return [_interpret(item, entry, key) for item in value]
     if not isinstance(value, Plain):
         return value

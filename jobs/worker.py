@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,9 @@ from pipeline.step import cpu_helper
 from shards.errors import Failed, M2FError, UsageError
 from shards.scratch import name_semaphores, private_folder
 
+if TYPE_CHECKING:
+    from pipeline.run.fault_schedule import Schedule
+
 
 @dataclass(frozen=True)
 class Job:
@@ -41,6 +44,7 @@ class Job:
         variables: Environment variables that they need there.
         url: The run on storage; None if it is in `folder`, which all workers share.
         owner: The owner in the run's lease.
+        faults: Faults to inject on purpose.
     """
 
     config: dict[str, Any]
@@ -52,6 +56,7 @@ class Job:
     variables: Variables = field(default_factory=Variables)
     url: str | None = None
     owner: str = ""
+    faults: "Schedule | None" = None
 
     @property
     def copy(self) -> WorkingCopy | None:
@@ -239,7 +244,7 @@ def _train(config: Config, job: Job, private: Path | None) -> str | M2FError:
             return error
         eventlog.separate_hosts()
         with copy.kept(config) if copy else contextlib.nullcontext():
-            is_done = train_worker(config, folder, job.launch)
+            is_done = train_worker(config, folder, job.launch, job.faults)
         dist.destroy_process_group()
     except Exception as error:
         rank = get_context().get_world_rank()

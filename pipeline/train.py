@@ -1,7 +1,9 @@
 """The training loop of one worker. It knows torch.distributed, and not who started it."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch.backends import cudnn
@@ -27,8 +29,14 @@ from pipeline.step.optimizer import parameter_groups
 from pipeline.step.schedule import lr_multiplier
 from pipeline.step.step import TrainingStep, global_losses
 
+if TYPE_CHECKING:
+    from pipeline.run.fault_schedule import Schedule
+    from pipeline.run.faults import Injector
 
-def train(settings: RunSettings, folder: Path, launch: str = "") -> bool:
+
+def train(
+    settings: RunSettings, folder: Path, launch: str = "", faults: "Schedule | None" = None
+) -> bool:
     """Train until `trainer.steps`, from the newest intact checkpoint or from scratch.
 
     Call it on every rank of an initialized process group. If the run is asked to stop, all ranks
@@ -38,6 +46,7 @@ def train(settings: RunSettings, folder: Path, launch: str = "") -> bool:
         settings: The settings of the run.
         folder: The run folder.
         launch: Identifier of the user's command, which its restarts share.
+        faults: Faults to inject on purpose.
 
     Returns:
         Whether the run has taken all its steps.
@@ -45,17 +54,19 @@ def train(settings: RunSettings, folder: Path, launch: str = "") -> bool:
     rank, _ = rank_and_world()
     with recorded_warnings(folder, rank):
         try:
-            worker = Worker(settings, folder, launch)
+            worker = Worker(settings, folder, launch, faults)
         except stop.Stopped:
             return False
-        with worker.watchdog:
+        with worker.watchdog, worker.faults or nullcontext():
             return worker.run()
 
 
 class Worker:
     """One rank: its part of the data, its engine, and the records of the run."""
 
-    def __init__(self, settings: RunSettings, folder: Path, launch: str):
+    def __init__(
+        self, settings: RunSettings, folder: Path, launch: str, faults: "Schedule | None" = None
+    ):
         self.settings, self.folder = settings, folder
         rank, world = rank_and_world()
         self.device = rank_device()
@@ -75,6 +86,13 @@ class Worker:
             limit_s=settings.trainer.hang_timeout_s,
         )
         self.engine = self._engine()
+        self.faults: Injector | None = None
+        if faults:
+            from pipeline.run import faults as injection
+
+            self.faults = injection.Injector(
+                faults, folder, launch, self.journal.attempt, self.engine
+            )
         self.train_step = TrainingStep(
             self.engine,
             settings.criterion,
@@ -117,6 +135,8 @@ class Worker:
             journal.phases.enter("data")
             batch = self.train_step.receive(batches)
             journal.phases.enter("train")
+            if self.faults:
+                self.faults.before_step(self.progress.step + 1)
             journal.damaged(self.progress.step + 1, batch.damaged)
             losses = self.train_step.forward_backward(batch)
             lr_multiplier = self.lr_multiplier(self.progress.step)
@@ -147,6 +167,8 @@ class Worker:
 
     def _save(self, required: bool = False) -> None:
         self.journal.phases.enter("checkpoint")
+        if self.faults:
+            self.faults.before_checkpoint(self.progress.step)
         self.journal.save(self.progress, self.engine, required=required)
         self.saved_step = self.progress.step
 

@@ -9,6 +9,7 @@ import typer
 
 from jobs.commands.options import Checkpoint, DryRun, Json, On, Run, Site
 from jobs.console import report
+from shards.errors import UsageError
 
 PRESETS = Path(__file__).parents[1] / "presets"
 KNOWN = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
@@ -57,6 +58,10 @@ def train(
             "--check/--no-check", help="Check the hosts of a Ray cluster first; see check --help."
         ),
     ] = True,
+    allow_faults: Annotated[
+        Path | None,
+        typer.Option(help="YAML of faults to inject on purpose; see docs/recovery.md."),
+    ] = None,
 ) -> None:
     """Train a preset, or resume a run of the same name where it stopped.
 
@@ -75,15 +80,23 @@ def train(
     target, facts = dispatch.resolve(on, site, dry_run)
     changes = dispatch.with_runs(preset, overrides or [], facts)
     if target.is_submitted:
+        if allow_faults:
+            fix = "train here, or with --on HOST:PORT, or leave it out"
+            raise UsageError(f"--on {target} has no faults", where="--allow-faults", fix=fix)
         job = dispatch.train_job(preset, changes, target, facts)
         job.command.extend([] if check_hosts else ["--no-check"])
         dispatch.submit(job, target, dry_run)
         return
     gpus = 1 if target.cluster else None  # the number is not known yet
     check_exist(config.load(preset, changes, gpus))  # before seconds of imports
+    faults = None
+    if allow_faults:
+        from jobs.faults import Faults
+
+        faults = Faults.of(allow_faults)
     from jobs.train import train as train_here
 
-    train_here(preset, changes, target=target, check_hosts=check_hosts)
+    train_here(preset, changes, target=target, check_hosts=check_hosts, faults=faults)
 
 
 def settings(

@@ -7,6 +7,8 @@ from typing import ClassVar, Self
 from model.settings import fit
 from pipeline.distributed import is_lost_peer
 from pipeline.run.event import Event
+from pipeline.run.fault_events import Fault as Fault
+from pipeline.run.fault_events import FaultsArmed as FaultsArmed
 from shards import jsonl
 from shards.errors import M2FError, Problem
 
