@@ -47,6 +47,7 @@ def train(
     target: Target = HERE,
     check_hosts: bool = True,
     faults: "Faults | None" = None,
+    began: float | None = None,
 ) -> Path:
     """Train a preset, or resume the run of that name.
 
@@ -57,6 +58,7 @@ def train(
         target: This machine, or a Ray cluster.
         check_hosts: Whether to check the hosts of a cluster first.
         faults: Faults to inject on purpose.
+        began: When the command started, in seconds since 1970, if that was not now.
 
     Returns:
         The run folder; if the run is on storage, the folder of this host that shows it.
@@ -68,6 +70,7 @@ def train(
         Interrupted, Preempted: A signal ended the run. A checkpoint was written first, unless
             Ctrl-C was pressed twice.
     """
+    began = began or time.time()
     if target.cluster is None and (ignored := os.environ.get("RAY_ADDRESS")):
         warnings.warn(
             f"RAY_ADDRESS={ignored} is ignored: train runs on this machine without --on auto",
@@ -92,7 +95,7 @@ def train(
             on += [] if check_hosts else ["--no-check"]
             on += faults.options if faults else []
             command = command or shlex.join(["./launch.sh", "train", preset, *overrides, *on])
-            _fit(config, home, lease, command, target, cluster, faults)
+            _fit(config, home, lease, command, target, cluster, faults, began)
     print(f"done: {home.shown}/{SUMMARY}")
     return home.folder
 
@@ -126,6 +129,7 @@ def _fit(
     target: Target,
     cluster: Sequence[Node] | None,
     faults: "Faults | None",
+    began: float,
 ) -> None:
     """Train in workers below a Ray that lives as long as this command, or on a cluster.
 
@@ -137,6 +141,7 @@ def _fit(
         target: This machine, or a Ray cluster.
         cluster: The nodes of the cluster.
         faults: Faults to inject on purpose.
+        began: When the command started.
     """
     job = Job(
         configs.to_dict(config),
@@ -147,6 +152,7 @@ def _fit(
         url=home.url,
         owner=lease.owner,
         faults=faults and faults.schedule,
+        began=began,
     )
     if target.cluster and cluster:
         job = replace(job, is_spread=True, variables=Variables.forwarded())

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from pipeline.distributed import call_on_all_ranks
 from pipeline.run import eventlog, events
 from pipeline.run.folder import CONFIG
 from pipeline.run.restarts import is_crash_loop
+from pipeline.run.start_parts import StartParts
 from pipeline.run.working_copy import WorkingCopy
 from pipeline.step import cpu_helper
 from shards.errors import Failed, M2FError, UsageError
@@ -45,6 +47,7 @@ class Job:
         url: The run on storage; None if it is in `folder`, which all workers share.
         owner: The owner in the run's lease.
         faults: Faults to inject on purpose.
+        began: When the command started, in seconds since 1970.
     """
 
     config: dict[str, Any]
@@ -57,6 +60,7 @@ class Job:
     url: str | None = None
     owner: str = ""
     faults: "Schedule | None" = None
+    began: float = 0.0
 
     @property
     def copy(self) -> WorkingCopy | None:
@@ -65,7 +69,7 @@ class Job:
 
 
 Work = Callable[[Config, Job], Any]
-Body = Callable[[Config, Job, Path | None], Any]
+Body = Callable[[Config, Job, Path | None, StartParts], Any]
 
 
 def cpus_per_worker(config: Config) -> int:
@@ -165,6 +169,8 @@ def _fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> 
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from jobs.start_marks import StartMarks
+
     class NoStore(Backend):
         """Ray's backend would make the process group, with a store that listens to the network."""
 
@@ -175,6 +181,8 @@ def _fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> 
         def backend_cls(self) -> type[Backend]:
             return NoStore
 
+    parts = StartParts(job.began or time.time())
+    parts.end("command and Ray")
     placement = config.scaling.placement or ("pack" if job.use_gpu else "spread")
     trainer = TorchTrainer(
         _work,
@@ -189,6 +197,7 @@ def _fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> 
             name="ray",
             storage_path=str(job.folder),
             failure_config=FailureConfig(max_failures=restarts),
+            callbacks=[StartMarks(parts)],  # pyright: ignore[reportArgumentType] Ray's own kind
         ),
         torch_config=Torch(),
     )
@@ -199,6 +208,9 @@ def _work(arguments: dict[str, Any]) -> Any:
     """Prepare the process of a worker, and run its body."""
     from ray.train import get_context
 
+    from jobs.start_marks import received
+
+    parts = received()
     job: Job = arguments["job"]
     job.variables.set()
     config = configs.merge(job.config, [])
@@ -206,7 +218,7 @@ def _work(arguments: dict[str, Any]) -> Any:
     torch.set_num_threads(threads_per_worker(config.scaling.threads, here))
     with _private_folder(job, arguments["private"]) as private:
         name_semaphores(private)
-        return arguments["body"](config, job, None if job.is_spread else private)
+        return arguments["body"](config, job, None if job.is_spread else private, parts)
 
 
 @contextlib.contextmanager
@@ -219,7 +231,7 @@ def _private_folder(job: Job, of_driver: Path) -> Iterator[Path]:
         yield of_driver
 
 
-def _train(config: Config, job: Job, private: Path | None) -> str | M2FError:
+def _train(config: Config, job: Job, private: Path | None, parts: StartParts) -> str | M2FError:
     """Train in one worker. An error that ends it is recorded, so that the driver can read it.
 
     Ray restarts all workers after any failure. If the last starts of this command failed at the
@@ -238,13 +250,14 @@ def _train(config: Config, job: Job, private: Path | None) -> str | M2FError:
         if not job.use_gpu and not cpu_helper.is_compiled():  # once per node
             cpu_helper.compile_alone()
         join_group(job.use_gpu, config.failure.timeout_s, private)
+        parts.end("process group")
         try:
             call_on_all_ranks(lambda: check_shared([] if copy else [folder / CONFIG]))
         except UsageError as error:
             return error
         eventlog.separate_hosts()
         with copy.kept(config) if copy else contextlib.nullcontext():
-            is_done = train_worker(config, folder, job.launch, job.faults)
+            is_done = train_worker(config, folder, job.launch, job.faults, parts)
         dist.destroy_process_group()
     except Exception as error:
         rank = get_context().get_world_rank()
@@ -255,7 +268,7 @@ def _train(config: Config, job: Job, private: Path | None) -> str | M2FError:
     return "done" if is_done else "stopped"
 
 
-def _call(work: Work, config: Config, job: Job, private: Path | None) -> Any:
+def _call(work: Work, config: Config, job: Job, private: Path | None, _: StartParts) -> Any:
     """Call `work` in the process group of all workers."""
     join_group(job.use_gpu, config.failure.timeout_s, private)
     result = work(config, job)

@@ -1,5 +1,6 @@
 """The training loop of one worker. It knows torch.distributed, and not who started it."""
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,11 +15,13 @@ from pipeline.data.split import split_of
 from pipeline.data.training import TrainingData
 from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
 from pipeline.pictures.gallery import Gallery
-from pipeline.run import stop
+from pipeline.run import eventlog, stop
 from pipeline.run.guard import Guard
 from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
+from pipeline.run.restarts import first_step
 from pipeline.run.restore import initialize
+from pipeline.run.start_parts import StartParts
 from pipeline.run.warn import recorded_warnings
 from pipeline.run.watchdog import Watchdog
 from pipeline.score.evaluate import evaluate
@@ -35,7 +38,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    settings: RunSettings, folder: Path, launch: str = "", faults: "Schedule | None" = None
+    settings: RunSettings,
+    folder: Path,
+    launch: str = "",
+    faults: "Schedule | None" = None,
+    parts: StartParts | None = None,
 ) -> bool:
     """Train until `trainer.steps`, from the newest intact checkpoint or from scratch.
 
@@ -47,6 +54,7 @@ def train(
         folder: The run folder.
         launch: Identifier of the user's command, which its restarts share.
         faults: Faults to inject on purpose.
+        parts: The parts of this start until now.
 
     Returns:
         Whether the run has taken all its steps.
@@ -54,7 +62,7 @@ def train(
     rank, _ = rank_and_world()
     with recorded_warnings(folder, rank):
         try:
-            worker = Worker(settings, folder, launch, faults)
+            worker = Worker(settings, folder, launch, faults, parts or StartParts(time.time()))
         except stop.Stopped:
             return False
         with worker.watchdog, worker.faults or nullcontext():
@@ -65,9 +73,14 @@ class Worker:
     """One rank: its part of the data, its engine, and the records of the run."""
 
     def __init__(
-        self, settings: RunSettings, folder: Path, launch: str, faults: "Schedule | None" = None
+        self,
+        settings: RunSettings,
+        folder: Path,
+        launch: str,
+        faults: "Schedule | None",
+        parts: StartParts,
     ):
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.parts = settings, folder, parts
         rank, world = rank_and_world()
         self.device = rank_device()
         stop.check_together(folder)
@@ -75,7 +88,9 @@ class Worker:
         self.data = call_on_all_ranks(
             lambda: TrainingData(settings.data, settings.task, settings.seed)
         )
+        parts.end("data set")
         self.journal = Journal(folder, self._run_info(launch), self.device)
+        parts.end("records")
         self.guard = Guard(self.journal)
         self.watchdog = Watchdog(
             folder,
@@ -103,6 +118,7 @@ class Worker:
         )
         self.hosts = Hosts(self.device)
         self.lr_multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
+        parts.end("network")
 
     def run(self) -> bool:
         """Resume, then step, log, save, and evaluate until the last step or a request to stop.
@@ -111,6 +127,7 @@ class Worker:
             Whether the run has taken all its steps.
         """
         self.progress = self.journal.resume(self.engine)
+        self.parts.end("load")
         self.saved_step = self.progress.step
         try:
             if self.progress.step == 0:
@@ -130,7 +147,7 @@ class Worker:
 
     def _steps(self) -> None:
         settings, journal = self.settings, self.journal
-        batches = self._batches()
+        batches, is_first = self._batches(), True
         while self.progress.step < settings.trainer.steps:
             journal.phases.enter("data")
             batch = self.train_step.receive(batches)
@@ -143,6 +160,10 @@ class Worker:
             update = self.engine.step(lr_multiplier)
             self.progress = self.progress.after_step(settings.batch.size, update.applied)
             step = self.progress.step
+            if is_first and journal.rank == 0:
+                history = eventlog.read(self.folder)
+                journal.event(first_step(history, self.parts, step, journal.phases))
+            is_first = False
             self.guard.updated(step, update)
             is_last = step == settings.trainer.steps
             if step % settings.trainer.log_every == 0 or is_last:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 
 from jobs.commands.options import Checkpoint, DryRun, Json, On, Run, Site
@@ -96,7 +97,8 @@ def train(
         faults = Faults.of(allow_faults)
     from jobs.train import train as train_here
 
-    train_here(preset, changes, target=target, check_hosts=check_hosts, faults=faults)
+    began = psutil.Process().create_time()
+    train_here(preset, changes, target=target, check_hosts=check_hosts, faults=faults, began=began)
 
 
 def settings(

@@ -9,6 +9,7 @@ from pipeline.distributed import is_lost_peer
 from pipeline.run.event import Event
 from pipeline.run.fault_events import Fault as Fault
 from pipeline.run.fault_events import FaultsArmed as FaultsArmed
+from pipeline.run.start_parts import FirstStep as FirstStep  # one of the kinds below
 from shards import jsonl
 from shards.errors import M2FError, Problem
 

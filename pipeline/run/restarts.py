@@ -7,11 +7,14 @@ from pathlib import Path
 
 from pipeline.data.keyed import keyed_seed
 from pipeline.run import checkpoint, eventlog
-from pipeline.run.events import Event, Failure, Start
+from pipeline.run.events import Event, Failure, FirstStep, Start
 from pipeline.run.location import location_of
+from pipeline.run.phases import Phases
+from pipeline.run.start_parts import OF_PHASES, StartParts
 from shards.files import is_url
 
 MAX_STARTS_AT_ONE_STEP = 3
+HANG = "Hang"  # the kind of a failure that was noticed long after the last sign of life
 
 
 def next_attempt(checkpoints: Path, starts: Sequence[Start]) -> int:
@@ -52,6 +55,46 @@ def _is_copy(folder: Path, last: Start) -> bool:
     if original.resolve() == folder.resolve() or not original.is_dir():
         return False
     return any(start.run_id == last.run_id for start in eventlog.read_kind(original, Start))
+
+
+def first_step(history: Sequence[Event], parts: StartParts, step: int, phases: Phases) -> FirstStep:
+    """Return the record of the first step after a start, which is the last one in the history.
+
+    Args:
+        history: The events of the run.
+        parts: The parts of the start until the checkpoint was loaded.
+        step: The step.
+        phases: The phases of this worker since the start was recorded.
+    """
+    *_, last = (index for index, event in enumerate(history) if isinstance(event, Start))
+    start = history[last]
+    assert isinstance(start, Start)
+    began = parts.began or _last_sign(history[:last], start) or parts.ends[0][1]
+    later = phases.seconds()
+    spent = {part: later[phase] for phase, part in OF_PHASES.items() if phase in later}
+    return FirstStep(
+        step=step,
+        attempt=start.attempt,
+        restarted=parts.began is None,
+        parts=parts.seconds(began) | spent,
+    )
+
+
+def _last_sign(before: Sequence[Event], start: Start) -> float | None:
+    """Return the time of the last sign of life of the workers before a restart; None without any.
+
+    A worker whose peer dies fails at once, which is known better than the last row of metrics.
+    """
+    attempt: list[Event] = []
+    for event in before:
+        if isinstance(event, Start):
+            attempt = [event] if event.launch == start.launch else []
+        elif attempt:
+            attempt.append(event)
+    failures = [event for event in attempt if isinstance(event, Failure)]
+    signs = [event.time for event in attempt if not isinstance(event, Failure)]
+    first = min((event.time for event in failures if event.kind != HANG), default=None)
+    return first or (max(start.last_sign, *signs) if signs else None)
 
 
 def is_crash_loop(history: Sequence[Event], launch: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.run import eventlog, events
 from pipeline.run.phases import Phases
+from pipeline.run.restarts import HANG
 from shards.files import make_folder
 
 STACKS = "stacks"
@@ -88,7 +89,7 @@ class Watchdog:
         eventlog.append(self._folder, events.Failure(
             launch=self._launch,
             rank=self._rank,
-            kind="Hang",
+            kind=HANG,
             text=f"{what}; the stacks of all threads are in {path}",
             what=what,
             where=str(path),

@@ -301,7 +301,7 @@ def test_every_score_has_its_checkpoint(tmp_path):
     )
     worker = object.__new__(Worker)
     worker.settings, worker.folder, worker.device = settings, tmp_path, torch.device("cpu")
-    for part in ("guard", "watchdog", "split", "data", "train_step", "lr_multiplier"):
+    for part in ("guard", "watchdog", "split", "data", "parts", "train_step", "lr_multiplier"):
         setattr(worker, part, mock.MagicMock())
     worker.journal = journal = mock.MagicMock()
     journal.resume.return_value, journal.is_scored.return_value = Progress(), False

@@ -14,6 +14,8 @@ from shards.errors import DataError
 
 # One line of every kind, as the first version of the program that had the kind wrote it.
 LINES = [
+    {"event": "first_step", "time": 1.0, "step": 5, "attempt": 2, "restarted": True,
+     "parts": {"detection": 0.5}},
     {"event": "start", "time": 1.0, "attempt": 2, "launch": "17.000", "world_size": 2,
      "zero_stage": 1, "process_ids": [5, 6], "host": "a", "device": "cpu", "threads": 1,
      "step": 4, "position": 32, "checkpoint": "step-000000004-a01"},
