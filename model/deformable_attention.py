@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import REFERENCE, deformable_cpu, implementation
+from model.kernels import REFERENCE, deformable_cpu, deformable_gather, implementation
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -34,8 +34,11 @@ def deformable_attention(
         ValueError: The shapes or the dtypes do not fit together.
     """
     _check(value, shapes, locations, weights)
-    if implementation("deformable_attention", value.device) == REFERENCE:
+    chosen = implementation("deformable_attention", value.device)
+    if chosen == REFERENCE:
         return reference(value, shapes, locations, weights)
+    if chosen == "gather":
+        return deformable_gather.forward(value, shapes, locations, weights)
     sizes = [side for shape in shapes for side in shape]
     return torch.ops.m2f.deformable_attention(value, sizes, locations, weights)
 

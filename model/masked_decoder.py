@@ -58,22 +58,23 @@ class MaskedDecoder(nn.Module):
         """Return the predictions.
 
         Args:
-            memory: Feature maps [B, C, h, w], coarse to fine.
+            memory: Feature maps [B, C, h, w], coarse to fine; each has half the size of the next,
+                and the last one half the size of the mask features.
             mask_features: [B, C, H/4, W/4].
         """
         values, keys, guides = [], [], []
-        for x, embed in zip(memory, self.level_embed.weight, strict=True):
+        for i, (x, embed) in enumerate(zip(memory, self.level_embed.weight, strict=True)):
             value = x.flatten(2).transpose(1, 2) + embed  # [B, h·w, C]
             position = sine_encoding(*x.shape[2:], x.shape[1], x.device, embed.dtype)
             # The attention mask needs mask logits at the size of the level. Resizing commutes with
             # the product that makes the logits, so the features are resized once, and the product
             # is small.
-            guide = _shrink(mask_features.detach(), mask_features.shape[2] // x.shape[2])
+            guide = shrink(mask_features.detach(), 2 ** (len(memory) - i))
             values.append(value)
             keys.append(value + position)
             guides.append(guide.flatten(2))  # [B, C, h·w]
         position = self.query_embed.weight
-        x = self.query_feat.weight.expand(len(mask_features), -1, -1)  # [B, Q, C]
+        x = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)  # [B, Q, C]
         state = self.norm(x)
         states, embeddings = [state], [self.mask_head(state)]
         for i, layer in enumerate(self.layers):
@@ -93,7 +94,7 @@ class MaskedDecoder(nn.Module):
             layer.compile(dynamic=False)
 
 
-def _shrink(x: Tensor, factor: int) -> Tensor:
+def shrink(x: Tensor, factor: int) -> Tensor:
     """Return [B, C, h, w] resized bilinearly to 1 / `factor` of its size.
 
     For an even factor this is the mean of the middle 2 x 2 pixels of every block.

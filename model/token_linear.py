@@ -17,10 +17,10 @@ class TokenLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out_features] for `x` [..., in_features]."""
         if (
-            x.ndim != 3
+            implementation("token_linear", x.device) == REFERENCE
+            or x.ndim != 3
             or x.shape[1] % 2
             or x.dtype != torch.float32
-            or implementation("token_linear", x.device) == REFERENCE
         ):
             return super().forward(x)
         image = x.unflatten(1, (-1, 2)).permute(0, 3, 1, 2)  # [B, C, N / 2, 2], channels last

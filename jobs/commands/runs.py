@@ -206,17 +206,23 @@ def replay(
 
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="transformers or detectron2.")],
+    to: Annotated[str, typer.Option(help="transformers, detectron2, onnx, or torch-export.")],
     out: Annotated[
         Path | None, typer.Option(help="New folder. Default: RUN/exports/FORMAT-step-N.")
     ] = None,
     checkpoint: Checkpoint = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of onnx and torch-export: panoptic, instance, or semantic. Default: the run's."
+        ),
+    ] = None,
 ) -> None:
-    """Write the weights in the format of another library, with a model card."""
+    """Write a checkpoint in the format of another library or runtime, with a model card."""
     with _opened(run, checkpoint) as folder:
-        from jobs.export import export as job
+        from jobs.export.export import export as job
 
-        job(folder, to, out, checkpoint)
+        job(folder, to, out, checkpoint, task)
 
 
 def bench(

@@ -40,7 +40,7 @@ def _with_triton(device: torch.device) -> bool:
 # The implementations of each operation, the preferred one first, and the devices they run on.
 OPERATIONS: Mapping[str, Mapping[str, Callable[[torch.device], bool]]] = {
     # model.deformable_attention
-    "deformable_attention": {"cpu": _on_cpu, REFERENCE: _everywhere},
+    "deformable_attention": {"cpu": _on_cpu, REFERENCE: _everywhere, "gather": _everywhere},
     # model.deformable_self_attention: the same from raw projections
     "deformable_self_attention": {"triton": _with_triton, REFERENCE: _everywhere},
     # pipeline.step.draws: random numbers of many keys; each implementation gives others

@@ -11,7 +11,7 @@ import torch
 
 from jobs import config as configs
 from jobs.check import check
-from jobs.export import export
+from jobs.export.export import export
 from model.mask2former import Mask2Former
 from model.weights.export import to_detectron2
 from model.weights.files import read

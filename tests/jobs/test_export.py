@@ -12,7 +12,6 @@ import yaml
 from transformers import Mask2FormerForUniversalSegmentation
 
 from jobs import config as configs
-from jobs import export as export_job
 from jobs.check import check
 from model.mask2former import Mask2Former
 from model.weights.load import load
@@ -24,6 +23,7 @@ from shards.jsonl import rows
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
 
+WEIGHTS = ("transformers", "detectron2")
 EXPORTABLE = ("model.dim=256", "model.norm=batch")
 PHOTO = next((SAMPLE / "val2017").glob("*.jpg"))
 
@@ -57,7 +57,7 @@ def exported(work, to):
     return work / "runs" / small.NAME / "exports/detectron2-step-000000000"
 
 
-@pytest.mark.parametrize("to", export_job.WRITERS)
+@pytest.mark.parametrize("to", WEIGHTS)
 def test_the_card_says_what_it_is(work, to):
     _, head, text = (exported(work, to) / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["library_name"] == to
@@ -88,7 +88,7 @@ def test_the_code_of_the_card_runs(work, tmp_path):
     assert [side % 32 for side in np.asarray(pixels).shape[1:]] == [0, 0]
 
 
-@pytest.mark.parametrize("to", [*export_job.WRITERS, "run"])
+@pytest.mark.parametrize("to", [*WEIGHTS, "run"])
 def test_a_run_starts_from_what_was_written(work, state, photographs, to):
     path = {
         "transformers": "out/transformers",
@@ -122,8 +122,16 @@ def test_mistakes_are_exit_2(work, photographs, tmp_path):
     for command, pattern in (
         (again, "out/transformers: exists already; name another folder with --out"),
         (
-            ["export", small.NAME, "--to", "onnx"],
-            "--to: unknown format 'onnx'; use transformers or detectron2",
+            ["export", small.NAME, "--to", "keras"],
+            "--to: unknown format 'keras'; use transformers, detectron2, onnx or torch-export",
+        ),
+        (
+            ["export", small.NAME, "--to", "onnx", "--task", "depth"],
+            "--task: unknown task 'depth'; use panoptic, instance or semantic",
+        ),
+        (
+            ["export", small.NAME, "--to", "detectron2", "--task", "semantic"],
+            "--task: --to detectron2 writes weights, which serve every task; leave it out",
         ),
         (["export", "nobody", "--to", "transformers"], "no run 'nobody'"),
         ([*again[:-1], "dangling"], "dangling: exists already"),

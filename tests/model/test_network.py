@@ -11,7 +11,7 @@ from torch import nn
 from model.criterion import Criterion, CriterionSettings, normalizers
 from model.deformable_attention import deformable_attention
 from model.mask2former import Mask2Former, ModelSettings, normalize
-from model.masked_decoder import MaskedDecoderSettings, _shrink, attention_mask
+from model.masked_decoder import MaskedDecoderSettings, attention_mask, shrink
 from model.pixel_decoder import PixelDecoderSettings
 from model.settings import SettingError
 from tests.model.samples import boxes, keyed_draw, tiny_settings
@@ -163,7 +163,7 @@ def test_masks_from_resized_features_are_resized_masks() -> None:
     embeddings = torch.randn(1, 5, 8, dtype=torch.float64)
     masks = torch.einsum("bqc,bchw->bqhw", embeddings, features)
     for size in ((2, 3), (4, 6), (8, 12)):
-        early = _shrink(features, 16 // size[0]).flatten(2)
+        early = shrink(features, 16 // size[0]).flatten(2)
         late = F.interpolate(masks, size, mode="bilinear").flatten(2)
         torch.testing.assert_close(embeddings @ early, late, rtol=0, atol=1e-12)
 

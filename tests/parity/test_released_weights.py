@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Mask2FormerForUniversalSegmentation
 
-from jobs.export import OFFICIAL as PICKLE
-from jobs.export import WRITERS
+from jobs.export.source import Source
+from jobs.export.weights import OFFICIAL as PICKLE
+from jobs.export.weights import write_detectron2, write_transformers
 from model.criterion import CriterionSettings
 from model.mask2former import Mask2Former
 from model.network_settings import SegmentSettings
@@ -176,13 +177,13 @@ def test_a_set_with_another_order_gets_permuted_rows(taxonomy, released):
     assert_official(model, other, released)
 
 
-@pytest.mark.parametrize("to", WRITERS)
+@pytest.mark.parametrize("write", [write_transformers, write_detectron2])
 @pytest.mark.parametrize("order", [lambda taxonomy: taxonomy, shuffled])
-def test_they_are_exported_and_read_back(to, order, taxonomy, released, tmp_path):
+def test_they_are_exported_and_read_back(write, order, taxonomy, released, tmp_path):
     model, _ = started(released[0], taxonomy)
-    WRITERS[to](tmp_path, model, config(), taxonomy)
+    write(tmp_path, source(model, taxonomy))
     other = order(taxonomy)
-    path = tmp_path / PICKLE if to == "detectron2" else tmp_path
+    path = tmp_path / PICKLE if write is write_detectron2 else tmp_path
     again, text = started(path, other)
     how = "classes by name" if other == taxonomy else "classes in another order, so the rows are"
     assert f"the file has the same {len(taxonomy)} {how}" in text
@@ -191,7 +192,7 @@ def test_they_are_exported_and_read_back(to, order, taxonomy, released, tmp_path
 
 def test_transformers_gives_the_official_names_after_export(taxonomy, released, tmp_path):
     model, _ = started(released[0], taxonomy)
-    WRITERS["transformers"](tmp_path, model, config(), taxonomy)
+    write_transformers(tmp_path, source(model, taxonomy))
     peer = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         outputs = peer(pixel_values=image(), pixel_mask=torch.ones(1, *SIZE))
@@ -210,7 +211,7 @@ def test_a_config_of_transformers_in_any_order_and_spelling_is_matched(
     order = order_of_classes(taxonomy, other)
     in_file = Taxonomy("x", tuple(taxonomy.categories[i] for i in order))
     permuted, _ = started(released[0], in_file)
-    WRITERS["transformers"](tmp_path, permuted, config(), in_file)
+    write_transformers(tmp_path, source(permuted, in_file))
     document = json.loads((tmp_path / "config.json").read_text())
     spellings = getattr(OFFICIAL[data_set], names)
     rows = [(str(n), spellings[i]) for n, i in enumerate(order)]
@@ -229,7 +230,7 @@ def test_old_weights_and_another_data_set_are_not_accepted_silently(taxonomy, re
     with pytest.raises(ValueError, match=r"init_from=.*no class names, .* is c0: .* id2label"):
         initialize(model, str(released[0]), "panoptic", foreign)
     ours, _ = started(released[0], taxonomy)
-    WRITERS["detectron2"](tmp_path, ours, config(), taxonomy)
+    write_detectron2(tmp_path, source(ours, taxonomy))
     event = initialize(model, str(tmp_path / PICKLE), "panoptic", foreign)
     assert f"0 of {len(taxonomy)} classes are found by name, without c0, c1" in event.text
     assert [name.split()[0] for name in event.fresh] == [
@@ -238,7 +239,8 @@ def test_old_weights_and_another_data_set_are_not_accepted_silently(taxonomy, re
     ]
 
 
-def config():
-    """Return the parts of a run's config that an export reads."""
-    return type("Config", (), {"model": SETTINGS, "criterion": CriterionSettings(),
-                               "evaluation": InferenceSettings()})()  # fmt: skip
+def source(model, taxonomy):
+    """Return a source with the parts of a run's config that an export reads."""
+    config = type("Config", (), {"model": SETTINGS, "criterion": CriterionSettings(),
+                                 "evaluation": InferenceSettings()})()  # fmt: skip
+    return Source(model, config, taxonomy, "panoptic", 0)

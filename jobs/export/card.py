@@ -1,47 +1,52 @@
 """The model card of an export: what the weights are, their scores, and how to load them."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from huggingface_hub import ModelCard, ModelCardData
 
 from jobs import config as configs
 from jobs.config import Config
+from jobs.export import parity
+from jobs.export.source import Source
+from model.portable import LOGITS, OUTPUTS
 from pipeline.run.folder import scores_of
 from pipeline.score.headline import HEADLINE
 from shards.errors import M2FError
 from shards.files import whole_file
 from shards.format.manifest import Manifest
-from shards.format.taxonomy import Taxonomy
 
 TEMPLATE = Path(__file__).with_suffix(".md")
+LIBRARIES = {"torch-export": "pytorch"}  # the Hub's name of what loads a format, if it differs
 
 
 def write(
-    out: Path, library: str, folder: Path, config: Config, taxonomy: Taxonomy, step: int
+    out: Path, to: str, folder: Path, source: Source, report: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the card, README.md, of exported weights.
+    """Write the card, README.md, of an export.
 
     Args:
         out: The folder of the export.
-        library: The library that loads the weights.
+        to: The format.
         folder: The run's folder.
-        config: The run's settings.
-        taxonomy: The classes that the network predicts.
-        step: The step of the exported checkpoint.
+        source: What is exported.
+        report: The parity of an exported program.
     """
+    _, config, taxonomy, task, step = source
     data = ModelCardData(
-        library_name=library,
+        library_name=LIBRARIES.get(to, to),
         pipeline_tag="image-segmentation",
-        tags=["mask2former", f"{config.task}-segmentation"],
+        tags=["mask2former", f"{task}-segmentation"],
     )
     # Not ModelCard.from_template, which cannot trim the lines that hold only a template tag.
     template = jinja2.Template(TEMPLATE.read_text(), trim_blocks=True, keep_trailing_newline=True)
     text = template.render(
         card_data=data.to_yaml(),
-        library_name=library,
+        to=to,
         name=config.name,
-        task=config.task,
+        task=task,
         backbone=config.model.backbone,
         queries=config.model.queries,
         taxonomy=taxonomy.name,
@@ -52,6 +57,10 @@ def write(
         scores=_scores(folder, step),
         images=scores_of(folder, step).get("images"),
         data=_data(folder, config),
+        parity=parity.sentence(report) if report else "",
+        report=report,
+        outputs=[*OUTPUTS[task], *LOGITS],
+        evaluation=config.evaluation,
     )
     with whole_file(out / "README.md") as file:
         file.write(str(ModelCard(text)).encode())

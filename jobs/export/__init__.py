@@ -1,0 +1,1 @@
+"""Weights and programs of a run for other libraries and runtimes."""
