@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from rich.text import Text
 
 from jobs import config as configs
 from jobs.cluster.target import HERE, Target
@@ -40,7 +39,7 @@ from pipeline.score.inference import InferenceSettings, why_empty
 from shards.errors import UsageError
 from shards.files import disk_errors, is_url, read_json, write_json
 from shards.format.taxonomy import Taxonomy
-from shards.text import printable, say
+from shards.text import say
 
 SHEET_SAMPLES = 8  # the first of the set are drawn
 NAMED = 10  # classes without a prediction that are printed
@@ -221,7 +220,8 @@ def unpredicted(
 def print_scores(scores: dict[str, Any], title: str) -> None:
     """Print a table of the headline scores."""
     known = [name for name in HEADLINE if scores.get(name) is not None]
-    table = Table(title=Text(printable(title)), title_justify="left")
+    say(title)  # not as the title of the table, which would be wrapped in the middle of a path
+    table = Table()
     for name in known:
         table.add_column(name, justify="right")
     table.add_row(*(f"{scores[name]:.2f}" for name in known))

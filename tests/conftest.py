@@ -4,6 +4,7 @@ A test may be skipped only for a reason in ALLOWED_SKIPS: it needs a GPU, the pe
 small disk, chromium, or the permission to make network namespaces (with SLURM installed).
 """
 
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+
+from jobs.processes import PR_SET_CHILD_SUBREAPER
 
 # Any other reason fails the whole run.
 ALLOWED_SKIPS = ("gpu", "mount", "chromium", "namespaces")
@@ -39,6 +42,15 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="gpu"))
+
+
+def pytest_runtest_teardown():
+    # W&B names its process here. A command that a later test starts would use it too, and W&B
+    # refuses a run whose killed predecessor is still open there.
+    os.environ.pop("WANDB_SERVICE", None)
+    # A command that ran in this process has made it adopt orphans. It does not wait for those of
+    # other programs, so that Ray would take an ended job, which is a zombie here, to be running.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def pytest_runtest_logreport(report):

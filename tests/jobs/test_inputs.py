@@ -131,6 +131,6 @@ def test_train_says_that_it_compiles_the_helper(sets, tmp_path, monkeypatch, cap
     config = configs.load("tiny", sets)
     home = Home(tmp_path)
     with home.lease() as lease:
-        train._fit(config, home, lease, "command", HERE, None)
+        train._fit(config, home, lease, "command", HERE, None, faults=None, began=0.0)
     assert compiled == [True]
     assert "compiling DeepSpeed's CPU helper, once per environment" in capsys.readouterr().out
