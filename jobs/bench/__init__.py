@@ -23,7 +23,10 @@ from shards.errors import UsageError
 
 Row = dict[str, Any]
 
-NAMES = ("attention", "build", "gpu", "overfit", "segment", "step", "stream", "stream_decode")
+NAMES = (
+    *("attention", "build", "gpu", "overfit", "segment", "step", "stream"),
+    *("stream_decode", "train"),
+)
 REPORT = "report"
 RESULTS = Path("benchmarks")  # of kept results, in the current folder
 
