@@ -14,6 +14,7 @@ from jobs.__main__ import app
 from jobs.bench import report
 from jobs.check import check
 from jobs.cluster import site
+from jobs.faults import Faults
 from jobs.values import keys
 from tests.jobs import small
 
@@ -95,13 +96,22 @@ def test_the_first_two_commands_are_demo_and_test():
 
 @pytest.mark.parametrize(
     "row",
-    re.findall(r"^\| (?!event |---).*$", DOCUMENTS["docs/recovery.md"], re.MULTILINE),
+    re.findall(
+        r"^\| (?!event |---).*$", DOCUMENTS["docs/recovery.md"].partition("## The time")[0], re.M
+    ),
     ids=lambda row: row[2:50],
 )
 def test_every_row_of_the_recovery_page_has_its_test(row):
     file, name = re.search(r"\| `([\w/]+\.py)::(\w+)` \|$", row).groups()
     tree = ast.parse((ROOT / "tests" / file).read_text())
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_faults_of_the_recovery_page_are_a_schedule(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCUMENTS["docs/recovery.md"], re.DOTALL)
+    path = tmp_path / "faults.yaml"
+    path.write_text(text)
+    assert Faults.of(path).options[1] == str(path)
 
 
 def test_the_table_lists_every_command():
