@@ -11,12 +11,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
@@ -25,44 +24,34 @@ from jobs.bench import alternate, row
 from jobs.bench.training import join_a_group_of_one
 from jobs.demo.shapes import generate
 from model.mask2former import Mask2Former
-from model.masked_decoder import Predictions
-from model.targets import Draw
 from pipeline.data.batch import Batch
 from pipeline.distributed import rank_device
 from pipeline.run import stop
 from pipeline.run.start_parts import StartParts
 from pipeline.step.optimizer import parameter_groups
-from pipeline.step.step import TrainingStep
+from pipeline.step.step import PlainNetwork, TrainingStep
 from pipeline.train import Worker
 from shards.build.build import build
 
 IMAGES, SIDE, STEPS = 32, 96, 40
+CADENCE_S = 600  # between two checkpoints, for the share of their cost
 SETTINGS = ("zero.stage=0", "batch.size=4", "batch.micro=4", "data.loader_workers=0",
             "scaling.workers=1", "tracking.wandb.mode=offline",
             "evaluation.every_steps=1000000", "trainer.steps=1000000")  # fmt: skip
 
 
-class PlainDDP:
-    """The network under DDP and AdamW, with the calls of `Engine` that a loop needs."""
+class PlainDDP(PlainNetwork):
+    """The network under DDP, updated by AdamW."""
 
     def __init__(self, model: nn.Module, settings: configs.Config, device: torch.device):
-        self._ddp = DistributedDataParallel(model.to(device))
+        super().__init__(DistributedDataParallel(model.to(device)), device)
         groups = parameter_groups(model, settings.optimizer)
         self._adamw = AdamW(groups, fused=device.type == "cuda")
-        self._clip, self._device = settings.optimizer.clip, device
-
-    def __call__(self, images: Tensor, draw: Draw) -> Predictions:
-        """Return the predictions for normalized images `float32 [B, 3, H, W]`."""
-        with torch.autocast(self._device.type, torch.bfloat16, self._device.type == "cuda"):
-            return self._ddp(images, draw)
-
-    def backward(self, loss: Tensor) -> None:
-        """Compute the gradients."""
-        loss.backward()
+        self._clip = settings.optimizer.clip
 
     def step(self) -> None:
         """Clip and update, and read the norm, as a run does."""
-        norm = nn.utils.clip_grad_norm_(self._ddp.parameters(), self._clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
         self._adamw.step()
         self._adamw.zero_grad()
         float(norm)
@@ -70,7 +59,8 @@ class PlainDDP:
 
 def rows() -> list[dict]:
     """Return the rows of the benchmark."""
-    with tempfile.TemporaryDirectory() as name, configs_of(Path(name)) as settings:
+    with tempfile.TemporaryDirectory() as name:
+        settings = _settings(Path(name))
         folder = Path(name) / "run"
         folder.mkdir()
         join_a_group_of_one(rank_device())
@@ -78,13 +68,12 @@ def rows() -> list[dict]:
         return _measure(worker, settings)
 
 
-@contextmanager
-def configs_of(folder: Path) -> Iterator[configs.Config]:
-    """Yield the settings of a run on painted shapes."""
+def _settings(folder: Path) -> configs.Config:
+    """Return the settings of a run on shapes that are painted into a folder."""
     generate(folder / "raw", IMAGES, IMAGES, SIDE, 0)
     build("coco", folder / "raw", folder / "shards", jobs=1, report=lambda _: None)
     sets = [f"data.{part}={folder / 'shards' / part}" for part in ("train", "val")]
-    yield configs.load("tiny", [*sets, *SETTINGS])
+    return configs.load("tiny", [*sets, *SETTINGS])
 
 
 def _measure(worker: Worker, settings: configs.Config) -> list[dict]:
@@ -126,7 +115,7 @@ def _measure(worker: Worker, settings: configs.Config) -> list[dict]:
             ddp.step()
 
     taken = alternate({"run": of_run, "bare": bare, "ddp": under_ddp})
-    return _rows(taken, seconds, 600.0)
+    return _rows(taken, seconds)
 
 
 def _first(worker: Worker, count: int) -> Iterator[Batch]:
@@ -154,7 +143,7 @@ def _timed(function: Callable, seconds: list[float], device: torch.device) -> Ca
     return timed
 
 
-def _rows(taken: dict[str, float], seconds: dict[str, list[float]], cadence_s: float) -> list[dict]:
+def _rows(taken: dict[str, float], seconds: dict[str, list[float]]) -> list[dict]:
     turns = len(seconds["checkpoint"])
     steps = taken["bare"] / STEPS
     shares = {
@@ -169,7 +158,7 @@ def _rows(taken: dict[str, float], seconds: dict[str, list[float]], cadence_s: f
             peer_name="DDP and AdamW without DeepSpeed"),
         row("train.guards", "% of a step", shares["guards"], better="lower", target="< 1"),
         row("train.tracking", "% of a step", shares["tracking"], better="lower", target="< 1"),
-        row("train.checkpoint", "% of the time between two", 100 * stall / cadence_s,
+        row("train.checkpoint", "% of the time between two", 100 * stall / CADENCE_S,
             better="lower", target="< 2"),
         row("train.checkpoint.stall", "ms", 1000 * stall, better="lower"),
     ]  # fmt: skip
