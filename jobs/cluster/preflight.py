@@ -51,6 +51,7 @@ def ask_cluster(
         Failed: Ray died.
     """
     able = [node for node in nodes if node.capacity(needs.cpus, needs.gpu)] or list(nodes)
+    able.sort(key=lambda node: node.host)  # Ray lists them in the order of their random ids
     driver = platform.node()
     job = Survey(
         _plan(config, fresh, patience),

@@ -109,7 +109,9 @@ def story(tmp_path_factory, photographs) -> Iterator[Story]:
         wait(lambda: len(here(METRICS)) >= 8)  # training continues
         wait(lambda: any("cannot send records" in row.get("text", "") for row in here(EVENTS)))
         server.start()
-        wait(lambda: any("again" in row.get("text", "") for row in lines(server, EVENTS)))
+        wait(
+            lambda: any("can send records" in row.get("text", "") for row in lines(server, EVENTS))
+        )
         wait(lambda: saved(8))
         first = lines(server, EVENTS)
         (start,) = [row for row in first if row["event"] == "start"]
