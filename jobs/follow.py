@@ -45,6 +45,7 @@ class Follower:
         self._task = self._progress.add_task("", total=steps, text="starting workers")
         self._last_printed, self._last_step = time.monotonic(), -1
         self._warnings: set[str] = set()
+        self._advised = False
         self._attempt: int | None = None  # of the workers of this command
 
     def __enter__(self) -> "Follower":
@@ -94,6 +95,9 @@ class Follower:
         if isinstance(event, events.Start):
             self._attempt = event.attempt
             self._progress.reset(self._task, completed=event.step, text="")
+        if isinstance(event, events.Checkpoint) and event.suggested_minutes and not self._advised:
+            self._advised = True
+            self._print(event.advice())
         if not isinstance(event, SILENT):
             self._print(event.describe())
 

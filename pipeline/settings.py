@@ -123,10 +123,26 @@ class ZeroSettings(Settings):
 class CheckpointSettings(Settings):
     """Checkpoints while training."""
 
-    every_steps: int = setting(
-        1000, "Interval between checkpoints; the last step has one, too.", unit="steps", at_least=1
+    every_minutes: float | None = setting(
+        10.0,
+        "Longest time between checkpoints; null: every_steps alone. The last step has one, too.",
+        unit="minutes",
+        above=0,
     )
+    every_steps: int | None = setting(
+        None, "Interval between checkpoints in steps; null: every_minutes alone.",
+        unit="steps", at_least=1,
+    )  # fmt: skip
     keep: int = setting(3, "Number of newest checkpoints that are kept.", at_least=1)
+
+    def check(self) -> None:
+        """Check that checkpoints are written at all."""
+        if self.every_minutes is None and self.every_steps is None:
+            raise SettingError(
+                "every_minutes",
+                "=null with checkpoint.every_steps=null: only the last step would have one",
+                "give one of them",
+            )
 
 
 @dataclass

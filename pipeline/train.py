@@ -128,14 +128,13 @@ class Worker:
         """
         self.progress = self.journal.resume(self.engine)
         self.parts.end("load")
-        self.saved_step = self.progress.step
         try:
             if self.progress.step == 0:
                 self._save(required=True)  # reveals a full disk before any work is done
             self._evaluate_if_due()
             self._steps()
         except stop.Stopped:
-            if self.saved_step < self.progress.step:
+            if not self.journal.is_saved(self.progress.step):
                 self._save()
             self.journal.stopped(self.progress)
             return False
@@ -150,7 +149,7 @@ class Worker:
         batches, is_first = self._batches(), True
         while self.progress.step < settings.trainer.steps:
             journal.phases.enter("data")
-            batch = self.train_step.receive(batches)
+            batch = self.train_step.receive(batches, journal.is_due(self.progress.step + 1))
             journal.phases.enter("train")
             if self.faults:
                 self.faults.before_step(self.progress.step + 1)
@@ -168,8 +167,7 @@ class Worker:
             is_last = step == settings.trainer.steps
             if step % settings.trainer.log_every == 0 or is_last:
                 self._log(losses, lr_multiplier, update.grad_norm)
-            is_due = step % settings.checkpoint.every_steps == 0
-            if is_due or is_last or self._is_evaluated(step):  # no score without weights
+            if batch.is_due or is_last or self._is_evaluated(step):  # no score without weights
                 self._save(required=is_last)
             self._evaluate_if_due()
 
@@ -191,7 +189,6 @@ class Worker:
         if self.faults:
             self.faults.before_checkpoint(self.progress.step)
         self.journal.save(self.progress, self.engine, required=required)
-        self.saved_step = self.progress.step
 
     def _run_info(self, launch: str) -> RunInfo:
         settings = self.settings
@@ -203,7 +200,7 @@ class Worker:
             data={store.location: store.manifest.fingerprint for store in self.data.stores},
             taxonomy=self.data.taxonomy,
             zero_stage=settings.zero.stage,
-            keep=settings.checkpoint.keep,
+            checkpoint=settings.checkpoint,
             max_damaged=settings.data.max_damaged,
             wandb=settings.tracking.wandb,
             settings=settings,

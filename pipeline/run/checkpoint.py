@@ -1,30 +1,26 @@
 """Checkpoints that are complete or ignored: COMMITTED is written last, after files and hashes."""
 
 import dataclasses
-import errno
 import json
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from model.settings import SettingError, field_types, fit
+from pipeline.run import commit
+from pipeline.run.commit import COMMITTED, MANIFEST, STATE, TRAINER_STATE, fingerprint
+from pipeline.run.snapshot import Snapshot
 from shards.errors import UsageError
-from shards.files import leaves_folder, make_folder, read_json, sync
+from shards.files import leaves_folder, read_json
 from shards.format.taxonomy import Taxonomy
 
-STATE = "state.safetensors"
-TRAINER_STATE = "trainer_state.json"
-MANIFEST = "MANIFEST.json"
-COMMITTED = "COMMITTED"
 _NAME = re.compile(r"step-([0-9]+)-a([0-9]+)")
 
 
@@ -77,6 +73,10 @@ class TrainerState:
             "taxonomy": self.taxonomy.to_json(),
             "versions": self.versions,
         }
+
+    def to_text(self) -> str:
+        """Return the text of trainer_state.json."""
+        return json.dumps(self.to_json(), indent=1)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "TrainerState":
@@ -141,53 +141,16 @@ def _is_own(path: Path) -> bool:
     return _is_name(path.name) and path.is_dir() and not path.is_symlink()
 
 
-def not_finite(state: dict[str, Tensor]) -> str | None:
-    """Return the name of the first tensor with a NaN or an infinity; None if all are finite."""
-    return next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
-
-
 def save(folder: Path, state: dict[str, Tensor], trainer: TrainerState) -> None:
-    """Write one checkpoint; a crash before its end leaves a folder without COMMITTED.
-
-    Files that are already in the folder (those of DeepSpeed, at stage 3) become part of it.
+    """Write one checkpoint in this process; see `commit.write`.
 
     Raises:
         OSError: The disk is full, or does not accept the files; the partial folder is removed.
     """
-    make_folder(folder)
-    try:
-        _save_state(state, folder / STATE)
-        (folder / TRAINER_STATE).write_text(json.dumps(trainer.to_json(), indent=1))
-        commit(folder)
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def _save_state(state: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(state, path)
-        path.chmod(0o644)  # safetensors lets only the owner read; runs are shared
-    except SafetensorError as error:  # safetensors raises its own error for a failed write
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else errno.EIO, str(error), str(path)) from error
-
-
-def commit(folder: Path) -> None:
-    """Record the size and hash of every file, then mark the folder as complete.
-
-    The folder above is synced last: after a loss of power the new checkpoint has its name before
-    `prune` removes an older one.
-    """
-    inside = sorted(folder.rglob("*"))
-    files = [path for path in inside if path.is_file()]
-    manifest = {path.relative_to(folder).as_posix(): _fingerprint(path) for path in files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*inside, folder / MANIFEST, folder):
-        sync(path)
-    (folder / COMMITTED).touch()
-    for path in (folder, folder.parent):
-        sync(path)
+    snapshot = Snapshot(state)
+    snapshot.fill(state.items())
+    with memoryview(snapshot.mapped) as written:
+        commit.write(folder, written, trainer.to_text())
 
 
 def damage(folder: Path) -> str | None:
@@ -228,7 +191,7 @@ def _differs(path: Path, kept: dict[str, Any]) -> bool:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_size != kept.get("bytes"):
         return True
-    return _fingerprint(path) != kept
+    return fingerprint(path) != kept
 
 
 def committed(checkpoints: Path) -> list[Path]:
@@ -282,11 +245,3 @@ def damaged(folder: Path, problem: str) -> UsageError:
     what = f"the checkpoint is damaged ({problem})"
     fix = "restore it, or name another (evaluate, predict, and export take --checkpoint)"
     return UsageError(what, where=folder, fix=fix)
-
-
-def _fingerprint(path: Path) -> dict[str, int | str]:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "xxh3_128": digest.hexdigest()}

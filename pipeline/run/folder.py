@@ -4,13 +4,14 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.run import checkpoint, eventlog, quarantine, track
 from pipeline.run.event import Event
 from pipeline.run.eventlog import EVENTS
+from pipeline.run.events import Checkpoint
 from pipeline.run.ledger import goodput, ledger
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.stop import STOP
@@ -182,6 +183,14 @@ def last_sign(folder: Path) -> float:
     return max(times, default=0.0)
 
 
+def _cost_of_checkpoints(history: Sequence[Event]) -> dict[str, float] | None:
+    """Return what the last checkpoint for which training did not wait has cost."""
+    saved = [event for event in history if isinstance(event, Checkpoint)]
+    last = next((event for event in reversed(saved) if event.suggested_minutes), None)
+    names = ("stall_s", "write_s", "suggested_minutes")
+    return last and {name: round(getattr(last, name), 3) for name in names}
+
+
 def summarize(folder: Path, task: str, *unwritten: Event) -> dict[str, Any]:
     """Write and return the summary: the best checkpoint, its scores, and the cost of the run.
 
@@ -197,7 +206,8 @@ def summarize(folder: Path, task: str, *unwritten: Event) -> dict[str, Any]:
         row for row in rows(folder / METRICS)
         if _is_number(row.get("position")) and _is_number(row.get("interval_s"))
     ]  # fmt: skip
-    seconds = ledger([*eventlog.read(folder), *unwritten])
+    history = [*eventlog.read(folder), *unwritten]
+    seconds = ledger(history)
     summary = {name: scores.get(name) for name in HEADLINE} | {
         "images": scores.get("images"),
         "step": step,
@@ -206,6 +216,7 @@ def summarize(folder: Path, task: str, *unwritten: Event) -> dict[str, Any]:
         "ledger_s": {kind: round(spent, 1) for kind, spent in seconds.items()},
         "goodput": goodput(seconds),
         "checkpoint": best.name,
+        "checkpoints": _cost_of_checkpoints(history),
         "pictures": sorted(p.name for p in (folder / PICTURES).glob("*.png")),
     }
     with disk_errors(folder / SUMMARY):

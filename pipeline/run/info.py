@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.settings import WandbSettings
+from pipeline.settings import CheckpointSettings, WandbSettings
 from shards.format.taxonomy import Taxonomy
 
 
@@ -19,7 +19,7 @@ class RunInfo:
         data: The fingerprint of each training set by its location.
         taxonomy: The classes.
         zero_stage: ZeRO stage.
-        keep: Number of the newest checkpoints that are kept.
+        checkpoint: When checkpoints are written, and the number that is kept.
         max_damaged: Largest number of damaged samples that the run allows.
         wandb: How Weights & Biases is used.
         settings: The settings of the run, a dataclass, for Weights & Biases.
@@ -32,7 +32,7 @@ class RunInfo:
     data: dict[str, str]
     taxonomy: Taxonomy
     zero_stage: int
-    keep: int
+    checkpoint: CheckpointSettings
     max_damaged: int
     wandb: WandbSettings
     settings: Any

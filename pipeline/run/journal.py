@@ -87,7 +87,7 @@ class Journal:
         from_rank_0(lambda: self._rewind(progress.step))
         self._tracker.open(progress.step, info.data, self.phases)
         known = from_rank_0(lambda: rows(folder / QUARANTINE, quarantine.FIELDS))
-        self._saver = Saver(folder, info, self.attempt, self.event, self.phases)
+        self._saver = Saver(folder, info, self.attempt, self.event, self.phases, progress.step)
         self._quarantine = Quarantine(folder, info.max_damaged, known)
 
     def resume(self, engine: Engine) -> Progress:
@@ -103,8 +103,16 @@ class Journal:
         return progress
 
     def save(self, progress: Progress, engine: Engine, *, required: bool) -> None:
-        """Write a checkpoint; see `Saver.save`. All ranks must call it."""
+        """Save a checkpoint; see `Saver.save`. All ranks must call it."""
         self._saver.save(progress, engine, required=required)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after a step; only rank 0 knows it."""
+        return self._saver.is_due(step)
+
+    def is_saved(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is whole. All ranks must call it."""
+        return from_rank_0(lambda: self._saver.is_saved(step))
 
     def event(self, event: events.Event) -> None:
         """Record an event."""
@@ -141,9 +149,13 @@ class Journal:
     def scored(
         self, step: int, scores: Mapping[str, Any], pictures: Sequence[Picture] = ()
     ) -> None:
-        """Record the scores of a step, and pictures for W&B; only rank 0 writes."""
+        """Record the scores of a step, and pictures for W&B; only rank 0 writes.
+
+        The checkpoint of the step is whole before, if the disk accepts it.
+        """
         if self.rank > 0:
             return
+        self._saver.wait()
         try:
             write_json(scores_path(self.folder, step), {"step": step, **scores})
         except OSError as error:
@@ -159,6 +171,7 @@ class Journal:
 
     def finish(self, progress: Progress) -> None:
         """Write the summary, and record the end of the run."""
+        self._saver.close()
         finish = self._progressed(events.Finish, progress)
         from_rank_0(lambda: summarize(self.folder, self.info.task, finish))
         self.event(finish)
@@ -166,11 +179,13 @@ class Journal:
 
     def stopped(self, progress: Progress) -> None:
         """Record that the run was asked to stop."""
+        self._saver.close()
         self.event(self._progressed(events.Stopped, progress))
         self._tracker.finish(before=progress.step)
 
     def failed(self, progress: Progress, error: Exception) -> None:
         """Tell the people who follow the run in W&B that this rank has failed."""
+        self._saver.close()
         self._tracker.finish(before=progress.step, error=f"step {progress.step}: {error}")
 
     def _progressed(self, kind: Callable[..., Kind], progress: Progress, **more: Any) -> Kind:

@@ -31,7 +31,7 @@ def ledger(history: Sequence[Event]) -> dict[str, float]:
         history: The events of the run, in their order.
     """
     seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-    attempts = _attempts(history)
+    attempts = starts(history)
     if not attempts:
         return seconds
     first = attempts[0][0]
@@ -59,7 +59,7 @@ def goodput(seconds: dict[str, float]) -> float | None:
     return (seconds["train"] + seconds["data"]) / total if total > 0 else None
 
 
-def _attempts(history: Sequence[Event]) -> list[list]:
+def starts(history: Sequence[Event]) -> list[list]:
     """Return the events of each start of the workers, from the start on."""
     attempts: list[list] = []
     for event in history:

@@ -1,24 +1,16 @@
 """Which checkpoints of a run are kept, in its folder and on storage."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.run.checkpoint import COMMITTED, committed, folders, step_of
+from pipeline.run.checkpoint import committed, folders, step_of
 
 
-def prune(checkpoints: Path, step: int, keep: int, best: int | None) -> None:
-    """Remove the checkpoints in a folder that are `outdated`.
-
-    COMMITTED is removed first, so that no partly removed folder has it. What is not one of
-    `folders` stays.
-    """
+def outdated_in(checkpoints: Path, step: int, keep: int, best: int | None) -> list[Path]:
+    """Return the checkpoints in a folder that are `outdated`; all else stays."""
     names = [folder.name for folder in folders(checkpoints)]
     whole = [folder.name for folder in committed(checkpoints)]
-    for name in outdated(names, whole, step, keep, best):
-        if name in whole:
-            (checkpoints / name / COMMITTED).unlink()
-        shutil.rmtree(checkpoints / name)
+    return [checkpoints / name for name in outdated(names, whole, step, keep, best)]
 
 
 def outdated(

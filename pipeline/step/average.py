@@ -49,8 +49,8 @@ class MovingAverage:
             self._averages[name].copy_(trained)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the averages on the CPU, by the names that they have in a checkpoint."""
-        return {f"average.{n}": average.cpu().clone() for n, average in self._averages.items()}
+        """Return the averages themselves, by the names that they have in a checkpoint."""
+        return {f"average.{name}": average for name, average in self._averages.items()}
 
     def load_state(self, state: dict[str, Tensor], updates: int) -> None:
         """Load what `state` returned after a number of updates."""

@@ -5,6 +5,7 @@ Written for deepspeed 0.19.8: `Engine` calls one of its private names,
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,22 +157,46 @@ class Engine:
         return Update(applied=math.isfinite(norm), grad_norm=norm)
 
     def state(self) -> dict[str, Tensor]:
-        """Return all tensors that training needs, unsharded, on the CPU. All ranks must call it.
+        """Return a copy of `tensors` on the CPU. All ranks must call it."""
+        return {name: tensor.cpu().clone() for name, tensor in self.tensors()}
 
-        Returns:
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield all tensors that training needs, unsharded, on the device; equal on all ranks.
+
+        At stages 1 to 3 all ranks must take all of them, because each is gathered from all ranks.
+        A tensor may be freed when the next one is taken.
+
+        Yields:
             `model.<name>`: parameters and persistent buffers. `exp_avg.<name>` and
             `exp_avg_sq.<name>`: AdamW's moments (stages 0 to 2; at stage 3 `save_shards` writes
-            them). `average.<name>`: the moving average, if there is one. Equal on all ranks.
+            them). `average.<name>`: the moving average, if there is one.
         """
-        buffers = dict(self.module.named_buffers())
-        persistent = buffers.keys() & self.module.state_dict(keep_vars=True).keys()
-        state = {f"model.{name}": buffers[name].detach().cpu().clone() for name in persistent}
+        for name, buffer in self._persistent_buffers().items():
+            yield f"model.{name}", buffer.detach()
         for name, parameter in self.module.named_parameters():
-            state[f"model.{name}"] = self._full_parameter(parameter)
+            # Stage 3 shards frozen parameters, too, which have no optimizer state.
+            with self._deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
+                yield f"model.{name}", self._full_parameter(parameter)
             if self.stage < 3 and parameter.requires_grad:
                 for moment in MOMENTS:
-                    state[f"{moment}.{name}"] = self._full_moment(parameter, moment)
-        return state | (self._average.state() if self._average else {})
+                    yield f"{moment}.{name}", self._full_moment(parameter, moment)
+        if self._average:
+            yield from self._average.state().items()
+
+    def layout(self) -> dict[str, Tensor]:
+        """Return the shapes and types of `tensors`; nothing is gathered."""
+        layout = {f"model.{n}": buffer for n, buffer in self._persistent_buffers().items()}
+        for name, parameter in self.module.named_parameters():
+            shape = parameter.ds_shape if self.stage == 3 else parameter.shape
+            full = torch.empty(shape, dtype=parameter.dtype, device="meta")
+            has_moments = self.stage < 3 and parameter.requires_grad
+            for part in ("model", *(MOMENTS if has_moments else ())):
+                layout[f"{part}.{name}"] = full
+        return layout | (self._average.state() if self._average else {})
+
+    def _persistent_buffers(self) -> dict[str, Tensor]:
+        saved = self.module.state_dict(keep_vars=True).keys()
+        return {name: buffer for name, buffer in self.module.named_buffers() if name in saved}
 
     def load_state(self, state: dict[str, Tensor], step: int) -> None:
         """Load what `state` returned, at any world size.
@@ -183,7 +208,7 @@ class Engine:
         Raises:
             UsageError: Tensors are missing, unknown, or of another shape; nothing is changed.
         """
-        expected = {name: tensor.shape for name, tensor in self.state().items()}
+        expected = {name: tensor.shape for name, tensor in self.layout().items()}
         found = {name: tensor.shape for name, tensor in state.items()}
         wrong = {name for name in expected.keys() | found.keys()
                  if expected.get(name) != found.get(name)}  # fmt: skip
@@ -250,18 +275,14 @@ class Engine:
             zero._lazy_init_hp_params_optimizer_state()
 
     def _full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        if self.stage == 3:  # also shards frozen parameters, which have no optimizer state
-            with self._deepspeed.zero.GatheredParameters([parameter]):
-                return parameter.detach().cpu().clone()
-        full = parameter.detach()
-        if self._is_sharded(parameter):
-            full = self._deepspeed.utils.safe_get_full_fp32_param(parameter)
-        return full.cpu().clone()
+        if self.stage in (1, 2) and parameter.requires_grad:
+            return self._deepspeed.utils.safe_get_full_fp32_param(parameter)
+        return parameter.detach()
 
     def _full_moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         if self.stage == 0:
-            return self._adamw.state[parameter][moment].cpu().clone()
-        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, moment).cpu().clone()
+            return self._adamw.state[parameter][moment]
+        return self._deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
 
     def _set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         if self._is_sharded(parameter):

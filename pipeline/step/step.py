@@ -58,6 +58,7 @@ class GlobalBatch(NamedTuple):
     batches: list[Batch]  # micro-batches, on the device
     totals: Normalizers  # sums over the batches of all ranks
     damaged: list[dict[str, Any]]  # rows for quarantine.jsonl, of all ranks
+    is_due: bool  # whether any rank said that a checkpoint is due after this step
 
 
 class TrainingStep:
@@ -92,13 +93,17 @@ class TrainingStep:
         self.micro_batches = len(split.sizes)
         self.meter = Meter(split.global_batch)
 
-    def receive(self, batches: Iterator[Batch]) -> GlobalBatch:
+    def receive(self, batches: Iterator[Batch], is_due: bool = False) -> GlobalBatch:
         """Take the micro-batches of the next step, and sum over those of all ranks.
 
         The denominators of the losses follow from the truth alone, so that one all-reduce before
         the first forward gives them. It stays on the hosts, so no rank waits for its GPU. The same
-        all-reduce tells every rank whether any rank failed to get its batches or found damaged
-        samples: then all ranks stop, or record it, together.
+        all-reduce tells every rank whether any rank failed to get its batches, found damaged
+        samples, or is due to save a checkpoint: then all ranks stop, record it, or save, together.
+
+        Args:
+            batches: This rank's micro-batches.
+            is_due: Whether a checkpoint is due after this step, by the clock of this rank.
 
         Raises:
             Exception: What kept any rank from getting its batches, on every rank.
@@ -111,20 +116,21 @@ class TrainingStep:
         except Exception as raised:  # the other ranks have to learn of it
             error = raised
         size = len(Normalizers._fields)
-        sums = torch.zeros(size + 2, dtype=torch.float64)
+        sums = torch.zeros(size + 3, dtype=torch.float64)
         for batch in received:
             parts = normalizers(batch.targets.categories.cpu(), self.queries, self.settings)
             sums[:size] += torch.stack([torch.as_tensor(part) for part in parts])
-            sums[-2] += len(batch.damaged)
+            sums[-3] += len(batch.damaged)
+        sums[-2] = is_due
         sums[-1] = error is not None
-        *totals, damaged, failed = sum_on_hosts(sums)
+        *totals, damaged, due, failed = sum_on_hosts(sums)
         if failed:
             raise_on_all_ranks(error)
         rows = [row for batch in received for row in batch.damaged]
         if damaged:
             rows = [row for part in all_gather(rows) for row in part]
         on_device = [batch.to(self.device) for batch in received]
-        return GlobalBatch(on_device, Normalizers(*totals), rows)
+        return GlobalBatch(on_device, Normalizers(*totals), rows, bool(due))
 
     def losses(self, batch: Batch, totals: Normalizers) -> dict[str, Tensor]:
         """Return the weighted losses of one micro-batch, as its part of the global batch's."""

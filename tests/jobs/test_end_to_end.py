@@ -26,7 +26,8 @@ TERMS = {
 SHORT = 5  # steps; rounding errors grow until they decide a close match
 SUMMARY = {
     "PQ", "SQ", "RQ", "PQ_th", "PQ_st", "AP", "AP50", "mIoU",
-    "images", "step", "position", "wall_s", "ledger_s", "goodput", "checkpoint", "pictures",
+    "images", "step", "position", "wall_s", "ledger_s", "goodput", "checkpoint", "checkpoints",
+    "pictures",
 }  # fmt: skip
 
 

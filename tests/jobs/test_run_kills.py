@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from jobs import config as configs
-from pipeline.run import checkpoint, eventlog, events
+from pipeline.run import checkpoint, eventlog, events, saver
 from pipeline.run.folder import CHECKPOINTS, SUMMARY, scores_of
 from pipeline.run.track import METRICS
 from shards.files import read_json
 from shards.jsonl import rows
 from tests.jobs.test_run_states import STEPS, finished, opened, resume, run
+from tests.pipeline.runs import AtOnce
 
 __all__ = ["opened", "run"]  # fixtures
 
@@ -34,7 +35,6 @@ class Writes:
         self.left, self.killed = allowed, False
         for name in ("fsync", "replace", "unlink", "mkdir", "rmdir", "chmod"):
             monkeypatch.setattr(os, name, self.guarded(getattr(os, name)))
-        monkeypatch.setattr(checkpoint, "save_file", self.guarded(checkpoint.save_file))
         monkeypatch.setattr(os, "open", self.guarded(os.open, self.opens_for_writing))
         monkeypatch.setattr(io, "open", self.guarded(io.open, self.has_writing_mode))
 
@@ -63,6 +63,7 @@ class Writes:
 def test_a_kill_at_any_write_is_resumed(run, opened, tmp_path, monkeypatch, state):
     monkeypatch.setattr("jobs.resume.distributions", list)
     monkeypatch.setattr("jobs.follow.POLL_S", 9)
+    monkeypatch.setattr(saver, "Writer", AtOnce)  # test_writer.py kills the process at each call
     if state == "finished":
         finished(run)
         (run / CHECKPOINTS / checkpoint.name_of(STEPS, 1) / checkpoint.STATE).write_text("")

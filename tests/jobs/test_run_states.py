@@ -7,7 +7,7 @@ outcome, nothing changes that the run did not write.
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from jobs import config as configs
 from jobs.follow import Follower
 from jobs.resume import open_run
-from pipeline.run import checkpoint, eventlog, events
+from pipeline.run import checkpoint, commit, eventlog, events
 from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE, Progress
 from pipeline.run.folder import (
     CHECKPOINTS,
@@ -32,7 +32,7 @@ from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.track import METRICS
-from pipeline.settings import ScheduleSettings, WandbSettings
+from pipeline.settings import CheckpointSettings, ScheduleSettings, WandbSettings
 from shards.errors import UsageError
 from shards.files import write_json
 from shards.format.taxonomy import Taxonomy
@@ -134,8 +134,11 @@ class StubEngine:
 
     step: int
 
-    def state(self) -> dict[str, torch.Tensor]:
+    def layout(self) -> dict[str, torch.Tensor]:
         return tensors(self.step)
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(tensors(self.step).items())
 
 
 def resume(run: Path, opened) -> int:
@@ -150,8 +153,9 @@ def resume(run: Path, opened) -> int:
             return STEPS
         info = RunInfo(
             name=config.name, task="panoptic", launch="17.000", order={}, data={},
-            taxonomy=TAXONOMY, zero_stage=1, keep=KEEP, max_damaged=10,
-            wandb=WandbSettings(mode="disabled"), settings=config,
+            taxonomy=TAXONOMY, zero_stage=1, max_damaged=10,
+            checkpoint=CheckpointSettings(keep=KEEP), wandb=WandbSettings(mode="disabled"),
+            settings=config,
         )  # fmt: skip
         with Follower(run, STEPS):
             journal = Journal(run, info, torch.device("cpu"))
@@ -485,7 +489,7 @@ def rewrite(folder: Path, text: str) -> None:
     (folder / TRAINER_STATE).write_text(text)
     (folder / COMMITTED).unlink()
     (folder / MANIFEST).unlink()
-    checkpoint.commit(folder)
+    commit.commit(folder, {})
 
 
 @pytest.mark.parametrize("name", [*RECORDS, CHECKPOINTS, "evaluations", "."])

@@ -16,12 +16,14 @@ from model.network_settings import BACKBONE_NAMES
 from model.settings import SettingError, Settings, is_settings, without_none
 from pipeline.data.augment.recipes import RECIPES
 from pipeline.data.settings import DataSettings
-from pipeline.settings import EvaluationSettings, RunSettings
+from pipeline.settings import CheckpointSettings, EvaluationSettings, RunSettings
 from shards.errors import UsageError
 from tests.jobs import small
 
 PRESETS = sorted(configs.PRESETS.glob("*.yaml"))
 SECTIONS = [configs.Config, *(e.kind for e in entries(configs.Config) if is_settings(e.kind))]
+# Other fields that make a value of None possible.
+BESIDE_NONE = {"every_minutes": {"every_steps": 1}}
 ODD_VALUES = (-1, 0, math.nan, math.inf, -math.inf, 10**400, "text", "", True, [], {}, None)
 
 
@@ -58,7 +60,7 @@ def test_an_odd_value_is_refused_by_name_or_allowed_by_the_rule(kind, field):
             or (odd == [] and is_list and field.name != "scale")
             or (odd == 0 and type(odd) is int and zero_is_allowed)
         ):
-            kind(**{field.name: value})
+            kind(**{field.name: value} | (BESIDE_NONE.get(field.name, {}) if odd is None else {}))
         else:
             with pytest.raises(SettingError, match=rf"^{field.name}="):
                 kind(**{field.name: value})
@@ -90,6 +92,8 @@ def test_a_class_is_checked_without_a_config():
         EvaluationSettings(short=2000)
     with pytest.raises(SettingError, match=r"^train=5; it must be a list$"):
         DataSettings(train=5)
+    with pytest.raises(SettingError, match=r"^every_minutes=null with checkpoint.every_steps=null"):
+        CheckpointSettings(every_minutes=None)
     assert DataSettings(train="a").train == ["a"]
     assert DataSettings(scale=(1, 2)).scale == [1.0, 2.0]
     assert RunSettings().data is not RunSettings().data

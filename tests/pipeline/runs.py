@@ -2,18 +2,20 @@
 
 import dataclasses
 import errno
-from collections.abc import Iterator
+import json
+from collections import deque
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from model.criterion import Criterion, CriterionSettings
 from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
-from pipeline.data.batch import Batch
 from pipeline.data.settings import DataSettings
-from pipeline.run import checkpoint
+from pipeline.run import commit, saver
 from pipeline.run.checkpoint import Progress, TrainerState
+from pipeline.run.writer import Reply, Writer, handle
 from pipeline.settings import (
     BatchSettings,
     CheckpointSettings,
@@ -80,6 +82,26 @@ class Killed(BaseException):
     """Stands for the death of the worker."""
 
 
+class AtOnce(Writer):
+    """Stands for the process that writes checkpoints: it does at once what it is asked for."""
+
+    def __init__(self, memory: int):
+        self._memory, self._answers = memory, deque()
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        self._answers.append(handle(json.loads(json.dumps(request)), self._memory))
+
+    def reply(self, *, wait: bool) -> Reply:
+        answer = json.loads(json.dumps(self._answers.popleft()))
+        return Reply(answer["seconds"], OSError(*answer["error"]) if answer["error"] else None)
+
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+
 def attempt(settings: RunSettings, folder: Path) -> str:
     """Train, and return the text of what was raised, otherwise "done"."""
     folder.mkdir(exist_ok=True)
@@ -98,11 +120,11 @@ def interrupted(settings: RunSettings, folder: Path) -> list[str]:
     """
     receive, steps = TrainingStep.receive, []
 
-    def until_fourth(self: TrainingStep, batches: Iterator[Batch]) -> GlobalBatch:
+    def until_fourth(self: TrainingStep, *args: Any) -> GlobalBatch:
         if len(steps) == 3:
             raise Killed
         steps.append(None)
-        return receive(self, batches)
+        return receive(self, *args)
 
     with mock.patch.object(TrainingStep, "receive", until_fourth):
         first = attempt(settings, folder)
@@ -111,15 +133,15 @@ def interrupted(settings: RunSettings, folder: Path) -> list[str]:
 
 def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
     """Train while the disk is full at the n-th checkpoint."""
-    save_file, calls = checkpoint.save_file, []
+    write, calls = commit.write, []
 
     def full(*args):
         calls.append(args)
         if len(calls) == failing:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(*args)
+        write(*args)
 
-    with mock.patch.object(checkpoint, "save_file", full):
+    with mock.patch.object(saver, "Writer", AtOnce), mock.patch.object(commit, "write", full):
         return attempt(settings, folder)
 
 

@@ -67,8 +67,8 @@ def trained(sets: Path, root: Path, world: int) -> dict[str, object]:
             outcomes[str(run)] = attempt(settings_of(sets, micro, stage=stage), root / str(run))
     receive, seen = TrainingStep.receive, []
 
-    def recorded(self, batches):
-        received = receive(self, batches)
+    def recorded(self, *args):
+        received = receive(self, *args)
         columns = ([getattr(b, name) for b in received.batches] for name in ("positions", "keys"))
         seen.append([list(zip(*pair, strict=True)) for pair in zip(*columns, strict=True)])
         return received

@@ -15,6 +15,7 @@ from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import train_stream
 from pipeline.run import checkpoint
+from pipeline.run.cadence import Cadence
 from pipeline.run.checkpoint import Progress, TrainerState
 from pipeline.run.eventlog import EVENTS
 from pipeline.run.folder import CHECKPOINTS
@@ -306,6 +307,8 @@ def test_every_score_has_its_checkpoint(tmp_path):
     worker.faults = None
     worker.journal = journal = mock.MagicMock()
     journal.resume.return_value, journal.is_scored.return_value = Progress(), False
+    worker.train_step.receive.side_effect = lambda _, due: mock.MagicMock(is_due=due)
+    journal.is_due.side_effect = Cadence(settings.checkpoint).is_due
     worker.engine = mock.MagicMock(module=mock.create_autospec(Mask2Former, instance=True))
     with (
         mock.patch("pipeline.train.evaluate"),

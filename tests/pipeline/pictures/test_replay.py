@@ -40,8 +40,8 @@ def batches_of_training(sets: Path, folder: Path) -> list[tuple[int, tuple]]:
     """Train on this rank; return the step and the fields of every micro-batch."""
     receive, seen, steps = TrainingStep.receive, [], itertools.count(1)
 
-    def recorded(self, batches):
-        received = receive(self, batches)
+    def recorded(self, *args):
+        received = receive(self, *args)
         step = next(steps)
         seen.extend((step, (*batch[:1], *batch.targets, *batch[2:])) for batch in received.batches)
         return received

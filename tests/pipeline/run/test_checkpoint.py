@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.run import checkpoint, retention
+from pipeline.run import checkpoint, commit, retention
 from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE
 from shards.errors import UsageError
 from tests.pipeline.runs import TAXONOMY, trainer_state
@@ -37,6 +37,11 @@ def newest(root: Path) -> tuple[str | None, list[str]]:
     reported: list[str] = []
     found = checkpoint.newest(root, reported.append)
     return found and found.name, reported
+
+
+def prune(root: Path, step: int, keep: int, best: int | None) -> None:
+    for folder in retention.outdated_in(root, step, keep, best):
+        commit.remove(folder)
 
 
 def names(root: Path) -> list[str]:
@@ -86,8 +91,7 @@ class Writes:
 
     def __init__(self, monkeypatch, allowed: int):
         self.left, self.killed = allowed, False
-        monkeypatch.setattr(checkpoint, "save_file", self.before(checkpoint.save_file))
-        monkeypatch.setattr(checkpoint, "sync", self.before(checkpoint.sync))
+        monkeypatch.setattr(commit, "sync", self.before(commit.sync))
         monkeypatch.setattr(Path, "write_text", self.before(Path.write_text))
         monkeypatch.setattr(Path, "touch", self.before(Path.touch))
         monkeypatch.setattr(Path, "mkdir", self.before(Path.mkdir))
@@ -129,7 +133,7 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before(tmp_path, monkeypatch)
 
 def test_everything_is_on_disk_before_the_mark(tmp_path, monkeypatch):
     flushed, at_mark = [], []
-    fsync, touch = checkpoint.sync, Path.touch
+    fsync, touch = commit.sync, Path.touch
 
     def recorded_fsync(path):
         flushed.append(path)
@@ -139,7 +143,7 @@ def test_everything_is_on_disk_before_the_mark(tmp_path, monkeypatch):
         at_mark.extend(flushed)
         touch(path)
 
-    monkeypatch.setattr(checkpoint, "sync", recorded_fsync)
+    monkeypatch.setattr(commit, "sync", recorded_fsync)
     monkeypatch.setattr(Path, "touch", recorded_touch)
     folder = save(tmp_path, 1)
     files = {path for path in folder.rglob("*") if path.is_file()} - {folder / COMMITTED}
@@ -220,7 +224,7 @@ def test_loading_a_damaged_checkpoint_is_a_usage_error(tmp_path):
         checkpoint.load(folder)
 
 
-@pytest.mark.parametrize("at", ["save_file", "_fingerprint", "sync"])
+@pytest.mark.parametrize("at", ["_write_state", "fingerprint", "sync"])
 def test_a_full_disk_removes_the_partial_folder_and_raises(tmp_path, monkeypatch, at):
     before = save(tmp_path, 1)
 
@@ -228,7 +232,7 @@ def test_a_full_disk_removes_the_partial_folder_and_raises(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, at, full)
+        patch.setattr(commit, at, full)
         with pytest.raises(OSError, match="No space left"):
             save(tmp_path, 2)
     assert names(tmp_path) == [before.name]
@@ -253,9 +257,9 @@ def test_a_write_that_really_fails_is_an_os_error(tmp_path):
 def test_prune_keeps_the_newest_and_the_best(tmp_path):
     for step in (10, 20, 30, 40, 50):
         save(tmp_path, step)
-    retention.prune(tmp_path, step=50, keep=2, best=20)
+    prune(tmp_path, step=50, keep=2, best=20)
     assert [name[9:14] for name in names(tmp_path)] == ["00020", "00040", "00050"]
-    retention.prune(tmp_path, step=50, keep=1, best=None)
+    prune(tmp_path, step=50, keep=1, best=None)
     assert [name[9:14] for name in names(tmp_path)] == ["00050"]
 
 
@@ -264,7 +268,7 @@ def test_prune_removes_what_a_crash_has_left(tmp_path):
     (save(tmp_path, 30) / COMMITTED).unlink()
     (save(tmp_path, 20) / COMMITTED).unlink()
     save(tmp_path, 20, attempt=2)
-    retention.prune(tmp_path, step=20, keep=3, best=None)
+    prune(tmp_path, step=20, keep=3, best=None)
     assert names(tmp_path) == ["step-000000010-a01", "step-000000020-a02"]
 
 
@@ -273,7 +277,7 @@ def test_prune_never_takes_the_checkpoint_just_written(tmp_path):
     save(tmp_path, 60)
     (save(tmp_path, 100) / STATE).write_bytes(b"")
     save(tmp_path, 80, attempt=2)
-    retention.prune(tmp_path, step=80, keep=1, best=None)
+    prune(tmp_path, step=80, keep=1, best=None)
     assert names(tmp_path) == ["step-000000080-a02", "step-000000100-a01"]
     assert newest(tmp_path)[0] == "step-000000080-a02"
 
@@ -286,9 +290,9 @@ def test_a_kill_while_pruning_leaves_nothing_that_looks_whole_and_is_not(tmp_pat
         (folder / STATE).unlink()
         raise Killed
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+    monkeypatch.setattr(commit.shutil, "rmtree", killed)
     with pytest.raises(Killed):
-        retention.prune(tmp_path, step=20, keep=1, best=None)
+        prune(tmp_path, step=20, keep=1, best=None)
     assert newest(tmp_path) == ("step-000000020-a01", [])
     assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-000000020-a01"]
 

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.data.keyed import keyed_seed
-from pipeline.run import checkpoint, eventlog, events
+from pipeline.run import checkpoint, commit, eventlog, events, saver
 from pipeline.run.checkpoint import Progress
 from pipeline.run.folder import CHECKPOINTS, scores_path, summarize
 from pipeline.run.info import RunInfo
@@ -18,11 +19,11 @@ from pipeline.run.location import mark
 from pipeline.run.quarantine import QUARANTINE
 from pipeline.run.restarts import is_crash_loop
 from pipeline.run.track import METRICS
-from pipeline.settings import RunSettings, WandbSettings
+from pipeline.settings import CheckpointSettings, RunSettings, WandbSettings
 from shards import jsonl
 from shards.errors import Failed
 from shards.jsonl import rows
-from tests.pipeline.runs import TAXONOMY, trainer_state
+from tests.pipeline.runs import TAXONOMY, AtOnce, trainer_state
 
 RECORDS = (eventlog.EVENTS, METRICS, QUARANTINE)
 
@@ -33,17 +34,19 @@ class StubEngine:
 
     value: float
 
-    def state(self) -> dict[str, torch.Tensor]:
-        whole = torch.zeros(3)
-        return {"model.weight": whole, "exp_avg.weight": torch.tensor([0.0, self.value])}
+    def layout(self) -> dict[str, torch.Tensor]:
+        return {"model.weight": torch.zeros(3), "exp_avg.weight": torch.tensor([0.0, self.value])}
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(self.layout().items())
 
 
 def journal_of(folder: Path, keep: int = 1) -> Journal:
     folder.mkdir(exist_ok=True)
     info = RunInfo(
         name=folder.name, task="panoptic", launch="17.000", order={}, data={}, taxonomy=TAXONOMY,
-        zero_stage=1, keep=keep, max_damaged=10, wandb=WandbSettings(mode="disabled"),
-        settings=RunSettings(),
+        zero_stage=1, checkpoint=CheckpointSettings(keep=keep), max_damaged=10,
+        wandb=WandbSettings(mode="disabled"), settings=RunSettings(),
     )  # fmt: skip
     return Journal(folder, info, torch.device("cpu"))
 
@@ -51,10 +54,17 @@ def journal_of(folder: Path, keep: int = 1) -> Journal:
 def save(journal: Journal, step: int, value: float = 1.0, required: bool = False) -> None:
     engine = StubEngine(value)
     journal.save(Progress(step, 8 * step, step), engine, required=required)  # pyright: ignore[reportArgumentType]
+    journal.is_saved(step)  # records it
 
 
 def steps_of(folder: Path) -> list[int]:
     return [checkpoint.step_of(path) for path in checkpoint.committed(folder / CHECKPOINTS)]
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    """Write checkpoints in this process; test_saver.py has the process that does it."""
+    monkeypatch.setattr(saver, "Writer", AtOnce)
 
 
 @pytest.fixture
@@ -127,7 +137,7 @@ def test_only_a_required_checkpoint_ends_the_run_on_a_full_disk(tmp_path, monkey
     journal = journal_of(tmp_path)
     save(journal, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", lambda *_: _raise(errno.ENOSPC))
+        patch.setattr(commit, "_write_state", lambda *_: _raise(errno.ENOSPC))
         if required:
             with pytest.raises(Failed, match="the disk is full; free space"):
                 save(journal, 4, required=True)
@@ -145,7 +155,7 @@ def _raise(code: int) -> None:
 def test_a_checkpoint_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch, recwarn):
     journal = journal_of(tmp_path)
     save(journal, 2)
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *_: _raise(errno.EACCES))
+    monkeypatch.setattr(commit.shutil, "rmtree", lambda *_, **__: _raise(errno.EACCES))
     save(journal, 4)
     assert "an old checkpoint cannot be removed" in str(recwarn.pop().message)
     assert steps_of(tmp_path) == [4]

@@ -50,7 +50,8 @@ def test_within_the_context_the_network_has_the_averages():
         parameter.data += 1
     average.update()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    averages, addresses = average.state(), [p.data_ptr() for p in net.parameters()]
+    averages = {name: tensor.clone() for name, tensor in average.state().items()}
+    addresses = [p.data_ptr() for p in net.parameters()]
     with contextlib.suppress(KeyError), average.applied():
         assert [p.data_ptr() for p in net.parameters()] == addresses
         inside = net.state_dict()
