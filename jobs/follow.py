@@ -97,7 +97,11 @@ class Follower:
             self._progress.reset(self._task, completed=event.step, text="")
         if isinstance(event, events.Checkpoint) and event.suggested_minutes and not self._advised:
             self._advised = True
-            self._print(event.advice())
+            self._print(
+                f"step {event.step}: training waited {event.stall_s:.2f} s for a checkpoint, which "
+                f"was written in {event.write_s:.1f} s; least time is lost with "
+                f"checkpoint.every_minutes={event.suggested_minutes:g}"
+            )
         if not isinstance(event, SILENT):
             self._print(event.describe())
 

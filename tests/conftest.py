@@ -1,7 +1,7 @@
 """Which tests run: `slow` ones with --all, `gpu` ones with a GPU.
 
 A test may be skipped only for a reason in ALLOWED_SKIPS: it needs a GPU, the permission to mount a
-small disk, chromium, or the permission to make network namespaces (with SLURM installed).
+small disk, chromium, strace, or the permission to make network namespaces (with SLURM installed).
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import torch
 from jobs.processes import PR_SET_CHILD_SUBREAPER
 
 # Any other reason fails the whole run.
-ALLOWED_SKIPS = ("gpu", "mount", "chromium", "namespaces")
+ALLOWED_SKIPS = ("gpu", "mount", "chromium", "strace", "namespaces")
 
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and nohup the end of the
 # terminal. So would the commands that they start, which are to handle both.

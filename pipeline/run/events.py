@@ -122,12 +122,6 @@ class Checkpoint(Event):
 
     In this and in the last event of a start, `seconds` has the time of each phase of rank 0 since
     that start; here up to the copy of the state, because a resumed run repeats what follows it.
-
-    Attributes:
-        stall_s: How long training waited for it.
-        write_s: How long it took to write it, while training continued.
-        suggested_minutes: The interval between checkpoints that loses least time; None if training
-            waited for the whole write, as at the first and at the last step.
     """
 
     name: ClassVar = "checkpoint"
@@ -135,9 +129,9 @@ class Checkpoint(Event):
     position: int
     folder: str
     seconds: dict[str, float] = field(default_factory=dict)
-    stall_s: float = 0
+    stall_s: float = 0  # for which training waited
     write_s: float = 0
-    suggested_minutes: float | None = None
+    suggested_minutes: float | None = None  # None if training waited for the whole write
 
     def to_json(self) -> jsonl.Row:
         """Return the row of this event."""
@@ -152,14 +146,6 @@ class Checkpoint(Event):
     def describe(self) -> str:
         """Return one line about this event for people."""
         return f"step {self.step}: saved {self.folder}"
-
-    def advice(self) -> str:
-        """Return the line about the cost of a checkpoint and the suggested interval."""
-        return (
-            f"step {self.step}: training waited {self.stall_s:.2f} s for a checkpoint, which was "
-            f"written in {self.write_s:.1f} s; least time is lost with "
-            f"checkpoint.every_minutes={self.suggested_minutes:g}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -189,8 +189,7 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             shape = parameter.ds_shape if self.stage == 3 else parameter.shape
             full = torch.empty(shape, dtype=parameter.dtype, device="meta")
-            has_moments = self.stage < 3 and parameter.requires_grad
-            for part in ("model", *(MOMENTS if has_moments else ())):
+            for part in ("model", *MOMENTS * (self.stage < 3 and parameter.requires_grad)):
                 layout[f"{part}.{name}"] = full
         return layout | (self._average.state() if self._average else {})
 
