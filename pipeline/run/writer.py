@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from select import select
@@ -125,20 +125,26 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def handle(request: dict[str, Any], memory: int) -> dict[str, Any]:
     """Do what a request asks for, and return the answer."""
-    start, error = time.monotonic(), None
-    try:
-        if "write" in request:
-            with (
-                mmap.mmap(memory, request["size"], access=mmap.ACCESS_READ) as mapped,
-                memoryview(mapped) as state,
-            ):
-                commit.write(Path(request["write"]), state, request["trainer"])
-        else:
-            for folder in request["remove"]:
-                commit.remove(Path(folder))
-    except OSError as raised:
-        error = (raised.errno, raised.strerror or str(raised), raised.filename)
+    start = time.monotonic()
+    if "write" in request:
+        with (
+            mmap.mmap(memory, request["size"], access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as state,
+        ):
+            # The error has to be gone, with the parts of `state` in its frames, before `state` is.
+            error = _error_of(commit.write, Path(request["write"]), state, request["trainer"])
+    else:
+        error = _error_of(lambda: [commit.remove(Path(folder)) for folder in request["remove"]])
     return {"seconds": time.monotonic() - start, "error": error}
+
+
+def _error_of(function: Callable[..., object], *args: object) -> tuple[object, ...] | None:
+    """Call a function; return the arguments of its OSError, None without any."""
+    try:
+        function(*args)
+    except OSError as error:
+        return error.errno, error.strerror or str(error), error.filename
+    return None
 
 
 def main() -> None:
