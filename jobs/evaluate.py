@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from jobs import config as configs
 from jobs.cluster.target import HERE, Target
 from jobs.config import Config
 from jobs.inference import call_on_cluster, inference_device, opened_on_rank
+from jobs.score_tables import print_reasons, print_scores
 from jobs.worker import Job
 from model.mask2former import Mask2Former
 from model.weights.classes import permute_classes
@@ -34,8 +33,8 @@ from pipeline.run.folder import (
 )
 from pipeline.run.restore import load_model
 from pipeline.score.evaluate import evaluate as score
-from pipeline.score.headline import HEADLINE
 from pipeline.score.inference import InferenceSettings, why_empty
+from pipeline.score.record import Record
 from shards.errors import UsageError
 from shards.files import disk_errors, is_url, read_json, write_json
 from shards.format.taxonomy import Taxonomy
@@ -53,11 +52,13 @@ class Scored(NamedTuple):
         scores: See `pipeline.score.evaluate`.
         picture: The first images with truth and prediction, uint8 [H, W, 3]; None if the set has no
             panoptic truth.
+        record: The counters of each image; None on all ranks except the first.
     """
 
     step: int
     scores: dict[str, Any]
     picture: np.ndarray | None
+    record: Record | None
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,13 @@ class Pass:
         store = Store(self.data, cache=config.data.cache)
         _order_classes(model, taxonomy, store)
         settings = replace(config.evaluation, images=self.images)
-        scores = score(model, store, settings, device, advance=advance)
+        records: list[Record] = []
+        scores = score(model, store, settings, device, advance=advance, recorded=records.append)
         picture = None
         if "panoptic" in store.manifest.tasks and rank_and_world()[0] == 0:
             count = min(SHEET_SAMPLES, scores["images"])
             picture = sheet(model, store, settings, device, count)
-        return Scored(step, scores, picture)
+        return Scored(step, scores, picture, records[0] if records else None)
 
 
 def _score_on_rank(scored: Pass, run: str, config: Config, job: Job) -> Scored:
@@ -135,11 +137,13 @@ def evaluate(
     scored = Pass(folder, checkpoint, location, images)
     if target.cluster:
         work = partial(_score_on_rank, scored, source if is_url(source) else str(folder))
-        step, scores, picture = call_on_cluster(work, config, folder, target.cluster, "evaluating")
+        step, scores, picture, record = call_on_cluster(
+            work, config, folder, target.cluster, "evaluating"
+        )
     else:
         with Progress(transient=True) as progress:
             bar = progress.add_task("evaluating", total=count)
-            step, scores, picture = scored.score(
+            step, scores, picture, record = scored.score(
                 config, inference_device(), lambda: progress.advance(bar)
             )
     if config.optimizer.ema is not None:
@@ -147,19 +151,26 @@ def evaluate(
     own = data is None and count == min(len(store), config.evaluation.images or len(store))
     with disk_errors(folder):
         path = _write_scores(folder, store, {"step": step, **scores}, own=own)
+        if record is not None:
+            record.save(path.with_suffix(".npz"))
         if picture is not None:
-            stem = scores_path(folder, step).stem if own else path.stem
-            png = folder / PICTURES / f"{stem}.png"
-            write_png(png, picture)
-            say(f"pictures: {png}")
+            _write_picture(folder, scores_path(folder, step).stem if own else path.stem, picture)
     weights = " (averaged weights)" if "averaged" in scores else ""
     title = f"{folder.name}, step {step}{weights}, {count} images of {store.location}"
     print_scores(scores, title)
+    print_reasons(scores)
     for line in unpredicted(scores["classes"], config.evaluation, store.manifest.tasks):
         say(line)
     say(f"scores of all classes: {path}")
     summarize(folder, config.task)
     return scores
+
+
+def _write_picture(folder: Path, stem: str, picture: np.ndarray) -> None:
+    """Write the sheet of pictures of a run, and say where it is."""
+    png = folder / PICTURES / f"{stem}.png"
+    write_png(png, picture)
+    say(f"pictures: {png}")
 
 
 def _write_scores(folder: Path, store: Store, record: dict[str, Any], *, own: bool) -> Path:
@@ -215,17 +226,6 @@ def unpredicted(
         best = max(row["highest_score"] for row in classes)
         lines.append(f"nothing was predicted: {why_empty(best, settings.segment)}")
     return lines
-
-
-def print_scores(scores: dict[str, Any], title: str) -> None:
-    """Print a table of the headline scores."""
-    known = [name for name in HEADLINE if scores.get(name) is not None]
-    say(title)  # not as the title of the table, which would be wrapped in the middle of a path
-    table = Table()
-    for name in known:
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{scores[name]:.2f}" for name in known))
-    Console().print(table)
 
 
 def _order_classes(model: Mask2Former, trained: Taxonomy, store: Store) -> None:

@@ -140,7 +140,9 @@ def test_photographs_reach_the_bound_of_masks_at_stride_4(photographs, settings,
 
 def numbers(scores: dict) -> dict[str, float]:
     """Return all scores in one dictionary, those of a class as `CLASS.METRIC`; -1 for null."""
-    flat = {name: value for name, value in scores.items() if name not in ("classes", "data")}
+    flat = {
+        name: value for name, value in scores.items() if name not in ("classes", "data", "analysis")
+    }
     for row in scores["classes"]:
         flat |= {f"{row['name']}.{key}": value for key, value in row.items() if key != "name"}
     return {name: -1 if value is None else value for name, value in flat.items()}

@@ -1,4 +1,4 @@
-"""AP against the documented use of pycocotools: COCO objects and loadRes."""
+"""AP and AR against the documented use of pycocotools: COCO objects and loadRes."""
 
 import contextlib
 import copy
@@ -11,7 +11,8 @@ from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.score.instance import SCORES, InstanceScores
+from pipeline.score.average_precision import RECALLS, SCORES
+from pipeline.score.instance import InstanceScores
 
 CATEGORIES = 3
 SIZE = (160, 200)
@@ -56,8 +57,8 @@ def compressed(mask: np.ndarray) -> dict:
     return rle | {"counts": rle["counts"].decode()}
 
 
-def by_load_res(images: list[dict]) -> tuple[list[float], list[float]]:
-    """Return the first six of the twelve statistics, and the AP of each category, in percent."""
+def by_load_res(images: list[dict]) -> tuple[list[float], list[list[float]]]:
+    """Return the twelve statistics, and AP and AP50 of each category, in percent."""
     truth, results = COCO(), []
     annotations = []
     for n, image in enumerate(images):
@@ -94,9 +95,7 @@ def by_load_res(images: list[dict]) -> tuple[list[float], list[float]]:
             evaluation.summarize()
             return 100 * evaluation.stats
 
-        return evaluated(list(range(CATEGORIES)))[:6], [
-            evaluated([c])[0] for c in range(CATEGORIES)
-        ]
+        return evaluated(list(range(CATEGORIES))), [evaluated([c])[:2] for c in range(CATEGORIES)]
 
 
 def test_scores_are_those_of_pycocotools_and_halves_join():
@@ -109,14 +108,36 @@ def test_scores_are_those_of_pycocotools_and_halves_join():
     left.merge(right)
     stats, by_class = by_load_res(images)
     result = whole.result()
-    assert [result[name] for name in SCORES] == pytest.approx(stats, rel=1e-12)
+    assert [result[name] for name in SCORES + RECALLS] == pytest.approx(stats, rel=1e-12)
     assert min(stats) > 0
-    assert len({round(s, 6) for s in stats}) == len(SCORES)
-    assert result["classes"][:2] == pytest.approx(by_class[:2], rel=1e-12)
-    assert by_class[2] == -100  # the value of pycocotools for a class without truth
-    assert math.isnan(result["classes"][2])
-    joined = left.result()
-    assert [joined[name] for name in SCORES] == [result[name] for name in SCORES]
+    assert len({round(s, 6) for s in stats}) == len(stats) - 1  # AR100 is AR10, because N < 10
+    rows = [[row["AP"], row["AP50"]] for row in result["classes"]]
+    np.testing.assert_allclose(rows[:2], by_class[:2], rtol=1e-12)
+    assert by_class[2][0] == -100  # the value of pycocotools for a class without truth
+    assert np.isnan(rows[2]).all()
+    np.testing.assert_equal(left.result(), result)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scores_of_crowded_images_are_those_of_pycocotools(seed):
+    """Many detections of few instances: ties, more than 100 per class, and lost matches."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for _ in range(6):
+        image = random_image(rng)
+        count = int(rng.integers(0, 260)) if len(image["masks"]) else 0
+        chosen = rng.integers(0, max(1, len(image["masks"])), count)
+        images.append(image | {
+            "scores": rng.integers(1, 40, count) / 40,
+            "categories": np.where(rng.random(count) < 0.9, 0, image["categories"][chosen]),
+            "masks": image["masks"][chosen],
+        })  # fmt: skip
+    found = InstanceScores(CATEGORIES)
+    for n, image in enumerate(images):
+        found.update(f"{n:03d}", **image)
+    result, (stats, _) = found.result(), by_load_res(images)
+    known = [result[name] for name in SCORES + RECALLS]
+    np.testing.assert_allclose(np.nan_to_num(known, nan=-100), stats, rtol=1e-12)
 
 
 def test_truth_may_come_as_run_lengths():
@@ -166,4 +187,4 @@ def test_a_repeated_image_and_masks_of_another_size_are_rejected():
     wrong = [{"category": 0, "iscrowd": 0, "area": 4, "mask": np.ones((2, 2), bool)}]
     with pytest.raises(ValueError, match="image c: a true mask has another size"):
         scores.update("c", **(image | {"truth": wrong}))
-    assert list(scores.images) == ["a"]
+    assert [name for name, _ in scores.images] == ["a"]

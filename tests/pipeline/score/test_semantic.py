@@ -43,8 +43,28 @@ def test_scores_are_those_of_the_definition_and_halves_add_up():
     result, (miou, accuracy, iou) = whole.result(), by_definition(pairs)
     assert result["mIoU"] == pytest.approx(miou, rel=1e-12)
     assert result["pixel_accuracy"] == pytest.approx(accuracy, rel=1e-12)
-    np.testing.assert_allclose(result["classes"], iou, rtol=1e-12)
-    assert math.isnan(result["classes"][1])  # predicted, but never in truth
+    found = [row["IoU"] for row in result["classes"]]
+    np.testing.assert_allclose(found, iou, rtol=1e-12)
+    assert math.isnan(found[1])  # predicted, but never in truth
+
+
+def test_accuracy_and_frequency_weighted_iou_are_those_of_their_formulas():
+    rng = np.random.default_rng(1)
+    scores, pairs = SemanticScores(CLASSES), [random_pair(rng) for _ in range(5)]
+    for pair in pairs:
+        scores.update(*pair)
+    prediction, truth = (np.concatenate([pair[n].ravel() for pair in pairs]) for n in (0, 1))
+    share, accuracy = {}, {}
+    for c in (0, 2, 3):
+        accuracy[c] = (prediction[truth == c] == c).mean()
+        share[c] = (truth == c).sum() / (truth != CLASSES).sum()
+    result = scores.result()
+    iou = [row["IoU"] for row in result["classes"]]
+    assert result["mean_accuracy"] == pytest.approx(100 * np.mean(list(accuracy.values())))
+    assert result["frequency_IoU"] == pytest.approx(sum(share[c] * iou[c] for c in share))
+    assert result["classes"][2]["accuracy"] == pytest.approx(100 * accuracy[2])
+    assert math.isnan(result["classes"][1]["accuracy"])
+    assert math.isnan(result["boundary_IoU"])  # no boundaries were given
 
 
 def test_a_class_only_predicted_does_not_enter_the_mean():
