@@ -10,16 +10,12 @@ from pipeline.data.batch import Batch
 from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import train_sets
-from pipeline.pictures.render import grid
-from pipeline.pictures.replay import batches_of_step, pictures
-from pipeline.pictures.sheet import write_png
+from pipeline.pictures.replay import batches_of_step, pictures, write_sheet
 from pipeline.run.eventlog import read_kind
 from pipeline.run.events import Start
 from pipeline.run.folder import PICTURES
 from shards.errors import UsageError
 from shards.text import printable, say
-
-SAMPLES_PER_ROW = 4
 
 
 def replay(run: str, step: int, rank: int | None = None) -> Path:
@@ -64,7 +60,7 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     print("rank  position epoch  key  size without padding", *lines, sep="\n")
     suffix = "" if rank is None else f"-rank-{rank}"
     path = folder / PICTURES / f"replay-step-{step:09d}{suffix}.png"
-    write_png(path, grid(["image", "truth"], drawn, min(SAMPLES_PER_ROW, len(drawn))))
+    write_sheet(path, drawn)
     say(f"pictures: {path}")
     return path
 

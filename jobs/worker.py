@@ -21,6 +21,7 @@ from jobs.rendezvous import join_group
 from pipeline.distributed import call_on_all_ranks
 from pipeline.run import eventlog, events
 from pipeline.run.folder import CONFIG
+from pipeline.run.guard import Final
 from pipeline.run.restarts import is_crash_loop
 from pipeline.run.start_parts import StartParts
 from pipeline.run.working_copy import WorkingCopy
@@ -264,6 +265,8 @@ def _train(config: Config, job: Job, private: Path | None, parts: StartParts) ->
         eventlog.append(folder, events.Failure.of(error, launch=job.launch, rank=rank))
         if copy:
             copy.send_log()
+        if isinstance(error, Final):
+            return error
         raise
     return "done" if is_done else "stopped"
 

@@ -19,6 +19,9 @@ from model.targets import Draw, Targets, draw_rows
 __all__ = ["Criterion", "CriterionSettings", "Draw", "Normalizers", "Targets", "normalizers"]
 
 
+TERMS = ("loss_ce", "loss_mask", "loss_dice")
+
+
 class Normalizers(NamedTuple):
     """Denominators of the losses of a batch; add those of all micro-batches field by field."""
 
@@ -77,12 +80,16 @@ class Criterion:
                 dice_weight=self.settings.dice_weight,
             )
             losses = self._losses(predictions, targets, groups, matches, draw, normalizers)
-            terms = {}
-            for name, values in losses.items():
-                *auxiliary, last = values.unbind()
-                terms[name] = last
-                terms |= {f"{name}_{i}": value for i, value in enumerate(auxiliary)}
-        return terms
+        return _terms(losses)
+
+    def not_finite(self, predictions: Predictions) -> dict[str, Tensor]:
+        """Return NaN for every term, as a part of the graph that makes all gradients NaN.
+
+        It stands for the losses of predictions that cannot be matched, so that this micro-batch
+        has a backward pass like those of other processes, which may wait for it.
+        """
+        bad = torch.stack([part.float().sum() for part in predictions]).sum() * float("nan")
+        return _terms(dict.fromkeys(TERMS, bad.expand(len(predictions.class_logits))))
 
     def _losses(
         self,
@@ -103,11 +110,12 @@ class Criterion:
         num_masks = totals.num_masks.clamp(min=1)
         ce = self._classification(predictions.class_logits, targets.categories, matches)
         bce, dice = self._masks(predictions, targets, groups, matches, draw)
-        return {
-            "loss_ce": ce * (s.class_weight / class_total),
-            "loss_mask": bce * (s.mask_weight / num_masks),
-            "loss_dice": dice * (s.dice_weight / num_masks),
-        }
+        losses = (
+            ce * (s.class_weight / class_total),
+            bce * (s.mask_weight / num_masks),
+            dice * (s.dice_weight / num_masks),
+        )
+        return dict(zip(TERMS, losses, strict=True))
 
     def _classification(self, logits: Tensor, categories: Tensor, matches: Matches) -> Tensor:
         """Return the weighted cross entropy summed over all queries, [L].
@@ -182,6 +190,16 @@ class Criterion:
         target = matches.target[part.start : part.stop].flatten()
         layer, value = targets.layer[image, target], targets.value[image, target]
         return points, sample_pairs(groups, image, layer, value, points)
+
+
+def _terms(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the losses [L] of all predictions as one scalar per prediction, by their names."""
+    terms = {}
+    for name, values in losses.items():
+        *auxiliary, last = values.unbind()
+        terms[name] = last
+        terms |= {f"{name}_{i}": value for i, value in enumerate(auxiliary)}
+    return terms
 
 
 def pair_losses(logits: Tensor, points: Tensor, truth: Tensor) -> Tensor:

@@ -104,14 +104,25 @@ class Mask2Former(nn.Module):
             torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
         self._recorded.append(network)
 
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Return a context in which training replays no CUDA graph, so that hooks are called."""
+        recorded, self._recorded = self._recorded, []
+        try:
+            yield
+        finally:
+            self._recorded = recorded
+
 
 @contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
     """Put back the buffers of a module, such as the statistics of batch normalization."""
     kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    yield
-    for buffer, value in kept:
-        buffer.copy_(value)
+    try:
+        yield
+    finally:
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 class _WithoutDraws(nn.Module):

@@ -120,6 +120,27 @@ class ZeroSettings(Settings):
 
 
 @dataclass
+class GuardSettings(Settings):
+    """What happens if numbers go wrong."""
+
+    policy: str = setting(
+        "skip",
+        "What happens to a step with gradients that are not finite, or whose loss jumps: skip "
+        "leaves out updates that are not finite, and only reports jumps; stop ends the run.",
+        choices=("skip", "stop"),
+    )
+    spike: float | None = setting(
+        10.0,
+        "Distance from which a loss counts as a jump, in robust standard deviations above the "
+        "median of up to 50 losses before; null: no loss does.",
+        above=0,
+    )
+    max_skipped: int = setting(
+        20, "Skipped steps in a row that end the run.", unit="steps", at_least=1
+    )
+
+
+@dataclass
 class CheckpointSettings(Settings):
     """Checkpoints while training."""
 
@@ -242,6 +263,7 @@ class RunSettings(Settings):
     schedule: ScheduleSettings = setting(ScheduleSettings, "Learning rate over the steps.")
     trainer: TrainerSettings = setting(TrainerSettings, "Length of the run.")
     zero: ZeroSettings = setting(ZeroSettings, "DeepSpeed's ZeRO.")
+    guard: GuardSettings = setting(GuardSettings, "What happens if numbers go wrong.")
     checkpoint: CheckpointSettings = setting(CheckpointSettings, "Checkpoints while training.")
     evaluation: EvaluationSettings = setting(EvaluationSettings, "Evaluation while training.")
     tracking: TrackingSettings = setting(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,9 @@ from pipeline.data.split import split_of
 from pipeline.data.training import TrainingData
 from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
 from pipeline.pictures.gallery import Gallery
+from pipeline.pictures.replay import pictures, write_sheet
 from pipeline.run import eventlog, stop
+from pipeline.run.diagnoses import Diagnoses
 from pipeline.run.guard import Guard
 from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
@@ -91,7 +94,6 @@ class Worker:
         parts.end("data set")
         self.journal = Journal(folder, self._run_info(launch), self.device)
         parts.end("records")
-        self.guard = Guard(self.journal)
         self.watchdog = Watchdog(
             folder,
             rank=rank,
@@ -116,6 +118,9 @@ class Worker:
             split=self.split,
             device=self.device,
         )
+        draw = partial(pictures, taxonomy=self.data.taxonomy)
+        diagnoses = Diagnoses(folder, self.journal, self.engine, self.train_step, draw, write_sheet)
+        self.guard = Guard(settings.guard, self.journal, self.train_step, diagnoses)
         self.hosts = Hosts(self.device)
         self.lr_multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
         parts.end("network")
@@ -150,6 +155,7 @@ class Worker:
         while self.progress.step < settings.trainer.steps:
             journal.phases.enter("data")
             batch = self.train_step.receive(batches, journal.is_due(self.progress.step + 1))
+            self.guard.look(batch.loss_before)
             journal.phases.enter("train")
             if self.faults:
                 self.faults.before_step(self.progress.step + 1)
@@ -163,7 +169,7 @@ class Worker:
                 history = eventlog.read(self.folder)
                 journal.event(first_step(history, self.parts, step, journal.phases))
             is_first = False
-            self.guard.updated(step, update)
+            self.guard.updated(self.progress, update, batch)
             is_last = step == settings.trainer.steps
             if step % settings.trainer.log_every == 0 or is_last:
                 self._log(losses, lr_multiplier, update.grad_norm)
@@ -188,6 +194,7 @@ class Worker:
         self.journal.phases.enter("checkpoint")
         if self.faults:
             self.faults.before_checkpoint(self.progress.step)
+        self.guard.settle()
         self.journal.save(self.progress, self.engine, required=required)
 
     def _run_info(self, launch: str) -> RunInfo:

@@ -51,6 +51,18 @@ class Batch(NamedTuple):
             sizes=self.sizes.to(device, non_blocking=True),
         )
 
+    def image(self, b: int) -> "Batch":
+        """Return the micro-batch of image `b` alone."""
+        return Batch(
+            self.images[b : b + 1],
+            Targets(*(part[b : b + 1] for part in self.targets)),
+            self.sizes[b : b + 1],
+            self.keys[b : b + 1],
+            self.positions[b : b + 1],
+            self.epochs[b : b + 1],
+            [],
+        )
+
 
 def truth_of(sample: Sample, task: str, things: Sequence[bool]) -> Truth:
     """Return the training truth of a task: segments, instances, or classes, without crowds.

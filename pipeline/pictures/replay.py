@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import DataSettings, train_stream
 from pipeline.pictures.regions import Region
-from pipeline.pictures.render import enlarge, overlay, shrink
+from pipeline.pictures.render import enlarge, grid, overlay, shrink
+from pipeline.pictures.sheet import write_png
 from shards.format.taxonomy import Taxonomy
 
 MAX_SIDE = 448  # pixels of the longer side of a picture
+SAMPLES_PER_ROW = 4
 
 
 def batches_of_step(
@@ -61,3 +64,8 @@ def pictures(batch: Batch, b: int, taxonomy: Taxonomy) -> list[np.ndarray]:
         regions.append(Region(n + 1, int(targets.categories[b, n])))
     image, ids = shrink(image, ids, MAX_SIDE)
     return [enlarge(image), overlay(image, ids, regions, taxonomy)]
+
+
+def write_sheet(path: Path, drawn: list[list[np.ndarray]]) -> None:
+    """Write what `pictures` has drawn of several images as one picture."""
+    write_png(path, grid(["image", "truth"], drawn, min(SAMPLES_PER_ROW, len(drawn))))

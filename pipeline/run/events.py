@@ -9,6 +9,7 @@ from pipeline.distributed import is_lost_peer
 from pipeline.run.event import Event
 from pipeline.run.fault_events import Fault as Fault
 from pipeline.run.fault_events import FaultsArmed as FaultsArmed
+from pipeline.run.guard_events import Diagnosed, Skipped, Spike
 from pipeline.run.start_parts import FirstStep as FirstStep  # one of the kinds below
 from shards import jsonl
 from shards.errors import M2FError, Problem
@@ -187,19 +188,6 @@ class Quarantined(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skipped(Event):
-    """An update was skipped because its gradient norm, here as text, is not finite."""
-
-    name: ClassVar = "skipped"
-    step: int
-    grad_norm: str
-
-    def describe(self) -> str:
-        """Return one line about this event for people."""
-        return f"step {self.step}: the update was skipped, gradient norm {self.grad_norm}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Warned(Event):
     """A worker called `warnings.warn`.
 
@@ -294,5 +282,6 @@ class Stopped(Event):
         return f"step {self.step}: stopped on request"
 
 
+OF_GUARD = (Skipped, Spike, Diagnosed)
 KINDS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 KIND_OF_NAME = {kind.name: kind for kind in KINDS}

@@ -18,7 +18,7 @@ METRICS = "metrics.jsonl"
 FIELDS = {"step": int}
 ALERTS = (
     *(events.Warned, events.Failure, events.CheckpointFailed),
-    *(events.Damage, events.Quarantined),
+    *(events.Damage, events.Quarantined, *events.OF_GUARD[1:]),
 )
 _LOGIN_OR_QUERY = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*$")
 

@@ -4,6 +4,7 @@ It needs an engine (a network that also does backward) and batches, and keeps no
 training run, a benchmark, and a plain loop take the same step.
 """
 
+import copy
 import functools
 import operator
 from collections.abc import Iterator
@@ -58,7 +59,8 @@ class GlobalBatch(NamedTuple):
     batches: list[Batch]  # micro-batches, on the device
     totals: Normalizers  # sums over the batches of all ranks
     damaged: list[dict[str, Any]]  # rows for quarantine.jsonl, of all ranks
-    is_due: bool  # whether any rank said that a checkpoint is due after this step
+    is_due: bool = False  # whether any rank said that a checkpoint is due after this step
+    loss_before: float = 0.0  # of the step before, if `take_loss` has not returned it already
 
 
 class TrainingStep:
@@ -92,6 +94,7 @@ class TrainingStep:
         self.micro_steps = split.micro_steps
         self.micro_batches = len(split.sizes)
         self.meter = Meter(split.global_batch)
+        self._loss: Tensor | None = None
 
     def receive(self, batches: Iterator[Batch], is_due: bool = False) -> GlobalBatch:
         """Take the micro-batches of the next step, and sum over those of all ranks.
@@ -100,6 +103,7 @@ class TrainingStep:
         the first forward gives them. It stays on the hosts, so no rank waits for its GPU. The same
         all-reduce tells every rank whether any rank failed to get its batches, found damaged
         samples, or is due to save a checkpoint: then all ranks stop, record it, or save, together.
+        It also sums the loss of the step before, for which no GPU works any more.
 
         Args:
             batches: This rank's micro-batches.
@@ -116,27 +120,45 @@ class TrainingStep:
         except Exception as raised:  # the other ranks have to learn of it
             error = raised
         size = len(Normalizers._fields)
-        sums = torch.zeros(size + 3, dtype=torch.float64)
+        sums = torch.zeros(size + 4, dtype=torch.float64)
+        sums[-4] = self.take_loss()
         for batch in received:
             parts = normalizers(batch.targets.categories.cpu(), self.queries, self.settings)
             sums[:size] += torch.stack([torch.as_tensor(part) for part in parts])
             sums[-3] += len(batch.damaged)
         sums[-2] = is_due
         sums[-1] = error is not None
-        *totals, damaged, due, failed = sum_on_hosts(sums)
+        *totals, loss, damaged, due, failed = sum_on_hosts(sums)
         if failed:
             raise_on_all_ranks(error)
         rows = [row for batch in received for row in batch.damaged]
         if damaged:
             rows = [row for part in all_gather(rows) for row in part]
         on_device = [batch.to(self.device) for batch in received]
-        return GlobalBatch(on_device, Normalizers(*totals), rows, bool(due))
+        return GlobalBatch(on_device, Normalizers(*totals), rows, bool(due), float(loss))
+
+    def on(self, network: Network) -> "TrainingStep":
+        """Return the same step on another network."""
+        other = copy.copy(self)
+        other.network = network
+        return other
+
+    def take_loss(self) -> float:
+        """Return this rank's part of the loss of the last step, once; then 0."""
+        loss, self._loss = self._loss, None
+        return 0.0 if loss is None else float(loss)
 
     def losses(self, batch: Batch, totals: Normalizers) -> dict[str, Tensor]:
-        """Return the weighted losses of one micro-batch, as its part of the global batch's."""
+        """Return the weighted losses of one micro-batch, as its part of the global batch's.
+
+        If the logits are not finite, all losses are NaN, so that all ranks skip the step together.
+        """
         draw = Draws(self.seed, batch)
         predictions = self.network(normalize(batch.images), draw)
-        return self.criterion(predictions, batch.targets, draw, totals)
+        try:
+            return self.criterion(predictions, batch.targets, draw, totals)
+        except FloatingPointError:
+            return self.criterion.not_finite(predictions)
 
     def forward_backward(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """Add the gradients of all micro-batches; return this rank's part of the losses.
@@ -152,6 +174,7 @@ class TrainingStep:
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
         for _ in range(self.micro_steps - len(batch.batches)):
             self.network.backward(0 * sum_of(self.losses(batch.batches[-1], batch.totals)))
+        self._loss = sum_of(total)
         self.meter.step()
         return total
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from model.criterion import Criterion, CriterionSettings
+from model.criterion import CriterionSettings
 from model.mask2former import ModelSettings
 from model.masked_decoder import MaskedDecoderSettings
 from model.pixel_decoder import PixelDecoderSettings
@@ -146,16 +146,14 @@ def on_a_full_disk(settings: RunSettings, folder: Path, failing: int) -> str:
 
 
 def with_bad_gradients(settings: RunSettings, folder: Path, bad: range) -> str:
-    """Train with gradients of NaN in the steps of `bad`; the losses stay finite."""
-    losses, calls = Criterion.__call__, []
-    accumulation = settings.batch.size // settings.batch.micro
+    """Train with gradients of NaN in the steps of `bad`, counted from 0; losses stay finite."""
+    losses = TrainingStep.losses
 
-    def poisoned(self, *args):
-        terms = losses(self, *args)
-        calls.append(None)
-        if (len(calls) - 1) // accumulation in bad:
+    def poisoned(self, batch, totals):
+        terms = losses(self, batch, totals)
+        if batch.positions[0] // settings.batch.size in bad:
             terms["loss_ce"].register_hook(lambda gradient: gradient * float("nan"))
         return terms
 
-    with mock.patch.object(Criterion, "__call__", poisoned):
+    with mock.patch.object(TrainingStep, "losses", poisoned):
         return attempt(settings, folder)
