@@ -17,12 +17,13 @@ from jobs.cluster import site
 from jobs.faults import Faults
 from jobs.values import keys
 from tests.jobs import small
+from tests.pipeline.score.test_compare import evaluated
 
 ROOT = Path(__file__).parents[1]
 PRESETS = {path.stem: path.read_text() for path in sorted(configs.PRESETS.glob("*.yaml"))}
 PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", *(f"docs/{page}.md" for page in (
     "benchmarks", "cluster", "cluster-kuberay", "cluster-ray", "cluster-slurm", "data", "design",
-    "faults", "model", "preflight", "recovery", "storage", "watch",
+    "evaluation", "faults", "model", "preflight", "recovery", "storage", "watch",
 )))  # fmt: skip
 DOCUMENTS = {name: (ROOT / name).read_text() for name in PAGES}
 COMMANDS = typer.main.get_command(app).commands
@@ -43,6 +44,17 @@ def test_the_python_of_the_model_page_runs():
     exec(compile(code, "docs/model.md", "exec"), found)
     assert found["loss"].isfinite()
     assert all(p.grad is not None for p in found["net"].parameters())
+
+
+def test_the_python_of_the_evaluation_page_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS["docs/evaluation.md"], re.DOTALL)
+    record, scores = evaluated(0)
+    (path,) = re.findall(r'Path\("(.+?)"\)', code)
+    (tmp_path / path).parent.mkdir(parents=True)
+    record.save(tmp_path / path)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/evaluation.md", "exec"), {})
+    assert capsys.readouterr().out.startswith(f"{scores['PQ']}\n")
 
 
 def headers() -> list[tuple[str, str]]:

@@ -126,6 +126,13 @@ def settings(
 
 def evaluate(
     run: Run,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            help="Compare the latest evaluations of RUN and of this run, or of two records "
+            "(evaluations/*.npz); nothing is computed again."
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     data: Annotated[
         Path | None, typer.Option(help="Another shard set with the same classes.")
@@ -136,7 +143,17 @@ def evaluate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Score a run on its val set: PQ, AP, and mIoU from one pass."""
+    """Score a run on its val set: PQ, AP, and mIoU from one pass; or compare two evaluations."""
+    if other:
+        given = {"--checkpoint": checkpoint, "--data": data, "--images": images}
+        given |= {"--on": None if on == "local" else on, "--dry-run": dry_run or None}
+        for option in (name for name, value in given.items() if value is not None):
+            fix = "evaluate each run with it first, and compare without it"
+            raise UsageError("two evaluations are compared as they are", where=option, fix=fix)
+        from jobs.compare import compare
+
+        report(lambda: compare(run, other), as_json)
+        return
     from jobs.cluster import dispatch
 
     target, facts = dispatch.resolve(on, site, dry_run)

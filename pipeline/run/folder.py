@@ -130,7 +130,8 @@ def rewind(folder: Path, step: int) -> dict[str, int]:
             dropped[name] = keep_rows(folder / name, fields, lambda row: row["step"] <= step)
         for scored in _scored_steps(folder):
             if scored > step:
-                scores_path(folder, scored).unlink(missing_ok=True)
+                for suffix in (".json", ".npz"):
+                    scores_path(folder, scored).with_suffix(suffix).unlink(missing_ok=True)
     return dropped
 
 

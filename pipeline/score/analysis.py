@@ -24,7 +24,7 @@ def analyze(record: Record) -> dict[str, Any]:
 
 def _of_segments(images: list[Pairs], things: np.ndarray) -> dict[str, Any]:
     classes = len(things)
-    counted = [(image, ~image.ignored) for image in images]
+    counted = [(image, ~image.ignored & ~np.isnan(image.scores)) for image in images]
     scores = np.concatenate([[], *(image.scores[kept] for image, kept in counted)])
     correct = np.concatenate([[], *(np.any(image.hits, 0)[kept] for image, kept in counted)])
     matrix = confusion(images, classes)
