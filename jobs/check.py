@@ -57,7 +57,7 @@ def check(
     if cluster is None:
         _check_gpus(config.scaling.gpu, config.scaling.workers or 1)
     else:
-        check_fits(config, cluster, config.scaling.workers or 1)
+        check_fits(config, cluster, config.fewest_workers)
     for name in config.data.stages:
         load_stage(name)
     train, val = _check_data(config)

@@ -11,8 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from jobs.locations import RUNS, absolute, run_or_path, runs_location
+from jobs.scaling import FailureSettings, ScalingSettings
 from jobs.values import construct, nearest, opaque, read_override, read_yaml
-from model.settings import SettingError, Settings, setting
+from model.settings import SettingError, setting
 from pipeline.data.split import split_of
 from pipeline.settings import RunSettings
 from shards.errors import UsageError
@@ -21,57 +22,6 @@ from shards.remote import RemoteFolder
 
 PRESETS = Path(__file__).parent / "presets"
 ENVIRONMENT = "environment.json"
-
-
-@dataclass
-class ScalingSettings(Settings):
-    """Workers of a run."""
-
-    workers: int | None = setting(
-        None,
-        "Number of workers; null: one per GPU of this machine or of the cluster, or one if no GPU "
-        "is used.",
-        unit="workers",
-        at_least=1,
-    )
-    gpu: bool | None = setting(
-        None, "Give each worker a GPU; null does so if this machine or the cluster has one."
-    )
-    threads: int | None = setting(
-        None,
-        "Threads of torch in each worker; null shares the cores of a node among its workers.",
-        unit="threads",
-        at_least=1,
-    )
-    placement: str | None = setting(
-        None,
-        "Nodes of a cluster that are used: pack fills one after the other, and spread uses as many "
-        "as it can; null: pack with GPUs, spread without.",
-        choices=("pack", "spread"),
-    )
-
-
-@dataclass
-class FailureSettings(Settings):
-    """What happens after a worker has died or does not answer."""
-
-    max_restarts: int = setting(
-        20, "Largest number of times that a command restarts its workers.", at_least=0
-    )
-    timeout_s: float = setting(
-        600,
-        "Longest time that a worker waits for the others, such as while a link between nodes is "
-        "down; then the workers are restarted.",
-        unit="seconds",
-        above=0,
-    )
-    nodes_timeout_s: float = setting(
-        600,
-        "Longest time that the workers wait for other nodes after the cluster has lost some; then "
-        "the command fails.",
-        unit="seconds",
-        above=0,
-    )
 
 
 @dataclass
@@ -84,8 +34,21 @@ class Config(RunSettings):
     def check(self) -> None:
         """Check that the workers can share the batch."""
         super().check()
-        if self.scaling.workers is not None:
-            split_of(self, self.scaling.workers)
+        self.scaling.check_range()
+        if self.scaling.min_workers is not None and self.zero.stage == 3:
+            raise SettingError(
+                "scaling.min_workers",
+                f"={self.scaling.min_workers} with zero.stage=3, whose checkpoints fit one number "
+                "of workers only",
+                "write zero.stage=2, or leave scaling.min_workers out",
+            )
+        for workers in range(self.fewest_workers, (self.scaling.workers or 0) + 1):
+            split_of(self, workers)
+
+    @property
+    def fewest_workers(self) -> int:
+        """Number of workers without which the run does not start."""
+        return self.scaling.min_workers or self.scaling.workers or 1
 
 
 def load(preset: str, overrides: Sequence[str], gpus: int | None = None) -> Config:

@@ -67,7 +67,7 @@ class Faults:
         Raises:
             UsageError: The run cannot have one of them.
         """
-        workers, steps = config.scaling.workers or 1, config.trainer.steps
+        workers, steps = config.fewest_workers, config.trainer.steps
         drawn = self._settings.random.drawn(steps, workers)
         named = [(f"faults[{n}]", fault) for n, fault in enumerate(self._settings.faults)]
         for name, fault in [*named, *(("random", fault) for fault in drawn)]:
@@ -104,7 +104,7 @@ class Faults:
 def _problem(fault: FaultSettings, config: Config, workers: int) -> tuple[str, str] | None:
     """Return what is wrong with a fault of a run, and what to do; None if nothing is."""
     if fault.at.rank >= workers:
-        fix = f"give a rank below {workers}, the number of workers"
+        fix = f"give a rank below {workers}, the smallest number of workers"
         return f".at.rank={fault.at.rank}", fix
     if (fault.at.step or 0) > config.trainer.steps:
         return f".at.step={fault.at.step}", f"the run has {config.trainer.steps} steps"

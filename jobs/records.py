@@ -182,6 +182,7 @@ class View:
         """
         age = max(0.0, now - self.last_sign)
         ends = [event for event in self.history if isinstance(event, ENDS)]
+        ends = [event for event in ends if not getattr(event, "workers", None)]  # others take over
         last = type(ends[-1]) if ends else None
         if last is events.Finish:
             return FINISHED, age

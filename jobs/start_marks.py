@@ -44,5 +44,4 @@ def received() -> StartParts:
     """Return the parts of this worker's start until now."""
     began = psutil.Process().create_time()
     _received.end("placement", min(began, time.time()))
-    _received.end("imports")
     return _received

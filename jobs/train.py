@@ -23,7 +23,8 @@ from jobs.interrupts import Preempted, handled, requests
 from jobs.ray_session import STARTS, Message, session, start_ray
 from jobs.resume import check_new, open_run
 from jobs.stored import Home, View
-from jobs.worker import Job, cpus_per_worker, run_workers, threads_per_worker
+from jobs.training import run_workers
+from jobs.worker import Job, cpus_per_worker, threads_per_worker
 from pipeline.run import eventlog, events, stop
 from pipeline.run.checkpoint import committed, step_of
 from pipeline.run.folder import CHECKPOINTS, SUMMARY
@@ -153,6 +154,7 @@ def _fit(
         owner=lease.owner,
         faults=faults and faults.schedule,
         began=began,
+        fewest=config.scaling.min_workers,
     )
     if target.cluster and cluster:
         job = replace(job, is_spread=True, variables=Variables.forwarded())
@@ -180,7 +182,7 @@ def _say_workers(config: Config, job: Job, target: Target, cluster: Sequence[Nod
     shown = "GPU" if job.use_gpu else "no GPU"
     if cluster:
         print(
-            f"{workers} workers on the {len(cluster)} nodes of the Ray cluster {target}; {cpus} "
+            f"{job.count} workers on the {len(cluster)} nodes of the Ray cluster {target}; {cpus} "
             f"CPUs reserved for each; {shown}"
         )
     else:

@@ -2,8 +2,7 @@
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +12,8 @@ import torch
 import torch.distributed as dist
 
 from jobs import config as configs
-from jobs.cluster.node_watch import NodeWatch, watched
-from jobs.cluster.ray_cluster import Node, Variables, check_shared
+from jobs.cluster.ray_cluster import Variables, check_shared
 from jobs.config import Config
-from jobs.ray_session import Message, send
 from jobs.rendezvous import join_group
 from pipeline.distributed import call_on_all_ranks
 from pipeline.run import eventlog, events
@@ -31,6 +28,9 @@ from shards.scratch import name_semaphores, private_folder
 
 if TYPE_CHECKING:
     from pipeline.run.fault_schedule import Schedule
+
+
+ELASTIC_START_S = "10"  # for the placement of a range of workers; then another number is tried
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Job:
         url: The run on storage; None if it is in `folder`, which all workers share.
         owner: The owner in the run's lease.
         faults: Faults to inject on purpose.
-        began: When the command started, in seconds since 1970.
+        began: When the command started, in seconds since 1970; None if these workers follow others.
+        fewest: Smallest number of workers; None if it is `workers`.
     """
 
     config: dict[str, Any]
@@ -61,7 +62,18 @@ class Job:
     url: str | None = None
     owner: str = ""
     faults: "Schedule | None" = None
-    began: float = 0.0
+    began: float | None = None
+    fewest: int | None = None
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers follows what fits on the cluster."""
+        return self.is_spread and self.fewest is not None and self.fewest < self.workers
+
+    @property
+    def count(self) -> str:
+        """The number of workers, or its range, for people."""
+        return f"{self.fewest} to {self.workers}" if self.is_elastic else f"{self.workers}"
 
     @property
     def copy(self) -> WorkingCopy | None:
@@ -88,50 +100,6 @@ def threads_per_worker(threads: int | None, workers: int) -> int:
     return threads or max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def run_workers(config: Config, job: Job, private: Path) -> str:
-    """Train in workers under the Ray of this process, and restart them if they fail.
-
-    Args:
-        config: The run's config.
-        job: The input of the workers.
-        private: A folder that only this user can open, where the workers of this machine find each
-            other.
-
-    Returns:
-        "done", "stopped" on request, "crash loop", or "failed".
-
-    Raises:
-        UsageError: A node does not have the run folder.
-    """
-    from ray.train import TrainingFailedError
-
-    try:
-        with _watched(config, job):
-            outcome = _fit(config, job, _train, private, config.failure.max_restarts)
-    except TrainingFailedError:
-        return "failed"
-    if isinstance(outcome, M2FError):
-        raise outcome
-    return outcome or "failed"
-
-
-def _watched(config: Config, job: Job) -> contextlib.AbstractContextManager[None]:
-    """Return a context that ends this process if its cluster has too few nodes for too long."""
-    if not job.is_spread:
-        return contextlib.nullcontext()
-
-    def fitting(nodes: Sequence[Node]) -> int:
-        return sum(node.capacity(cpus_per_worker(config), job.use_gpu) for node in nodes)
-
-    def tell(text: str) -> None:
-        send(Message("said", text))
-
-    def end(error: M2FError) -> None:
-        send(Message("ended", str(error), error))
-
-    return watched(NodeWatch(fitting, job.workers, config.failure.nodes_timeout_s, tell), end)
-
-
 def call_workers(work: Work, config: Config, job: Job, private: Path) -> Any:
     """Call a function once in each worker, in a process group of all; return rank 0's result.
 
@@ -139,7 +107,7 @@ def call_workers(work: Work, config: Config, job: Job, private: Path) -> Any:
         work: The function; its arguments are the config and the job.
         config: The run's config.
         job: The input of the workers.
-        private: As for `run_workers`.
+        private: As for `fit`.
 
     Raises:
         M2FError: What the first worker raised.
@@ -148,7 +116,7 @@ def call_workers(work: Work, config: Config, job: Job, private: Path) -> Any:
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     try:
-        return _fit(config, job, partial(_call, work), private, restarts=0)
+        return fit(config, job, partial(_call, work), private, restarts=0)
     except WorkerGroupError as error:
         causes = [_cause(failure) for _, failure in sorted(error.worker_failures.items())]
         own = next((cause for cause in causes if isinstance(cause, M2FError)), None)
@@ -164,8 +132,20 @@ def _cause(error: Exception) -> BaseException:
     return getattr(inner, "cause", None) or inner
 
 
-def _fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> Any:
-    """Run `body` in workers that Ray Train places, and return the result of rank 0."""
+def fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> Any:
+    """Run `body` in workers that Ray Train places, and return the result of rank 0.
+
+    Args:
+        config: The run's config.
+        job: The input of the workers.
+        body: What each worker does.
+        private: A folder that only this user can open, where the workers of this machine find each
+            other.
+        restarts: Number of times that the workers are restarted if one fails.
+
+    Raises:
+        TrainingFailedError: They failed once more, or did not start.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -182,14 +162,21 @@ def _fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> 
         def backend_cls(self) -> type[Backend]:
             return NoStore
 
-    parts = StartParts(job.began or time.time())
-    parts.end("command and Ray")
+    parts = StartParts(job.began)
+    parts.end("command and Ray" if job.began else "teardown")
+    kind: type[TorchTrainer] = TorchTrainer
+    workers: int | tuple[int, int] = job.workers
+    if job.is_elastic:
+        from jobs.elastic import ElasticTrainer
+
+        kind, workers = ElasticTrainer, (job.fewest or 1, job.workers)
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_S)
     placement = config.scaling.placement or ("pack" if job.use_gpu else "spread")
-    trainer = TorchTrainer(
+    trainer = kind(
         _work,
         train_loop_config={"job": job, "body": body, "private": private},
         scaling_config=ScalingConfig(
-            num_workers=job.workers,
+            num_workers=workers,
             use_gpu=job.use_gpu,
             resources_per_worker={"CPU": cpus_per_worker(config)},
             placement_strategy=placement.upper(),
@@ -232,7 +219,9 @@ def _private_folder(job: Job, of_driver: Path) -> Iterator[Path]:
         yield of_driver
 
 
-def _train(config: Config, job: Job, private: Path | None, parts: StartParts) -> str | M2FError:
+def train_in_worker(
+    config: Config, job: Job, private: Path | None, parts: StartParts
+) -> str | M2FError:
     """Train in one worker. An error that ends it is recorded, so that the driver can read it.
 
     Ray restarts all workers after any failure. If the last starts of this command failed at the
@@ -243,7 +232,8 @@ def _train(config: Config, job: Job, private: Path | None, parts: StartParts) ->
 
     from pipeline.train import train as train_worker
 
-    copy = job.copy
+    parts.end("imports")
+    copy, more = job.copy, None
     folder = copy.folder if copy else job.folder
     if is_crash_loop(copy.history() if copy else eventlog.read(folder), job.launch):
         return "crash loop"
@@ -258,7 +248,12 @@ def _train(config: Config, job: Job, private: Path | None, parts: StartParts) ->
             return error
         eventlog.separate_hosts()
         with copy.kept(config) if copy else contextlib.nullcontext():
-            is_done = train_worker(config, folder, job.launch, job.faults, parts)
+            if job.is_elastic:
+                from jobs.elastic import MoreWorkers
+
+                cpus, now = cpus_per_worker(config), dist.get_world_size()
+                more = MoreWorkers(now, job.workers, cpus, job.use_gpu)
+            is_done = train_worker(config, folder, job.launch, job.faults, parts, more)
         dist.destroy_process_group()
     except Exception as error:
         rank = get_context().get_world_rank()
@@ -268,7 +263,9 @@ def _train(config: Config, job: Job, private: Path | None, parts: StartParts) ->
         if isinstance(error, Final):
             return error
         raise
-    return "done" if is_done else "stopped"
+    if is_done:
+        return "done"
+    return "resized" if more and more.count else "stopped"
 
 
 def _call(work: Work, config: Config, job: Job, private: Path | None, _: StartParts) -> Any:

@@ -1,7 +1,7 @@
 """The training loop of one worker. It knows torch.distributed, and not who started it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from model.mask2former import Mask2Former
 from pipeline.data.batch import Batch
 from pipeline.data.split import split_of
 from pipeline.data.training import TrainingData
-from pipeline.distributed import call_on_all_ranks, rank_and_world, rank_device
+from pipeline.distributed import call_on_all_ranks, from_rank_0, rank_and_world, rank_device
 from pipeline.pictures.gallery import Gallery
 from pipeline.pictures.replay import pictures, write_sheet
 from pipeline.run import eventlog, stop
@@ -46,11 +46,13 @@ def train(
     launch: str = "",
     faults: "Schedule | None" = None,
     parts: StartParts | None = None,
+    more: Callable[[], int | None] | None = None,
 ) -> bool:
     """Train until `trainer.steps`, from the newest intact checkpoint or from scratch.
 
     Call it on every rank of an initialized process group. If the run is asked to stop, all ranks
-    write a checkpoint of the steps that they have taken, and return.
+    write a checkpoint of the steps that they have taken, and return. They also return at a
+    checkpoint if more workers can take over.
 
     Args:
         settings: The settings of the run.
@@ -58,6 +60,8 @@ def train(
         launch: Identifier of the user's command, which its restarts share.
         faults: Faults to inject on purpose.
         parts: The parts of this start until now.
+        more: Returns the number of workers that can take over, if it is larger than that of these,
+            otherwise None. Rank 0 calls it at each checkpoint. None: these workers stay.
 
     Returns:
         Whether the run has taken all its steps.
@@ -65,7 +69,8 @@ def train(
     rank, _ = rank_and_world()
     with recorded_warnings(folder, rank):
         try:
-            worker = Worker(settings, folder, launch, faults, parts or StartParts(time.time()))
+            parts = parts or StartParts(time.time())
+            worker = Worker(settings, folder, launch, faults, parts, more)
         except stop.Stopped:
             return False
         with worker.watchdog, worker.faults or nullcontext():
@@ -82,8 +87,9 @@ class Worker:
         launch: str,
         faults: "Schedule | None",
         parts: StartParts,
+        more: Callable[[], int | None] | None = None,
     ):
-        self.settings, self.folder, self.parts = settings, folder, parts
+        self.settings, self.folder, self.parts, self.more = settings, folder, parts, more
         rank, world = rank_and_world()
         self.device = rank_device()
         stop.check_together(folder)
@@ -138,10 +144,10 @@ class Worker:
                 self._save(required=True)  # reveals a full disk before any work is done
             self._evaluate_if_due()
             self._steps()
-        except stop.Stopped:
+        except stop.Stopped as stopped:
             if not self.journal.is_saved(self.progress.step):
                 self._save()
-            self.journal.stopped(self.progress)
+            self.journal.stopped(self.progress, stopped.workers)
             return False
         except Exception as error:
             self.journal.failed(self.progress, error)
@@ -175,7 +181,10 @@ class Worker:
                 self._log(losses, lr_multiplier, update.grad_norm)
             if batch.is_due or is_last or self._is_evaluated(step):  # no score without weights
                 self._save(required=is_last)
-            self._evaluate_if_due()
+                self._evaluate_if_due()
+                workers = from_rank_0(self.more) if self.more and not is_last else None
+                if workers and journal.is_saved(step):
+                    raise stop.Stopped(workers)
 
     def _batches(self) -> Iterator[Batch]:
         """Yield batches. A request to stop reaches `receive` like an error of the loader.

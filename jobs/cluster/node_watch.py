@@ -4,7 +4,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from jobs.cluster.ray_cluster import Node
 from shards.errors import Failed, M2FError
@@ -13,19 +14,25 @@ POLL_S = 5
 
 
 def living_nodes() -> list[Node]:
-    """Return the nodes of the cluster that this process has joined."""
+    """Return the nodes of the cluster that this process has joined, with all their resources."""
     import ray
 
-    return [
-        Node(
-            node["NodeManagerHostname"],
-            node["NodeManagerAddress"],
-            node["Resources"].get("CPU", 0),
-            node["Resources"].get("GPU", 0),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    return [_node(node, node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def free_nodes() -> list[Node]:
+    """Return the nodes of the cluster with the resources that nobody has reserved."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [_node(node, free.get(node["NodeID"], {})) for node in alive]
+
+
+def _node(node: Mapping[str, Any], resources: Mapping[str, float]) -> Node:
+    cpus, gpus = (resources.get(name, 0) for name in ("CPU", "GPU"))
+    return Node(node["NodeManagerHostname"], node["NodeManagerAddress"], cpus, gpus)
 
 
 class NodeWatch:

@@ -276,10 +276,12 @@ class Stopped(Event):
     step: int
     position: int
     seconds: dict[str, float] = field(default_factory=dict)
+    workers: int | None = None  # that take over; None if nobody does
 
     def describe(self) -> str:
         """Return one line about this event for people."""
-        return f"step {self.step}: stopped on request"
+        others = f"{self.workers} workers fit, and take over"
+        return f"step {self.step}: {others if self.workers else 'stopped on request'}"
 
 
 OF_GUARD = (Skipped, Spike, Diagnosed)

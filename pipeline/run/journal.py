@@ -177,10 +177,10 @@ class Journal:
         self.event(finish)
         self._tracker.finish()
 
-    def stopped(self, progress: Progress) -> None:
-        """Record that the run was asked to stop."""
+    def stopped(self, progress: Progress, workers: int | None) -> None:
+        """Record that the run was asked to stop, or that a number of workers takes over."""
         self._saver.close()
-        self.event(self._progressed(events.Stopped, progress))
+        self.event(self._progressed(events.Stopped, progress, workers=workers))
         self._tracker.finish(before=progress.step)
 
     def failed(self, progress: Progress, error: Exception) -> None:

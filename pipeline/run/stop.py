@@ -10,7 +10,15 @@ STOP = ".stop"
 
 
 class Stopped(Exception):
-    """The run was asked to stop. It is raised between two steps, on all ranks."""
+    """The run was asked to stop. It is raised between two steps, on all ranks.
+
+    Args:
+        workers: Number of workers that take over; None if nobody does.
+    """
+
+    def __init__(self, workers: int | None = None):
+        super().__init__(workers)
+        self.workers = workers
 
 
 def request(folder: Path) -> None:

@@ -270,8 +270,8 @@ class RayCluster:
         """The variables that let a command use the cluster."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
-    def start_node(self, host: Host) -> None:
-        """Start Ray on a host, for the first time or again."""
+    def start_node(self, host: Host, cpus: int | None = None) -> None:
+        """Start Ray on a host, for the first time or again, with a number of CPUs of its own."""
         head = host is self.hosts[0]
         role = ["--head", f"--port={RAY_PORT}"] if head else [f"--address={self.address}"]
         if head:
@@ -281,7 +281,7 @@ class RayCluster:
         self.nodes[host.name] = host.start(
             *(str(Path(sys.executable).with_name("ray")), "start", *role, "--block"),
             *(f"--node-ip-address={host.address}", f"--temp-dir={host.folder}/ray"),
-            *(f"--num-cpus={self.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+            *(f"--num-cpus={cpus or self.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             *("--num-gpus=0", "--disable-usage-stats"),
             env=RAY_ENVIRONMENT | self.access,
             stdout=log,

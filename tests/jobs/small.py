@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from jobs import config as configs
 from jobs.__main__ import main
+from jobs.config import Config
 from model.mask2former import Mask2Former
 from pipeline.data.store import Store
 from pipeline.run import checkpoint
@@ -86,6 +87,12 @@ def words(shards: Path, *changes: str) -> list[str]:
     """Return the command line that trains the small run on `shards`, with changed settings."""
     sets = [f"data.{name}={shards / name}" for name in ("train", "val")]
     return ["train", "tiny", *sets, *SETTINGS, *changes]
+
+
+def config(shards: Path, *changes: str) -> Config:
+    """Return the config of the small run on `shards`, with changed settings."""
+    _, preset, *overrides = words(shards, *changes)
+    return configs.load(preset, overrides)
 
 
 def call(folder: Path, *command: str) -> Outcome:
@@ -171,16 +178,15 @@ def trained(base: Path) -> tuple[Path, Outcome]:
 
 def untrained(folder: Path, shards: Path, *changes: str) -> Path:
     """Return the folder of a small run as it is after its first checkpoint, written without Ray."""
-    _, preset, *overrides = words(shards, *changes)
-    config = configs.load(preset, overrides)
-    run = folder / "runs" / config.name
+    settings = config(shards, *changes)
+    run = folder / "runs" / settings.name
     run.mkdir(parents=True)
-    store = Store(config.data.train[0])
+    store = Store(settings.data.train[0])
     fingerprints = {name: Store(shards / name).manifest.fingerprint for name in ("train", "val")}
     write_json(run / "environment.json", {"data": fingerprints})
-    configs.save(config, run / "config.yaml")
+    configs.save(settings, run / "config.yaml")
     torch.manual_seed(0)
-    model = Mask2Former(config.model, len(store.manifest.taxonomy))
+    model = Mask2Former(settings.model, len(store.manifest.taxonomy))
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     trainer = TrainerState(Progress(), {}, 1, 1, store.manifest.taxonomy, {})
     checkpoint.save(run / CHECKPOINTS / checkpoint.name_of(0, 1), state, trainer)

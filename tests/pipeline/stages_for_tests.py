@@ -33,6 +33,14 @@ def gated(sample):
     return sample
 
 
+def recorded(sample):
+    """Add the position, the epoch, and the key of the sample to a file of this process."""
+    path = Path(os.environ["M2F_TEST_FOLDER"], f"seen-{os.getpid()}")
+    with path.open("a") as file:
+        file.write(f"{sample['position']} {sample['epoch']} {sample['key']}\n")
+    return sample
+
+
 def drop(sample):
     return None
 
