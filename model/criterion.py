@@ -26,16 +26,35 @@ class Normalizers(NamedTuple):
     """Denominators of the losses of a batch; add those of all micro-batches field by field."""
 
     num_masks: Tensor  # number of segments, matched or not
-    class_weight: Tensor  # sum of the class weights of the cross entropy
+    # Sum of the class weights of the cross entropy; see `of_groups` for groups of images.
+    class_weight: Tensor
     batches: Tensor | float = 1.0  # number of micro-batches
 
 
 def normalizers(categories: Tensor, queries: int, settings: CriterionSettings) -> Normalizers:
     """Return the normalizers (float64 scalars) of a micro-batch of categories [B, N], -1 = none."""
-    counts = (categories >= 0).sum(1).double()
-    matched = counts.clamp(max=queries)
-    weight = (matched + (queries - matched) * settings.no_object_weight).sum()
-    return Normalizers(counts.sum(), weight, torch.ones_like(weight))
+    weight = class_weights(categories, queries, settings).sum()
+    return Normalizers((categories >= 0).sum().double(), weight, torch.ones_like(weight))
+
+
+def class_weights(categories: Tensor, queries: int, settings: CriterionSettings) -> Tensor:
+    """Return the sum of the class weights of every image's queries, float64 [B]."""
+    matched = (categories >= 0).sum(1).double().clamp(max=queries)
+    return matched + (queries - matched) * settings.no_object_weight
+
+
+def of_groups(weights: Tensor, settings: CriterionSettings) -> Tensor:
+    """Return what the class loss of each image is divided by if groups of images are normalized.
+
+    It is the weight of the image's group times the number of groups, so that the sum over all
+    images is the mean over groups of the weighted mean of each.
+
+    Args:
+        weights: `class_weights` of all images of the batch, [B].
+        settings: The size of the groups; the last one may be smaller.
+    """
+    groups = weights.split(settings.class_group)
+    return torch.cat([group.sum().expand(len(group)) for group in groups]) * len(groups)
 
 
 class Criterion:
@@ -59,7 +78,8 @@ class Criterion:
             draw: Draws random numbers. It is called for every image and prediction i with the
                 purposes and shapes "match/i" (points, 2), "candidates/i" (pairs,
                 oversample·points, 2), and "uniform/i" (pairs, (1 - importance)·points, 2).
-            normalizers: The sums over the micro-batches of the batch.
+            normalizers: The sums over the micro-batches of the batch. If groups of images are
+                normalized, `class_weight` has what `of_groups` returns for each image.
 
         Raises:
             FloatingPointError: Logits are not finite; the error names the prediction.
@@ -109,16 +129,17 @@ class Criterion:
             class_total = totals.class_weight
         num_masks = totals.num_masks.clamp(min=1)
         ce = self._classification(predictions.class_logits, targets.categories, matches)
+        if s.class_normalizer == "groups":
+            share = s.class_weight / class_total.to(ce.device, ce.dtype)  # [B]
+            ce = (ce.sum(2) * share).sum(1)
+        else:
+            ce = ce.sum((1, 2)) * (s.class_weight / class_total)
         bce, dice = self._masks(predictions, targets, groups, matches, draw)
-        losses = (
-            ce * (s.class_weight / class_total),
-            bce * (s.mask_weight / num_masks),
-            dice * (s.dice_weight / num_masks),
-        )
+        losses = (ce, bce * (s.mask_weight / num_masks), dice * (s.dice_weight / num_masks))
         return dict(zip(TERMS, losses, strict=True))
 
     def _classification(self, logits: Tensor, categories: Tensor, matches: Matches) -> Tensor:
-        """Return the weighted cross entropy summed over all queries, [L].
+        """Return the weighted cross entropy of every query, [L, B, Q].
 
         The class of unmatched queries is "no object".
         """
@@ -129,7 +150,7 @@ class Criterion:
         weight = logits.new_ones(classes)
         weight[-1:].fill_(self.settings.no_object_weight)  # assignment would wait for the GPU
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
-        return loss.unflatten(0, truth.shape).sum((1, 2))
+        return loss.unflatten(0, truth.shape)
 
     def _masks(
         self,

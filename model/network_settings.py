@@ -170,9 +170,16 @@ class CriterionSettings(Settings):
     class_normalizer: str = setting(
         "global",
         "What the class loss is divided by: global uses the class weights of the whole batch; "
-        "local uses those of each micro-batch and averages micro-batches, as the paper's code "
-        "does.",
-        choices=("global", "local"),
+        "local uses those of each micro-batch and averages micro-batches; groups uses those of "
+        "each group of class_group images and averages groups, as the paper's code does.",
+        choices=("global", "local", "groups"),
+    )
+    class_group: int = setting(
+        2,
+        "Consecutive images of a batch that form a group, whatever batch.micro is (groups); in the "
+        "paper's code, the images of a GPU.",
+        unit="images",
+        at_least=1,
     )
 
 

@@ -13,7 +13,14 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from model.criterion import Criterion, CriterionSettings, Normalizers, normalizers
+from model.criterion import (
+    Criterion,
+    CriterionSettings,
+    Normalizers,
+    class_weights,
+    normalizers,
+    of_groups,
+)
 from model.mask2former import normalize
 from model.masked_decoder import Predictions
 from model.targets import Draw
@@ -93,7 +100,8 @@ class TrainingStep:
         self.queries, self.seed, self.device = queries, seed, device
         self.micro_steps = split.micro_steps
         self.micro_batches = len(split.sizes)
-        self.meter = Meter(split.global_batch)
+        self.images = split.global_batch
+        self.meter = Meter(self.images)
         self._loss: Tensor | None = None
 
     def receive(self, batches: Iterator[Batch], is_due: bool = False) -> GlobalBatch:
@@ -120,22 +128,29 @@ class TrainingStep:
         except Exception as raised:  # the other ranks have to learn of it
             error = raised
         size = len(Normalizers._fields)
-        sums = torch.zeros(size + 4, dtype=torch.float64)
+        shared = torch.zeros(size + 4 + self.images, dtype=torch.float64)
+        sums, weights = shared[: size + 4], shared[size + 4 :]  # weights are those of each image
         sums[-4] = self.take_loss()
         for batch in received:
-            parts = normalizers(batch.targets.categories.cpu(), self.queries, self.settings)
+            categories = batch.targets.categories.cpu()
+            parts = normalizers(categories, self.queries, self.settings)
+            weights[self._positions(batch)] = class_weights(categories, self.queries, self.settings)
             sums[:size] += torch.stack([torch.as_tensor(part) for part in parts])
             sums[-3] += len(batch.damaged)
         sums[-2] = is_due
         sums[-1] = error is not None
-        *totals, loss, damaged, due, failed = sum_on_hosts(sums)
+        sum_on_hosts(shared)
+        *totals, loss, damaged, due, failed = sums
         if failed:
             raise_on_all_ranks(error)
         rows = [row for batch in received for row in batch.damaged]
         if damaged:
             rows = [row for part in all_gather(rows) for row in part]
         on_device = [batch.to(self.device) for batch in received]
-        return GlobalBatch(on_device, Normalizers(*totals), rows, bool(due), float(loss))
+        found = Normalizers(*totals)
+        if self.settings.class_normalizer == "groups":
+            found = found._replace(class_weight=of_groups(weights, self.settings))
+        return GlobalBatch(on_device, found, rows, bool(due), float(loss))
 
     def on(self, network: Network) -> "TrainingStep":
         """Return the same step on another network."""
@@ -155,10 +170,17 @@ class TrainingStep:
         """
         draw = Draws(self.seed, batch)
         predictions = self.network(normalize(batch.images), draw)
+        if self.settings.class_normalizer == "groups":
+            own = totals.class_weight[self._positions(batch)]
+            totals = totals._replace(class_weight=own)
         try:
             return self.criterion(predictions, batch.targets, draw, totals)
         except FloatingPointError:
             return self.criterion.not_finite(predictions)
+
+    def _positions(self, batch: Batch) -> list[int]:
+        """Return the position of each image of a micro-batch in the global batch."""
+        return [position % self.images for position in batch.positions]
 
     def forward_backward(self, batch: GlobalBatch) -> dict[str, Tensor]:
         """Add the gradients of all micro-batches; return this rank's part of the losses.

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from model.criterion import Criterion, CriterionSettings, Normalizers, normalizers
+from model.criterion import (
+    Criterion,
+    CriterionSettings,
+    Normalizers,
+    class_weights,
+    normalizers,
+    of_groups,
+)
 from model.masked_decoder import Predictions
 from model.matcher import match
 from model.points import neighbors
@@ -195,6 +202,31 @@ def test_local_normalizer_averages_micro_batches() -> None:
         both = own._replace(batches=own.batches * 2)
         total = total + Criterion(settings)(piece, target, draw, both)["loss_ce"]
     torch.testing.assert_close(total, sum(means) / 2, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 9])
+def test_groups_of_images_are_averaged(group: int) -> None:
+    """The class loss is the mean of those of the groups, as over GPUs; masks have no groups."""
+    predictions, targets = scene([3, 0, 8, 1])
+    settings = CriterionSettings(points=50, class_normalizer="groups", class_group=group)
+    weights = class_weights(targets.categories, QUERIES, settings)
+    totals = normalizers(targets.categories, QUERIES, settings)
+    whole = Criterion(SETTINGS)(predictions, targets, DRAW, totals)
+    parts = [slice(first, first + group) for first in range(0, 4, group)]
+    classes, embeddings, features = predictions
+    means = []
+    for part in parts:
+        piece = Predictions(classes[:, part], embeddings[:, part], features[part])
+        truth = Targets(*(x[part] for x in targets))
+        own = normalizers(truth.categories, QUERIES, settings)
+        draw = keyed_draw(part.start, torch.float64)
+        means.append(Criterion(SETTINGS)(piece, truth, draw, own))
+    totals = totals._replace(class_weight=of_groups(weights, settings))
+    losses = Criterion(settings)(predictions, targets, DRAW, totals)
+    for name, loss in losses.items():
+        is_class = name.startswith("loss_ce")
+        wanted = sum(mean[name] for mean in means) / len(parts) if is_class else whole[name]
+        torch.testing.assert_close(loss, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("counts", [[3, 1], [0, 0]])

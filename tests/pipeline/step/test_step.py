@@ -1,17 +1,19 @@
 """One training step: its random numbers, and its use in a plain loop without DeepSpeed."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.mask2former import Mask2Former
-from pipeline.data.split import BatchSplit
+from pipeline.data.split import BatchSplit, split_of
 from pipeline.data.stream import train_stream
 from pipeline.settings import RunSettings
+from pipeline.step import step as steps
 from pipeline.step.draws import Draws
-from pipeline.step.step import PlainNetwork, TrainingStep, global_losses
+from pipeline.step.step import GlobalBatch, PlainNetwork, TrainingStep, global_losses
 from tests.pipeline.runs import smallest
 
 CPU = torch.device("cpu")
@@ -43,6 +45,54 @@ def test_a_plain_loop_takes_the_step_in_one_process(train_set, photographs):
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def losses_of_pairs(train_set, photographs):
+    """Return the class losses of every two consecutive images of a batch of eight, alone."""
+    settings = smallest(photographs)
+    found = []
+    for first in range(8, 16, 2):
+        split = BatchSplit(2, 2)
+        torch.manual_seed(3)
+        model = Mask2Former(settings.model, len(train_set.manifest.taxonomy))
+        step = plain_step(model, settings, split)
+        stream = train_stream(settings.data, [train_set], "panoptic", 3, first, split)
+        losses = step.forward_backward(step.receive(iter(stream)))
+        found.append([loss for name, loss in losses.items() if name.startswith("loss_ce")])
+    return found
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 8), (1, 3), (2, 3), (3, 1)])
+def test_groups_of_the_class_loss_do_not_depend_on_the_division(
+    train_set, photographs, losses_of_pairs, monkeypatch, world, micro
+):
+    """The class losses of all ranks add up to the mean of those of the groups."""
+    settings = smallest(photographs)
+    criterion = replace(settings.criterion, class_normalizer="groups")
+    settings = replace(settings, criterion=criterion)
+    torch.manual_seed(3)
+    model = Mask2Former(settings.model, len(train_set.manifest.taxonomy))
+    splits = [BatchSplit(8, micro, world, rank) for rank in range(world)]
+    assert split_of(settings, world) == BatchSplit(8, settings.batch.micro, world)
+
+    def received(split: BatchSplit) -> tuple[TrainingStep, GlobalBatch]:
+        stream = train_stream(settings.data, [train_set], "panoptic", 3, 8, split)
+        step = plain_step(model, settings, split)
+        return step, step.receive(iter(stream))
+
+    parts: list[torch.Tensor] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "sum_on_hosts", lambda part: parts.append(part.clone()) or part)
+        for split in splits:
+            received(split)
+    monkeypatch.setattr(steps, "sum_on_hosts", lambda part: part.copy_(sum(parts)))
+    total: Counter[str] = Counter()
+    for split in splits:
+        step, batch = received(split)
+        total.update({name: loss.item() for name, loss in step.forward_backward(batch).items()})
+    wanted = torch.tensor(losses_of_pairs).mean(0).tolist()
+    assert [x for name, x in total.items() if name.startswith("loss_ce")] == pytest.approx(wanted)
 
 
 def test_draws_follow_from_seed_epoch_key_and_purpose(train_set, photographs):
