@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from jobs.locations import RUNS, absolute, run_or_path, runs_location
+from jobs.preset import preset_path, read_preset
 from jobs.scaling import FailureSettings, ScalingSettings
-from jobs.values import construct, nearest, opaque, read_override, read_yaml
+from jobs.values import combined, construct, nearest, read_override, read_yaml
 from model.settings import SettingError, setting
 from pipeline.data.split import split_of
 from pipeline.settings import RunSettings
@@ -20,7 +20,6 @@ from shards.errors import UsageError
 from shards.files import is_url, read_json, whole_file
 from shards.remote import RemoteFolder
 
-PRESETS = Path(__file__).parent / "presets"
 ENVIRONMENT = "environment.json"
 
 
@@ -75,7 +74,7 @@ def read(preset: str, overrides: Sequence[str]) -> Config:
     Raises:
         UsageError: The preset or a key is unknown, or a value is missing or refused.
     """
-    config = merge(read_yaml(preset_path(preset)), overrides)
+    config = merge(read_preset(preset), overrides)
     for field in dataclasses.fields(config.data):
         if field.metadata["rule"].required and not getattr(config.data, field.name):
             key = f"data.{field.name}"
@@ -88,20 +87,6 @@ def read(preset: str, overrides: Sequence[str]) -> Config:
     return config
 
 
-def preset_path(preset: str) -> Path:
-    """Return the file of a preset.
-
-    Raises:
-        UsageError: The preset does not exist.
-    """
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
-        fix = nearest(preset, known) or f"the presets are {', '.join(known)}"
-        raise UsageError(f"no preset {preset!r}", fix=fix)
-    return path
-
-
 def merge(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     """Return the config: defaults, replaced by `settings`, then by `key=value` overrides.
 
@@ -110,10 +95,7 @@ def merge(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     """
     with _usage_errors():
         parts = [settings, *(read_override(override, Config) for override in overrides)]
-        empty = OmegaConf.create({}, flags={"allow_objects": True})
-        merged = OmegaConf.to_container(OmegaConf.merge(empty, *map(opaque, parts)))
-        assert isinstance(merged, dict)
-        return construct(Config, {str(key): value for key, value in merged.items()})
+        return construct(Config, combined(parts))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs.config import PRESETS, Config
+from jobs.config import Config
+from jobs.preset import PRESETS
 from jobs.values import read_yaml
 from pipeline.data.settings import DataSettings
 from pipeline.data.store import Store

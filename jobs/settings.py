@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from jobs import config as configs
 from jobs.cluster.site import Site
-from jobs.values import join, read_yaml
+from jobs.preset import BASE, read_preset
+from jobs.values import join
 from model.settings import (
     Rule,
     Settings,
@@ -91,8 +92,7 @@ def entries(kind: type[Settings], section: str = "") -> Iterator[Entry]:
 
 def as_text(preset: str | None = None) -> str:
     """Return the list for a terminal; a star marks a preset's values that differ from defaults."""
-    path = configs.preset_path(preset) if preset else None
-    config = configs.merge(read_yaml(path) if path else {}, [])
+    config = configs.merge(read_preset(preset) if preset else {}, [])
     lines = []
     for entry in entries(configs.Config):
         if is_settings(entry.kind):
@@ -127,11 +127,14 @@ def _tables(kind: type[Settings], heading: str) -> list[str]:
 
 def schema(kind: type[Settings]) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a preset."""
-    return {
+    document = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of a run",
         **_object(kind),
     }
+    base = {"description": "Preset or base whose settings are extended.", "type": "string"}
+    document["properties"][BASE] = base
+    return document
 
 
 def _object(kind: type[Settings]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from model.settings import (
     SettingError,
@@ -58,10 +59,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def opaque(settings: Mapping[str, Any]) -> dict[str, Any]:
+def combined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return nested mappings merged key by key; a later value replaces an earlier one."""
+    empty = OmegaConf.create({}, flags={"allow_objects": True})
+    merged = OmegaConf.to_container(OmegaConf.merge(empty, *map(_opaque, parts)))
+    assert isinstance(merged, dict)
+    return _open({str(key): value for key, value in merged.items()})
+
+
+def _opaque(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested mappings in which every other value is a `Leaf`."""
     return {
-        key: opaque(value) if isinstance(value, Mapping) else Leaf(value)
+        key: _opaque(value) if isinstance(value, Mapping) else Leaf(value)
+        for key, value in settings.items()
+    }
+
+
+def _open(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested mappings with the values of their leaves."""
+    return {
+        key: value.value if isinstance(value, Leaf) else _open(value)
         for key, value in settings.items()
     }
 
@@ -156,8 +173,6 @@ def _unknown(kind: type[Settings], section: str, name: str) -> SettingError:
 
 def _interpret(value: Any, declared: Any, key: str) -> Any:
     """Return a value in which each unquoted text is read according to the declared type."""
-    if isinstance(value, Leaf):
-        value = value.value
     kind, _ = without_none(declared)
     if isinstance(value, Mapping):
         if is_settings(kind):

@@ -15,12 +15,13 @@ from jobs.bench import report
 from jobs.check import check
 from jobs.cluster import site
 from jobs.faults import Faults
+from jobs.preset import PRESETS as FOLDER
 from jobs.values import keys
 from tests.jobs import small
 from tests.pipeline.score.test_compare import evaluated
 
 ROOT = Path(__file__).parents[1]
-PRESETS = {path.stem: path.read_text() for path in sorted(configs.PRESETS.glob("*.yaml"))}
+PRESETS = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
 PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", *(f"docs/{page}.md" for page in (
     "benchmarks", "cluster", "cluster-kuberay", "cluster-ray", "cluster-slurm", "data", "design",
     "evaluation", "faults", "model", "preflight", "recovery", "storage", "watch",

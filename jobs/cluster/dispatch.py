@@ -18,7 +18,7 @@ from jobs.cluster.target import Target
 from jobs.config import Config
 from jobs.interrupts import Interrupted, Preempted, handled, requests
 from jobs.locations import runs_location
-from jobs.values import read_yaml
+from jobs.preset import preset_path, read_preset
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.files import is_url
 
@@ -72,7 +72,7 @@ def with_runs(preset: str, overrides: Sequence[str], site: Site) -> list[str]:
     Raises:
         UsageError: The preset is unknown.
     """
-    is_set = "runs" in read_yaml(configs.preset_path(preset))
+    is_set = "runs" in read_preset(preset)
     if not site.runs or is_set or any(word.startswith("runs=") for word in overrides):
         return [*overrides]
     return [*overrides, f"runs={site.runs}"]
@@ -85,7 +85,7 @@ def train_job(preset: str, overrides: Sequence[str], target: Target, site: Site)
         UsageError: A setting is wrong, or a path has no meaning on the cluster.
     """
     config = configs.read(preset, overrides)
-    own = [] if config.name else [f"name={configs.preset_path(preset).stem}"]
+    own = [] if config.name else [f"name={preset_path(preset).stem}"]
     config = configs.read(preset, [*overrides, *own])
     for key, location in _locations(config):
         _check_location(location, f"{key}={location}", target)

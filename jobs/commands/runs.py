@@ -12,8 +12,9 @@ from jobs.commands.options import Checkpoint, DryRun, Json, On, Run, Site
 from jobs.console import report
 from shards.errors import UsageError
 
-PRESETS = Path(__file__).parents[1] / "presets"
-KNOWN = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+PRESET = (
+    "A preset of docs/presets.md, such as coco_panoptic_r50 or tiny, or the path of a YAML file"
+)
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def demo(
 
 
 def train(
-    preset: Annotated[str, typer.Argument(help=f"A preset ({KNOWN}), or the path of a YAML file.")],
+    preset: Annotated[str, typer.Argument(help=PRESET)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as batch.size=8."),

@@ -13,12 +13,13 @@ from transformers import ResNetBackbone, ResNetConfig
 
 from jobs import config as configs
 from jobs.check import check
+from jobs.preset import names
 from shards.build.build import build
 from shards.errors import UsageError
 from tests.jobs import small
 from tests.shards.raw import sky, write
 
-PRESETS = sorted(path.stem for path in configs.PRESETS.glob("*.yaml"))
+PRESETS = names()
 # Overrides with which a preset for large machines runs anywhere: no GPU and no weights.
 ANYWHERE = ("scaling.gpu=false", "model.weights=none")
 
@@ -349,7 +350,7 @@ def test_data_must_be_given_and_be_a_shard_set(sets, tmp_path):
 
 def test_unknown_presets(tmp_path, sets):
     refused(r"no preset 'tyni'; did you mean tiny\?", [], "tyni")
-    refused(r"no preset 'qq'; the presets are .*coco_panoptic_r50", [], "qq")
+    refused(r"no preset 'qq'; docs/presets\.md lists them, such as coco_panoptic_r50", [], "qq")
     refused(r"no preset '/nowhere/x\.yaml'", [], "/nowhere/x.yaml")
     preset = tmp_path / "list.yaml"
     preset.write_text("- a")

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from jobs import config as configs
+from jobs.preset import PRESETS as FOLDER
 from jobs.settings import as_markdown, as_text, entries, schema
 from model.backbone import BACKBONES
 from model.network_settings import BACKBONE_NAMES
@@ -20,7 +21,7 @@ from pipeline.settings import CheckpointSettings, EvaluationSettings, RunSetting
 from shards.errors import UsageError
 from tests.jobs import small
 
-PRESETS = sorted(configs.PRESETS.glob("*.yaml"))
+PRESETS = sorted(FOLDER.rglob("*.yaml"))  # with the bases
 SECTIONS = [configs.Config, *(e.kind for e in entries(configs.Config) if is_settings(e.kind))]
 # Other fields that make a value of None possible.
 BESIDE_NONE = {"every_minutes": {"every_steps": 1}}
