@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,28 @@ class OutputFolder:
     The mark names the command and its files. It is written before the first result, with
     `complete: false`, and again after the last one, with the hash of each file. The next call of
     the command removes the files that are as they were written, so that the results of two calls
-    never mix, and refuses to write over any other.
+    never mix, except for those that it says are still good, and refuses to write over any other.
 
     Args:
         path: The folder, as the user gave it.
         command: The name of the command.
         names: The files to write, relative to the folder.
         inputs: Files and folders that the command reads.
+        kept: Those of the names whose files of an earlier call are kept instead of removed.
 
     Raises:
         UsageError: The folder holds or would replace something that the command did not write,
             lies in an input, or holds one.
     """
 
-    def __init__(self, path: Path, command: str, names: Iterable[str], inputs: Iterable[Path]):
+    def __init__(
+        self,
+        path: Path,
+        command: str,
+        names: Iterable[str],
+        inputs: Iterable[Path],
+        kept: Collection[str] = (),
+    ):
         self.path, self._command, self._names = path.absolute(), command, set(names)
         self._inside: dict[Path, bool] = {}  # by the folder of a file
         check_apart(path, inputs)
@@ -41,7 +49,11 @@ class OutputFolder:
             stale = {self.path / name for name, hash in earlier.items() if self._is_own(name, hash)}
             for name in sorted(self._names):
                 self._check_free(name, stale)
-            self._write_mark(earlier | dict.fromkeys(self._names, ""), complete=False)
+            self._hashes = {name: earlier[name] for name in kept if name in earlier}
+            self._write_mark(
+                earlier | dict.fromkeys(self._names, "") | self._hashes, complete=False
+            )
+            stale -= {self.path / name for name in self._hashes}
             for file in [*stale, *self._partial([*earlier, MARK])]:
                 file.unlink()
             for folder in {(self.path / name).parent for name in self._names}:
@@ -50,7 +62,8 @@ class OutputFolder:
     def finish(self) -> None:
         """Record that every result is written."""
         files = [name for name in self._names if (self.path / name).is_file()]
-        self._write_mark({name: sha256(self.path / name) for name in files}, complete=True)
+        hashes = {name: self._hashes.get(name) or sha256(self.path / name) for name in files}
+        self._write_mark(hashes, complete=True)
 
     def _is_own(self, name: str, hash: str) -> bool:
         """Return whether a file is as the command wrote it; hash is "" if it did not finish."""

@@ -22,7 +22,7 @@ from jobs.preset import preset_path, read_preset
 from shards.errors import DataError, Failed, M2FError, UsageError
 from shards.files import is_url
 
-Locations = Mapping[str, str | Path | list[Path] | None]
+Locations = Mapping[str, str | Path | list[str] | None]
 
 POLL_S = 0.2
 OPTIONS = {"--on": 1, "--site": 1, "--dry-run": 0}  # of this machine, with their numbers of values

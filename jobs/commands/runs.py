@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,14 @@ from shards.errors import UsageError
 PRESET = (
     "A preset of docs/presets.md, such as coco_panoptic_r50 or tiny, or the path of a YAML file"
 )
+
+
+class Task(StrEnum):
+    """What a network is used for."""
+
+    PANOPTIC = "panoptic"
+    INSTANCE = "instance"
+    SEMANTIC = "semantic"
 
 
 @contextlib.contextmanager
@@ -174,11 +183,21 @@ def evaluate(
 
 def predict(
     run: Run,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder for pictures and JSON: new, empty, or of a predict.")
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders of images, patterns such as 'a/**/*.jpg', shard sets."
+        ),
     ],
+    out: Annotated[Path, typer.Option(help="Folder for the results: new, empty, or of a predict.")],
     checkpoint: Checkpoint = None,
+    task: Annotated[
+        list[Task] | None,
+        typer.Option(
+            help="Files to write, of one or more tasks. Default: panoptic and instance, or the "
+            "run's task if it is another."
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -192,10 +211,14 @@ def predict(
     site: Site = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Segment images: panoptic overlays and JSON in COCO's formats.
+    """Segment images: pictures, JSON in COCO's formats, label maps, and a gallery.
 
     Folders are searched with those below them. An image that cannot be used is left out and
-    listed, the rest is done, and the exit code is 3.
+    listed, the rest is done, and the exit code is 3. The same command again does what is missing.
+
+    \b
+    Example:
+      ./launch.sh predict mine photos 'more/**/*.jpg' --out predictions
     """
     from jobs.cluster import dispatch
 
@@ -205,9 +228,10 @@ def predict(
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
         return
     with _opened(run, checkpoint) as folder:
-        from jobs.predict import predict as job
+        from jobs.predict.predict import predict as job
 
-        job(folder, images, out, checkpoint, threshold, target, run)
+        tasks = tuple(one.value for one in task or ())
+        job(folder, images, out, checkpoint, threshold, target, run, tasks)
 
 
 def replay(

@@ -1,16 +1,13 @@
 """The page of `inspect`: one HTML file with charts and pictures, no links, and no script."""
 
-import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
-import jinja2
 import numpy as np
 
 from jobs.inspect import charts
 from jobs.inspect.charts import Chart
+from jobs.pages import data_uri, render
 from shards.inspect import Overview
 
 Gallery = Sequence[tuple[str, np.ndarray]]
@@ -18,14 +15,6 @@ Gallery = Sequence[tuple[str, np.ndarray]]
 
 SIGNATURE = "mask2former inspect"  # in every file that the command writes
 BAR_WIDTH = 180  # px, of the bar in the table of classes
-JPEG_QUALITY = 82
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-)
 
 
 class Picture(NamedTuple):
@@ -50,8 +39,8 @@ class Section(NamedTuple):
 def page(sets: Sequence[tuple[Overview, Gallery]]) -> str:
     """Return the HTML page about shard sets, each with pictures of some of its samples."""
     sections = [_section(overview, gallery) for overview, gallery in sets]
-    template = TEMPLATES.get_template("page.html")
-    return template.render(sections=sections, bar_width=BAR_WIDTH, signature=SIGNATURE)
+    values = {"sections": sections, "bar_width": BAR_WIDTH, "signature": SIGNATURE}
+    return render("inspect/page.html", **values)
 
 
 def _section(overview: Overview, gallery: Gallery) -> Section:
@@ -68,7 +57,7 @@ def _section(overview: Overview, gallery: Gallery) -> Section:
         tiles=_tiles(overview),
         charts=shown,
         classes=_classes(overview),
-        pictures=[Picture(key, _data_uri(picture)) for key, picture in gallery],
+        pictures=[Picture(key, data_uri(picture)) for key, picture in gallery],
     )
 
 
@@ -104,9 +93,3 @@ def _classes(overview: Overview) -> list[dict[str, Any]]:
         }
         for k in np.argsort(-tally.images, kind="stable").tolist()
     ]
-
-
-def _data_uri(picture: np.ndarray) -> str:
-    """Return a picture, uint8 RGB `[H, W, 3]`, as a JPEG in a data URI."""
-    jpeg = cv2.imencode(".jpg", picture[..., ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.tobytes()).decode()}"

@@ -48,8 +48,14 @@ def sheet(
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, RGB `uint8 [H, W, 3]`, and create its folder if necessary."""
+    """Write a picture, and create its folder if necessary.
+
+    Args:
+        path: The PNG.
+        picture: RGB `uint8 [H, W, 3]`, or one channel, `uint8` or `uint16 [H, W]`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    colors = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    encoded = cv2.imencode(".png", colors)[1]
     with whole_file(path) as file:
         file.write(encoded.tobytes())

@@ -2,19 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import predict
-from jobs.image_files import find_images
+from jobs import segmenter
 from jobs.outputs import MARK
+from jobs.predict.inputs import find_images
 from shards.errors import UsageError
 from tests.jobs import small
 from tests.shards.raw import SAMPLE
@@ -162,6 +162,7 @@ def test_interrupted_results_are_not_taken_for_whole(work, tmp_path, monkeypatch
     command = ["predict", str(work / "runs" / small.NAME), str(shots), "--out", "out"]
     assert small.call(tmp_path, *command).code == 0
     whole = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    shutil.rmtree(tmp_path / "out")
 
     def stop(image, *_):
         if (tmp_path / "out/a.png").exists():
@@ -169,12 +170,19 @@ def test_interrupted_results_are_not_taken_for_whole(work, tmp_path, monkeypatch
         return image
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict, "overlay", stop)
+        patch.setattr(segmenter, "overlay", stop)
         assert small.call(tmp_path, *command).code == 130
     assert not json.loads((tmp_path / "out" / MARK).read_text())["complete"]
-    assert {path.name for path in (tmp_path / "out").rglob("*.*")} == {MARK, "a.png"}
-    assert small.call(tmp_path, *command).code == 0
+    done = ["a.png", "panoptic/a.png", "records/a.json", "thumbnails/a.jpg"]
+    kept = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done}
+    assert set((tmp_path / "out").rglob("*.*")) == {
+        tmp_path / "out" / name for name in [MARK, *done]
+    }
+    outcome = small.call(tmp_path, *command)
+    assert outcome.code == 0
+    assert "1 of 2 images are already done" in outcome.out
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == whole
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done} == kept
 
 
 def test_instances_have_names_pixels_and_a_score(work, odd):
@@ -220,18 +228,18 @@ def test_ids_are_relative_paths(tmp_path, monkeypatch, given, ids):
     names += [f"c/{name}" for name in ("x.jpg", "y.jpg", "y.png", "y.png.jpg")]
     write(tmp_path, dict.fromkeys(names, b""))
     monkeypatch.chdir(tmp_path)
-    found = find_images(list(map(Path, given)))
-    assert sorted(found.paths) == ids
+    found = find_images(given)
+    assert sorted(found.sources) == ids
 
 
 def test_paths_without_an_image_are_refused(tmp_path):
     write(tmp_path, {"notes/a.txt": b"x", "hidden/._a.jpg": b"x"})
-    os.mkfifo(tmp_path / "pipe")
     for name, reason in {
         "notes": "holds no image",
         "hidden": "holds no image",
-        "pipe": "is not a file or folder",
+        "*.png": "matches no file or folder",
+        "notes*": "match no image",
         "nowhere": "does not exist",
     }.items():
         with pytest.raises(UsageError, match=reason):
-            find_images([tmp_path / name])
+            find_images([str(tmp_path / name)])
