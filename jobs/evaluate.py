@@ -15,6 +15,9 @@ from jobs import config as configs
 from jobs.cluster.target import HERE, Target
 from jobs.config import Config
 from jobs.inference import call_on_cluster, inference_device, opened_on_rank
+from jobs.outputs import check_file
+from jobs.report.figures import Figures, draw_figures
+from jobs.report.report import SIGNATURE, write_report
 from jobs.score_tables import print_reasons, print_scores
 from jobs.worker import Job
 from model.mask2former import Mask2Former
@@ -53,22 +56,25 @@ class Scored(NamedTuple):
         picture: The first images with truth and prediction, uint8 [H, W, 3]; None if the set has no
             panoptic truth.
         record: The counters of each image; None on all ranks except the first.
+        figures: The pictures of a report; None if none is written.
     """
 
     step: int
     scores: dict[str, Any]
     picture: np.ndarray | None
     record: Record | None
+    figures: Figures | None
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What is scored: a checkpoint of a run, on the first images of a set."""
+    """What is scored: a checkpoint of a run, on the first images of a set, perhaps for a report."""
 
     folder: Path
     checkpoint: str | None
     data: str
     images: int | None
+    has_report: bool = False
 
     def score(
         self, config: Config, device: torch.device, advance: Callable[[], None] = lambda: None
@@ -95,7 +101,11 @@ class Pass:
         if "panoptic" in store.manifest.tasks and rank_and_world()[0] == 0:
             count = min(SHEET_SAMPLES, scores["images"])
             picture = sheet(model, store, settings, device, count)
-        return Scored(step, scores, picture, records[0] if records else None)
+        record = records[0] if records else None
+        figures = None
+        if record and self.has_report:
+            figures = draw_figures(model, store, settings, device, record, scores)
+        return Scored(step, scores, picture, record, figures)
 
 
 def _score_on_rank(scored: Pass, run: str, config: Config, job: Job) -> Scored:
@@ -111,6 +121,7 @@ def evaluate(
     images: int | None = None,
     target: Target = HERE,
     source: str = "",
+    report: Path | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint, print the scores, and write them and a sheet of pictures.
 
@@ -121,6 +132,7 @@ def evaluate(
         images: Score only the first images. Defaults to all.
         target: This machine, or a Ray cluster whose workers share the images.
         source: The URL of the run if it is on storage, and `run` is its copy on this machine.
+        report: A page to write about the scores.
 
     Returns:
         The scores in percent, with a row per class under `classes`.
@@ -134,16 +146,18 @@ def evaluate(
     location = str(data.absolute()) if data and target.cluster else str(data or config.data.val)
     store = Store(location, cache=config.data.cache)
     count = min(len(store), images or len(store))
-    scored = Pass(folder, checkpoint, location, images)
+    scored = Pass(folder, checkpoint, location, images, report is not None)
+    if report is not None:
+        check_file(report, "--report", SIGNATURE.encode(), [store.folder], force=False)
     if target.cluster:
         work = partial(_score_on_rank, scored, source if is_url(source) else str(folder))
-        step, scores, picture, record = call_on_cluster(
+        step, scores, picture, record, figures = call_on_cluster(
             work, config, folder, target.cluster, "evaluating"
         )
     else:
         with Progress(transient=True) as progress:
             bar = progress.add_task("evaluating", total=count)
-            step, scores, picture, record = scored.score(
+            step, scores, picture, record, figures = scored.score(
                 config, inference_device(), lambda: progress.advance(bar)
             )
     if config.optimizer.ema is not None:
@@ -162,6 +176,8 @@ def evaluate(
     for line in unpredicted(scores["classes"], config.evaluation, store.manifest.tasks):
         say(line)
     say(f"scores of all classes: {path}")
+    if report is not None and figures is not None:
+        write_report(report, title, scores, store.manifest.taxonomy, figures, folder)
     summarize(folder, config.task)
     return scores
 

@@ -148,6 +148,10 @@ def evaluate(
         Path | None, typer.Option(help="Another shard set with the same classes.")
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Number of first images.")] = None,
+    report_to: Annotated[
+        Path | None,
+        typer.Option("--report", help="HTML page to write: scores, reasons, and worst images."),
+    ] = None,
     on: On = "local",
     site: Site = None,
     dry_run: DryRun = False,
@@ -168,7 +172,8 @@ def evaluate(
 
     target, facts = dispatch.resolve(on, site, dry_run)
     if target.is_submitted:
-        locations = {"--data": data} if data else {}
+        given = {"--data": data, "--report": report_to}
+        locations = {option: path for option, path in given.items() if path}
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
         return
 
@@ -176,7 +181,7 @@ def evaluate(
         with _opened(run, checkpoint) as folder:
             from jobs.evaluate import evaluate as score
 
-            return score(folder, checkpoint, data, images, target, run)
+            return score(folder, checkpoint, data, images, target, run, report_to)
 
     report(job, as_json)
 

@@ -1,0 +1,1 @@
+"""The page of `evaluate --report`: scores, their reasons, and the images behind them."""
