@@ -114,6 +114,17 @@ def _score_on_rank(scored: Pass, run: str, config: Config, job: Job) -> Scored:
         return replace(scored, folder=folder).score(config, inference_device())
 
 
+def _score(scored: Pass, config: Config, target: Target, source: str, count: int) -> Scored:
+    """Score the images, `count` of them, on this machine or on a cluster."""
+    if target.cluster:
+        run = source if is_url(source) else str(scored.folder)
+        work = partial(_score_on_rank, scored, run)
+        return call_on_cluster(work, config, scored.folder, target.cluster, "evaluating")
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("evaluating", total=count)
+        return scored.score(config, inference_device(), lambda: progress.advance(bar))
+
+
 def evaluate(
     run: str,
     checkpoint: str | None = None,
@@ -149,17 +160,7 @@ def evaluate(
     scored = Pass(folder, checkpoint, location, images, report is not None)
     if report is not None:
         check_file(report, "--report", SIGNATURE.encode(), [store.folder], force=False)
-    if target.cluster:
-        work = partial(_score_on_rank, scored, source if is_url(source) else str(folder))
-        step, scores, picture, record, figures = call_on_cluster(
-            work, config, folder, target.cluster, "evaluating"
-        )
-    else:
-        with Progress(transient=True) as progress:
-            bar = progress.add_task("evaluating", total=count)
-            step, scores, picture, record, figures = scored.score(
-                config, inference_device(), lambda: progress.advance(bar)
-            )
+    step, scores, picture, record, figures = _score(scored, config, target, source, count)
     if config.optimizer.ema is not None:
         scores["averaged"] = True
     own = data is None and count == min(len(store), config.evaluation.images or len(store))

@@ -28,7 +28,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def render_with_script(template: str, script: str, data: Any, **values: Any) -> str:
-    """Return a page that runs one script of ours, and no other.
+    """Return a page that runs one script of this project, and no other.
 
     The page must not insert text as markup. Its Content-Security-Policy allows the script by its
     hash, so that a name in the data that is markup could not run either.

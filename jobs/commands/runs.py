@@ -161,6 +161,7 @@ def evaluate(
     if other:
         given = {"--checkpoint": checkpoint, "--data": data, "--images": images}
         given |= {"--on": None if on == "local" else on, "--dry-run": dry_run or None}
+        given["--report"] = report_to
         for option in (name for name, value in given.items() if value is not None):
             fix = "evaluate each run with it first, and compare without it"
             raise UsageError("two evaluations are compared as they are", where=option, fix=fix)
@@ -235,7 +236,7 @@ def predict(
     with _opened(run, checkpoint) as folder:
         from jobs.predict.predict import predict as job
 
-        tasks = tuple(one.value for one in task or ())
+        tasks = tuple(dict.fromkeys(one.value for one in task or ()))
         job(folder, images, out, checkpoint, threshold, target, run, tasks)
 
 

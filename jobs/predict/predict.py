@@ -105,15 +105,15 @@ def predict(
     images = find_images(paths)
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
-    tasks = tuple(dict.fromkeys(tasks)) or TASKS[config.task]
+    tasks = tasks or TASKS[config.task]
     use = Use(checkpoint, threshold, SEMANTIC if tasks == (SEMANTIC,) else PANOPTIC)
     settings = settings_of(config, threshold)
-    weights = f"{weights_id(folder, checkpoint, config.task)} {settings}"
-    results = Results(out.absolute(), tasks, threshold or 0, weights)
+    made_with = f"{weights_id(folder, checkpoint, config.task)} {settings}"
+    results = Results(out.absolute(), tasks, threshold or 0, made_with)
     done = results.done(images)
     segmenter = None if target.cluster else use.segmenter(folder)
     output = _output(out, results, images, done, folder)
-    waiting = [id for id in images.sources if id not in set(done)]
+    waiting = [id for id in images.sources if id not in done]
     if done:
         say(f"{len(done)} of {len(images.sources)} images are already done")
     with disk_errors(out):
@@ -127,18 +127,11 @@ def predict(
         summary = results.finish(images, segmenting.taxonomy, about, segmenting.reasons)
         output.finish()
     _print(summary, out, settings.segment)
-    if left_out := summary["left_out"]:
-        raise DataError(
-            f"{_some(left_out)} left out, and {summary['images']} images are done",
-            where=results.folder / SUMMARY,
-            fix="replace or remove them, and run the same command again",
-        )
+    _check_all_done(summary, results.folder)
     return summary
 
 
-def _output(
-    out: Path, results: Results, images: Images, done: list[str], run: Path
-) -> OutputFolder:
+def _output(out: Path, results: Results, images: Images, done: set[str], run: Path) -> OutputFolder:
     """Prepare the output folder, with the files of the images that are done."""
     names = [name for id in images.sources for name in results.files(id)]
     kept = {name for id in done for name in results.files(id)}
@@ -187,6 +180,16 @@ def _reason(error: BaseException) -> str:
     if not is_memory and "alloc" not in str(error):  # torch on a CPU raises a plain RuntimeError
         raise error
     return "it cannot be drawn" if isinstance(error, cv2.error) else "not enough memory for it"
+
+
+def _check_all_done(summary: dict[str, Any], folder: Path) -> None:
+    """Raise DataError if images were left out."""
+    if left_out := summary["left_out"]:
+        raise DataError(
+            f"{_some(left_out)} left out, and {summary['images']} images are done",
+            where=folder / SUMMARY,
+            fix="replace or remove them, and run the same command again",
+        )
 
 
 def _some(left_out: list[dict[str, str]]) -> str:

@@ -33,18 +33,18 @@ class Results:
         folder: The folder.
         tasks: The tasks whose files are written.
         least_score: The least score of instances.
-        weights: The hash of the weights and settings, on which the results depend.
+        made_with: The hash of the weights, and the settings, on which the results depend.
     """
 
     folder: Path
     tasks: tuple[str, ...]
     least_score: float
-    weights: str
+    made_with: str
 
     @property
     def made_by(self) -> str:
         """A hash of everything except the image that the results of an image depend on."""
-        parts = [VERSION, self.tasks, self.least_score, self.weights]
+        parts = [VERSION, self.tasks, self.least_score, self.made_with]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def files(self, id: str) -> list[str]:
@@ -70,15 +70,15 @@ class Results:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def done(self, images: Images) -> list[str]:
+    def done(self, images: Images) -> set[str]:
         """Return the ids of the images whose results exist, for the image as it is now."""
-        return [
+        return {
             id for id, source in images.sources.items()
             if (record := self.record(id))
             and record["made_by"] == self.made_by
             and record.get("stamp") == source.stamp()
             and all((self.folder / name).is_file() for name in self.files(id))
-        ]  # fmt: skip
+        }  # fmt: skip
 
     def write(self, id: str, name: str, stamp: str, segmented: Segmented) -> None:
         """Write the files of an image, the record last."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 420, 210
-LEFT, BOTTOM, TOP, RIGHT = 52, 38, 12, 12  # margins for the axes and their labels
+LEFT, BOTTOM, TOP, RIGHT = 44, 38, 12, 20  # margins for the axes and their labels
 Line = Sequence[tuple[float, float]]
 
 

@@ -164,10 +164,12 @@ def test_interrupted_results_are_not_taken_for_whole(work, tmp_path, monkeypatch
     whole = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
     shutil.rmtree(tmp_path / "out")
 
-    def stop(image, *_):
+    draw = segmenter.overlay
+
+    def stop(*given):
         if (tmp_path / "out/a.png").exists():
             signal.raise_signal(signal.SIGINT)
-        return image
+        return draw(*given)
 
     with monkeypatch.context() as patch:
         patch.setattr(segmenter, "overlay", stop)
