@@ -99,7 +99,7 @@ def test_a_failure_keeps_the_parts_of_the_error():
 def test_warnings_are_events_of_their_rank(tmp_path):
     before = warnings.showwarning
     with warnings.catch_warnings():
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
         with recorded_warnings(tmp_path, rank=3):
             _warn()
         assert warnings.showwarning is before
