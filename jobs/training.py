@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jobs import memory
 from jobs.cluster.node_watch import NodeWatch, watched
 from jobs.cluster.ray_cluster import Node
 from jobs.config import Config
 from jobs.ray_session import Message, send
 from jobs.worker import Job, cpus_per_worker, fit, train_in_worker
 from pipeline.run import eventlog, events, stop
-from shards.errors import M2FError
+from shards.errors import Failed, M2FError
 
 
 def run_workers(config: Config, job: Job, private: Path) -> str:
@@ -29,7 +30,9 @@ def run_workers(config: Config, job: Job, private: Path) -> str:
 
     Raises:
         UsageError: A node does not have the run folder.
+        Failed: Ray's memory monitor has killed the process that controls the workers.
     """
+    from ray.exceptions import OutOfMemoryError
     from ray.train import TrainingFailedError
 
     grown = 0
@@ -44,6 +47,9 @@ def run_workers(config: Config, job: Job, private: Path) -> str:
                 outcome = fit(config, job, train_in_worker, private, restarts)
         except TrainingFailedError:
             return "failed"
+        except OutOfMemoryError as error:
+            what = f"Ray's controller of the workers was {memory.WHAT}"
+            raise Failed(what, where=job.folder.name, fix=memory.FIX) from error
         if outcome != "resized":
             break
         if stop.is_requested(job.folder):

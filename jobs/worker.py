@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 
 from jobs import config as configs
+from jobs import memory
 from jobs.cluster.ray_cluster import Variables, check_shared
 from jobs.config import Config
 from jobs.rendezvous import join_group
 from pipeline.distributed import call_on_all_ranks
 from pipeline.run import eventlog, events
 from pipeline.run.folder import CONFIG
-from pipeline.run.guard import Final
 from pipeline.run.restarts import is_crash_loop
 from pipeline.run.start_parts import StartParts
 from pipeline.run.working_copy import WorkingCopy
@@ -76,6 +76,11 @@ class Job:
         return f"{self.fewest} to {self.workers}" if self.is_elastic else f"{self.workers}"
 
     @property
+    def records(self) -> Path:
+        """The folder on this host where its processes record what happens to the run."""
+        return self.copy.folder if self.copy else self.folder
+
+    @property
     def copy(self) -> WorkingCopy | None:
         """What stands for a run on storage on this host."""
         return WorkingCopy(self.url, self.owner) if self.url else None
@@ -115,12 +120,15 @@ def call_workers(work: Work, config: Config, job: Job, private: Path) -> Any:
     from ray.train import TrainingFailedError
     from ray.train.v2.api.exceptions import WorkerGroupError
 
+    before = memory.kills()
     try:
-        return fit(config, job, partial(_call, work), private, restarts=0)
+        return fit(config, job, partial(_call, work), private)
     except WorkerGroupError as error:
         causes = [_cause(failure) for _, failure in sorted(error.worker_failures.items())]
         own = next((cause for cause in causes if isinstance(cause, M2FError)), None)
         text = f"{type(causes[0]).__name__}: {causes[0]}".partition("\n")[0]
+        if full := memory.failure(error.worker_failures, before, job.launch):
+            text = full.text
         raise own or Failed(f"a worker failed: {text}") from error
     except TrainingFailedError as error:
         raise Failed(f"the workers did not start: {error}") from error
@@ -132,7 +140,7 @@ def _cause(error: Exception) -> BaseException:
     return getattr(inner, "cause", None) or inner
 
 
-def fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> Any:
+def fit(config: Config, job: Job, body: Body, private: Path, restarts: int | None = None) -> Any:
     """Run `body` in workers that Ray Train places, and return the result of rank 0.
 
     Args:
@@ -141,7 +149,8 @@ def fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> A
         body: What each worker does.
         private: A folder that only this user can open, where the workers of this machine find each
             other.
-        restarts: Number of times that the workers are restarted if one fails.
+        restarts: Number of times that the workers of a run are restarted if one fails. None: they
+            do not train, so that they are not restarted and record nothing.
 
     Raises:
         TrainingFailedError: They failed once more, or did not start.
@@ -164,6 +173,7 @@ def fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> A
 
     parts = StartParts(job.began)
     parts.end("command and Ray" if job.began else "teardown")
+    records = None if restarts is None else job.records
     kind: type[TorchTrainer] = TorchTrainer
     workers: int | tuple[int, int] = job.workers
     if job.is_elastic:
@@ -184,8 +194,8 @@ def fit(config: Config, job: Job, body: Body, private: Path, restarts: int) -> A
         run_config=RunConfig(
             name="ray",
             storage_path=str(job.folder),
-            failure_config=FailureConfig(max_failures=restarts),
-            callbacks=[StartMarks(parts)],  # pyright: ignore[reportArgumentType] Ray's own kind
+            failure_config=FailureConfig(max_failures=restarts or 0),
+            callbacks=[StartMarks(parts, records, job.launch)],  # pyright: ignore[reportArgumentType]
         ),
         torch_config=Torch(),
     )
@@ -230,11 +240,11 @@ def train_in_worker(
     """
     from ray.train import get_context
 
+    from pipeline.run.guard import Final  # with the network, whose import takes seconds
     from pipeline.train import train as train_worker
 
     parts.end("imports")
-    copy, more = job.copy, None
-    folder = copy.folder if copy else job.folder
+    copy, more, folder = job.copy, None, job.records
     if is_crash_loop(copy.history() if copy else eventlog.read(folder), job.launch):
         return "crash loop"
     try:
