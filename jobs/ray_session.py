@@ -7,21 +7,19 @@ ends the workers of a driver that has died.
 """
 
 import contextlib
-import logging
 import multiprocessing
 import os
-import secrets
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any, NamedTuple
 
-from jobs.cluster.package import python_path
 from jobs.processes import adopt_orphans, descendants, end_descendants
 from shards.errors import Failed, M2FError
 from shards.scratch import private_folder, remove
@@ -31,6 +29,9 @@ STARTS = 3  # Ray gives its processes 30 s, which a loaded machine may exceed
 POLL_S = 0.2
 DRIVER_LOG = "driver.log"
 OBJECT_STORE_BYTES = 200 * 2**20
+# What a session of `train` imports and what Ray Train does, except for Ray itself, which reads the
+# environment of the session at its import.
+LIBRARIES = ("jobs.training", "pandas")
 
 # Ray and the libraries of its workers read these as they start. Values of the user take precedence.
 ENVIRONMENT = {
@@ -42,15 +43,6 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # normal priority; Ray's default lowers it
     "HF_HUB_OFFLINE": "1",  # weights are in folders; training downloads nothing
-}
-
-# Nothing listens beyond this machine, and Ray answers only who knows the token. The user's values
-# for a cluster do not apply here.
-PRIVATE = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's name for: bind to the loopback address
-    "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
 }
 
 
@@ -117,56 +109,87 @@ class Session:
             shutil.copytree(self.folder / "session_latest" / "logs", folder, dirs_exist_ok=True)
 
 
-def start_ray(folder: Path, cpus: int) -> None:
-    """Start Ray on this machine, with its files in a private folder.
+class _Process:
+    """The process of a session, which waits for its work.
+
+    It is spawned. A forked one would inherit locks that threads of this process hold, and Ray's
+    start would wait for them without end.
 
     Args:
-        folder: The private folder.
-        cpus: Number of CPUs that Ray may assign.
+        modules: What it imports while it waits.
     """
-    os.environ |= PRIVATE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ.pop("RAY_ADDRESS", None)
-    import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
-        _temp_dir=str(folder),
-    )
+    def __init__(self, modules: Sequence[str] = ()):
+        context = multiprocessing.get_context("spawn")
+        self.messages, sender = context.Pipe(duplex=False)
+        work, self._work = context.Pipe(duplex=False)
+        self._process = context.Process(target=_main, args=(sender, work, modules))
+        self._process.start()
+        sender.close()  # so that the end of the process ends the pipe
+        work.close()
+
+    @property
+    def id(self) -> int | None:
+        """Its process id."""
+        return self._process.pid
+
+    def do(self, *work: Any) -> None:
+        """Give it its work, which are the arguments of `_run`, unless it has died."""
+        with contextlib.suppress(OSError):
+            self._work.send(work)
+
+    def join(self) -> None:
+        """Wait for its end."""
+        self._process.join()
+
+    def end(self) -> None:
+        """Kill it."""
+        self.messages.close()
+        self._work.close()
+        self._process.kill()
+        self._process.join()
+
+
+_prepared: _Process | None = None  # of the next session
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Start the process of the next session within the context before its work is known.
+
+    It imports its libraries, which takes seconds, while this process imports its own.
+    """
+    global _prepared
+    adopt_orphans()
+    resource_tracker.ensure_running()
+    _prepared = _Process(LIBRARIES)
+    try:
+        yield
+    finally:
+        if _prepared:
+            _prepared.end()
+            _prepared = None
 
 
 @contextlib.contextmanager
 def session(body: Callable[[Path], Any], start: Callable[[Path], None]) -> Iterator[Session]:
-    """Start Ray and call `body` in a new process, which ends with the context.
-
-    The process is spawned. A forked one would inherit locks that threads of this process hold, and
-    Ray's start would wait for them without end.
+    """Start Ray and call `body` in another process, which ends with the context.
 
     Args:
         body: Uses Ray. Its argument is the private folder, its result the text of the last message.
         start: Starts Ray, or joins a cluster; its argument is the private folder.
     """
+    global _prepared
     adopt_orphans()
     resource_tracker.ensure_running()  # among the processes that are spared
-    spared = descendants()
     with private_folder() as folder:
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("spawn").Process(
-            target=_main, args=(sender, folder, body, start)
-        )
-        process.start()
-        sender.close()  # so that the end of the process ends the pipe
+        process, _prepared = _prepared or _Process(), None
+        spared = descendants() - {process.id}
+        process.do(folder, body, start)
         try:
-            yield Session(folder, process, receiver)
+            yield Session(folder, process, process.messages)
         finally:
-            receiver.close()
-            process.kill()
-            process.join()
+            process.end()
             end_descendants(spared)
 
 
@@ -188,15 +211,28 @@ def call(body: Callable[[Path], Any], start: Callable[[Path], None]) -> Any:
     return result
 
 
-def _main(
-    messages: Any, folder: Path, body: Callable[[Path], Any], start: Callable[[Path], None]
-) -> None:
-    """Run Ray and `body` in this process, which ends with its parent."""
+def _main(messages: Any, work: Any, modules: Sequence[str]) -> None:
+    """Wait for the work of this process, which ends with its parent, and do it."""
     global _sender
     _sender = messages
     os.setsid()
     adopt_orphans()
-    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    folders: list[Path] = []
+    threading.Thread(target=_end_with_parent, args=(folders,), daemon=True).start()
+    for module in modules:
+        import_module(module)
+    try:
+        folder, body, start = work.recv()
+    except EOFError:  # there is no work
+        return
+    folders.append(folder)
+    _run(messages, folder, body, start)
+
+
+def _run(
+    messages: Any, folder: Path, body: Callable[[Path], Any], start: Callable[[Path], None]
+) -> None:
+    """Run Ray and `body` in this process."""
     _redirect_output(folder / DRIVER_LOG)
     _set_environment(folder)
     try:
@@ -221,12 +257,13 @@ def _main(
     messages.send(message)
 
 
-def _end_with_parent(folder: Path) -> None:
+def _end_with_parent(folders: list[Path]) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     end_descendants()
-    remove(folder)
+    for folder in folders:
+        remove(folder)
     os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""When Ray Train ends and places the workers of a run, and whether memory was full before."""
+"""When Ray Train starts and ends the workers of a run, and whether memory was full before."""
 
 import time
 from pathlib import Path

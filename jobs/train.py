@@ -20,7 +20,8 @@ from jobs.cluster.target import HERE, Target
 from jobs.config import Config
 from jobs.follow import Follower
 from jobs.interrupts import Preempted, handled, requests
-from jobs.ray_session import STARTS, Message, session, start_ray
+from jobs.local_ray import start_ray
+from jobs.ray_session import STARTS, Message, session
 from jobs.resume import check_new, open_run
 from jobs.stored import Home, View
 from jobs.training import run_workers

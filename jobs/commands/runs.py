@@ -87,6 +87,7 @@ def train(
     from jobs import config
     from jobs.cluster import dispatch
     from jobs.inputs import check_exist
+    from jobs.ray_session import prepared
 
     target, facts = dispatch.resolve(on, site, dry_run)
     changes = dispatch.with_runs(preset, overrides or [], facts)
@@ -105,10 +106,11 @@ def train(
         from jobs.faults import Faults
 
         faults = Faults.of(allow_faults)
-    from jobs.train import train as train_here
-
     began = psutil.Process().create_time()
-    train_here(preset, changes, target=target, check_hosts=check_hosts, faults=faults, began=began)
+    with prepared():
+        from jobs.train import train as run
+
+        run(preset, changes, target=target, check_hosts=check_hosts, faults=faults, began=began)
 
 
 def settings(

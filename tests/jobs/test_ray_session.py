@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -15,7 +16,7 @@ from jobs import config as configs
 from jobs import train
 from jobs.interrupts import requests
 from jobs.processes import descendants, end_descendants
-from jobs.ray_session import STARTS, session
+from jobs.ray_session import STARTS, prepared, session
 from jobs.stored import Home
 from jobs.worker import Job
 from shards.errors import Failed
@@ -92,18 +93,27 @@ def leave_processes(private: Path) -> str:
     return str(private)
 
 
-def test_a_session_leaves_no_process_and_no_folder(tmp_path):
+@pytest.mark.parametrize("first", [nullcontext, prepared])
+def test_a_session_leaves_no_process_and_no_folder(tmp_path, first):
     """Neither a process whose parent has died, nor one in a session of its own."""
     resource_tracker.ensure_running()
     before = descendants()
     start = partial(fail_first, tmp_path / "starts", 0, "time out")
-    with session(leave_processes, start) as ray:
+    with first(), session(leave_processes, start) as ray:
         while ray.wait() and ray.message.state != "ended":
             pass
         private = Path(ray.message.text)
         assert private.parts
     assert descendants() - before == set()
     assert not private.exists()
+
+
+def test_a_process_that_was_prepared_ends_without_a_session():
+    resource_tracker.ensure_running()
+    before = descendants()
+    with prepared():
+        assert len(descendants() - before) == 1
+    assert descendants() - before == set()
 
 
 def test_a_session_starts_beside_threads_that_hold_locks(tmp_path):
