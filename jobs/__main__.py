@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs import __version__
-from jobs.commands import cluster, data, runs, window
+from jobs.commands import cluster, data, project, runs, window
 from jobs.commands.build import build
 from jobs.commands.check import check
 from jobs.console import run
@@ -49,10 +49,10 @@ def options(
 
 
 for command in (
-    *(runs.demo, build, data.verify, data.inspect, data.index, check, runs.train),
+    *(project.demo, build, data.verify, data.inspect, data.index, check, runs.train),
     *(window.watch, window.runs),
-    *(cluster.status, cluster.logs, cluster.stop, runs.settings, runs.evaluate, runs.predict),
-    *(runs.replay, runs.export, runs.bench),
+    *(cluster.status, cluster.logs, cluster.stop, project.settings, runs.evaluate, runs.predict),
+    *(runs.replay, runs.export, project.bench),
 ):
     app.command()(command)
 

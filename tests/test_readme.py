@@ -175,7 +175,15 @@ def test_files_it_points_at_exist(document):
     links = [link for link in re.findall(r"\]\((.+?)\)", text) if "://" not in link]
     code = re.findall(r"`([\w./-]+(?:\.md|\.py|\.txt|\.sh|\.toml|/))`", text)
     assert links + code
-    in_runs = ("runs/", "checkpoints/", "evaluations/", "pictures/", "stacks/", "wandb/")
+    in_runs = (
+        "runs/",
+        "checkpoints/",
+        "evaluations/",
+        "pictures/",
+        "stacks/",
+        "wandb/",
+        "diagnoses/",
+    )
     in_wandb = ("train/", "layers/", "lr/", "speed/", "hosts/", "trainer/", "val/")
     raw_coco = ("train2017/", "val2017/", "annotations/")
     for link in links:

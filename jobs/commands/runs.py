@@ -1,7 +1,7 @@
 """Commands that train, score, and use networks."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,9 @@ from jobs.commands.options import Checkpoint, DryRun, Json, On, Run, Site
 from jobs.console import report
 from shards.errors import UsageError
 
+CONFIG = "config.yaml"  # of a run
+AS_THEY_ARE = "two evaluations are compared as they are"
+OF_WEIGHTS = "it belongs to weights without a run"
 PRESET = (
     "A preset of docs/presets.md, such as coco_panoptic_r50 or tiny, or the path of a YAML file"
 )
@@ -43,15 +46,17 @@ def _opened(
         yield str(folder)
 
 
-def demo(
-    out: Annotated[
-        Path, typer.Option(help="Folder for the data, the shards, the run, and the pictures.")
-    ] = Path("demo"),
-) -> None:
-    """Run every step on a small scale here: data, shards, training, scores, pictures."""
-    from jobs.demo.demo import demo as job
+def _is_weights(run: str) -> bool:
+    """Return whether a path holds weights instead of a run."""
+    path = Path(run)
+    return path.is_file() or ((path / "config.json").is_file() and not (path / CONFIG).exists())
 
-    job(out)
+
+def _refuse(given: Mapping[str, Any], what: str, fix: str) -> None:
+    """Raise UsageError for the first option that has a value."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(what, where=option, fix=fix)
 
 
 def train(
@@ -113,29 +118,6 @@ def train(
         run(preset, changes, target=target, check_hosts=check_hosts, faults=faults, began=began)
 
 
-def settings(
-    preset: Annotated[
-        str | None,
-        typer.Argument(help="Print this preset's values; * marks those that are not the default."),
-    ] = None,
-    json_schema: Annotated[
-        bool, typer.Option("--json-schema", help="Print a JSON Schema of presets instead.")
-    ] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print docs/settings.md instead.")
-    ] = False,
-) -> None:
-    """List every setting: its key, value, unit, allowed values, and effect.
-
-    \b
-    Example:
-      ./launch.sh settings coco_panoptic_r50
-    """
-    from jobs.settings import settings as job
-
-    job(preset, json_schema, markdown)
-
-
 def evaluate(
     run: Run,
     other: Annotated[
@@ -154,30 +136,63 @@ def evaluate(
         Path | None,
         typer.Option("--report", help="HTML page to write: scores, reasons, and worst images."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Of weights without a run: the preset with the settings of the network."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of weights without a run: the folder for the scores.")
+    ] = None,
     on: On = "local",
     site: Site = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Score a run on its val set: PQ, AP, and mIoU from one pass; or compare two evaluations."""
+    """Score a run on its val set: PQ, AP, and mIoU from one pass; or compare two evaluations.
+
+    RUN may also be weights without a run: a folder of transformers, or an official .pkl.
+
+    \b
+    Example:
+      ./launch.sh evaluate model_final_94dc52.pkl --preset coco_panoptic_r50 --data SHARDS/val \\
+        --out scores
+    """
+    given = {"--checkpoint": checkpoint, "--on": None if on == "local" else on}
+    given |= {"--dry-run": dry_run or None, "--report": report_to}
     if other:
-        given = {"--checkpoint": checkpoint, "--data": data, "--images": images}
-        given |= {"--on": None if on == "local" else on, "--dry-run": dry_run or None}
-        given["--report"] = report_to
-        for option in (name for name, value in given.items() if value is not None):
-            fix = "evaluate each run with it first, and compare without it"
-            raise UsageError("two evaluations are compared as they are", where=option, fix=fix)
+        given |= {"--data": data, "--images": images, "--preset": preset, "--out": out}
+        _refuse(given, AS_THEY_ARE, "evaluate each run with it first")
         from jobs.compare import compare
 
         report(lambda: compare(run, other), as_json)
         return
+    if _is_weights(run):
+        _refuse(given, "it needs a run, not weights", "leave it out")
+        from jobs.evaluate_weights import evaluate_weights
+
+        report(lambda: evaluate_weights(Path(run), data, out, preset, images), as_json)
+        return
+    _refuse({"--preset": preset, "--out": out}, OF_WEIGHTS, "a run has its own settings and folder")
+    _evaluate_run(run, checkpoint, data, images, report_to, (on, site, dry_run), as_json)
+
+
+def _evaluate_run(
+    run: str,
+    checkpoint: str | None,
+    data: Path | None,
+    images: int | None,
+    report_to: Path | None,
+    where: tuple[str, Path | None, bool],
+    as_json: bool,
+) -> None:
+    """Score a run here, or submit it; `where` has the values of --on, --site, and --dry-run."""
     from jobs.cluster import dispatch
 
-    target, facts = dispatch.resolve(on, site, dry_run)
+    target, facts = dispatch.resolve(*where)
     if target.is_submitted:
         given = {"--data": data, "--report": report_to}
         locations = {option: path for option, path in given.items() if path}
-        dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
+        dispatch.submit(dispatch.run_job(run, locations, target, facts), target, where[2])
         return
 
     def job() -> dict[str, Any]:
@@ -273,22 +288,3 @@ def export(
         from jobs.export.export import export as job
 
         job(folder, to, out, checkpoint, task)
-
-
-def bench(
-    name: Annotated[
-        str,
-        typer.Argument(help="A benchmark, such as step; or report, to render benchmarks/*.json."),
-    ],
-    as_json: Json = False,
-) -> None:
-    """Run one benchmark, and compare with another implementation if one exists.
-
-    \b
-    Save a result, and render the tables of BENCHMARKS.md from all saved results:
-      ./launch.sh bench step --json > benchmarks/step-MACHINE.json
-      ./launch.sh bench report
-    """
-    from jobs.bench import bench as job
-
-    report(lambda: job(name), as_json)

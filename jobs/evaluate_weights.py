@@ -1,0 +1,128 @@
+"""`evaluate WEIGHTS`: the scores of a file or folder of weights, without a run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from jobs import config as configs
+from jobs.evaluate import SHEET_SAMPLES, unpredicted
+from jobs.inference import inference_device
+from jobs.outputs import OutputFolder
+from jobs.score_tables import print_reasons, print_scores
+from model.mask2former import Mask2Former, ModelSettings
+from model.weights.load import load
+from model.weights.transformers_settings import read_settings
+from pipeline.data.store import Store
+from pipeline.pictures.sheet import sheet, write_png
+from pipeline.run.class_match import match_classes
+from pipeline.score.evaluate import evaluate as score
+from pipeline.score.record import Record
+from pipeline.settings import EvaluationSettings
+from shards.errors import UsageError, some_of
+from shards.files import disk_errors, write_json
+from shards.format.taxonomy import Taxonomy
+from shards.text import say
+
+SCORES, RECORD, SHEET = "scores.json", "record.npz", "sheet.png"
+CONFIG = "config.json"  # of a folder of transformers
+
+
+def evaluate_weights(
+    weights: Path,
+    data: Path | None,
+    out: Path | None,
+    preset: str | None = None,
+    images: int | None = None,
+) -> dict[str, Any]:
+    """Score weights on a shard set, print the scores, and write them, the record, and a sheet.
+
+    Args:
+        weights: A folder of transformers, or a file that `model.weights.load` reads.
+        data: The shard set. The classes are matched by name, or by the publisher's order.
+        out: The folder for the results, new or of an earlier `evaluate`.
+        preset: The preset, or YAML file, with the settings of the network and of the evaluation.
+            By default, the network is that of config.json, evaluated at the published size of COCO.
+        images: Score only the first images. Defaults to all.
+
+    Returns:
+        The scores in percent, with a row per class under `classes`.
+
+    Raises:
+        UsageError: An option is missing, or the weights do not fit the network or the classes.
+    """
+    for option, value in (("--data", data), ("--out", out)):
+        if value is None:
+            fix = "evaluate WEIGHTS --data SHARDS/val --out FOLDER"
+            raise UsageError(f"weights without a run need {option}", where=str(weights), fix=fix)
+    assert data is not None
+    assert out is not None
+    store = Store(str(data))
+    network, evaluation = _settings(weights, preset, data)
+    settings = replace(evaluation, images=images)
+    device = inference_device()
+    model = _loaded(weights, network, store.manifest.taxonomy).to(device)
+    folder = OutputFolder(out, "evaluate", [SCORES, RECORD, SHEET], [weights, data])
+    records: list[Record] = []
+    count = min(len(store), images or len(store))
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("evaluating", total=count)
+        scores = score(
+            model,
+            store,
+            settings,
+            device,
+            advance=lambda: progress.advance(bar),
+            recorded=records.append,
+        )
+    with disk_errors(out):
+        write_json(out / SCORES, {"weights": str(weights), "location": store.location, **scores})
+        records[0].save(out / RECORD)
+        if "panoptic" in store.manifest.tasks:
+            write_png(out / SHEET, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
+        folder.finish()
+    print_scores(scores, f"{weights}, {count} images of {store.location}")
+    print_reasons(scores)
+    for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
+        say(line)
+    say(f"scores of all classes: {out / SCORES}")
+    return scores
+
+
+def _settings(
+    weights: Path, preset: str | None, data: Path
+) -> tuple[ModelSettings, EvaluationSettings]:
+    """Return the settings of the network and of the evaluation."""
+    if preset:
+        sets = [f"data.train={data}", f"data.val={data}", "scaling.gpu=false"]
+        config = configs.load(preset, [*sets, "model.weights=none", "model.init_from=none"])
+        return config.model, config.evaluation
+    if not (weights / CONFIG).is_file():
+        fix = "add --preset coco_panoptic_r50, or another that describes the network"
+        raise UsageError("the weights do not say which network they are of", where=weights, fix=fix)
+    try:
+        return read_settings(weights), EvaluationSettings()
+    except ValueError as error:
+        fix = "add --preset with a network that fits, or give a folder of Mask2Former"
+        raise UsageError(str(error), where=weights, fix=fix) from error
+
+
+def _loaded(weights: Path, settings: ModelSettings, taxonomy: Taxonomy) -> Mask2Former:
+    """Return the network with the weights, in eval mode.
+
+    Raises:
+        UsageError: They do not fit, or leave a part of the network without weights.
+    """
+    fix = "name weights of this network that were trained on the classes of the data"
+    try:
+        model = Mask2Former(settings, len(taxonomy))
+        loaded = load(model, weights, match_classes(taxonomy, weights))
+    except ValueError as error:
+        what = str(error).removeprefix(f"model.init_from={weights}: ")
+        raise UsageError(what, where=weights, fix=fix) from error
+    if loaded.fresh:
+        what = f"the file lacks {len(loaded.fresh)} tensors: {some_of(loaded.fresh, 4)}"
+        raise UsageError(what, where=weights, fix=fix)
+    say(f"{weights}: {loaded}")
+    return model.eval()
