@@ -24,7 +24,7 @@ from shards.errors import UsageError
 Row = dict[str, Any]
 
 NAMES = (
-    *("attention", "build", "gpu", "overfit", "segment", "step", "stream"),
+    *("attention", "build", "evaluate", "gpu", "overfit", "segment", "step", "stream"),
     *("stream_decode", "train"),
 )
 REPORT = "report"
