@@ -90,7 +90,8 @@ def uses_gpu(config: Config, cluster: Sequence[Node] | None) -> bool:
 def check_fits(config: Config, cluster: Sequence[Node], workers: int) -> None:
     """Check that the nodes of a cluster have the GPUs and CPUs that the workers reserve."""
     use_gpu = uses_gpu(config, cluster)
-    where = f"scaling.workers={workers}"
+    key = "workers" if config.scaling.min_workers is None else "min_workers"
+    where = f"scaling.{key}={workers}"
     if use_gpu and (gpus := int(sum(node.gpus for node in cluster))) < workers:
         what = f"the cluster has only {gpus} of the GPUs that {workers} workers need"
         raise UsageError(what, where=where, fix=f"write at most {gpus}, or scaling.gpu=false")

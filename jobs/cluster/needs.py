@@ -82,7 +82,7 @@ def needs_of(config: Config, gpu: bool) -> Needs:
         parameters=parameters,
         checkpoint_bytes=parameters * FLOAT_BYTES * 3,  # with both moments
         checkpoints=config.checkpoint.keep + 1,  # a new one is whole before an old one leaves
-        step_bytes=_step_bytes(config, parameters, pixels, workers, gpu),
+        step_bytes=_step_bytes(config, parameters, pixels, config.fewest_workers, gpu),
         processes_bytes=PROCESS_BYTES * (1 + data.loader_workers),
     )
 

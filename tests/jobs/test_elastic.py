@@ -6,6 +6,7 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 
 from jobs import config as configs
 from jobs import elastic
+from jobs.check import check_fits
 from jobs.cluster.ray_cluster import Node
 from jobs.elastic import FittingWorkers, MoreWorkers
 from shards.errors import UsageError
@@ -31,6 +32,13 @@ def test_a_range_that_cannot_train_is_refused(changes, message):
 def test_a_run_starts_with_the_smallest_number_of_workers():
     assert configs.merge({}, RANGE).fewest_workers == 2
     assert configs.merge({}, ["scaling.workers=3"]).fewest_workers == 3
+
+
+def test_a_cluster_that_is_too_small_for_the_smallest_number_is_refused():
+    config = configs.merge({}, [*RANGE, "data.loader_workers=0"])
+    check_fits(config, cluster(1, 1), config.fewest_workers)
+    with pytest.raises(UsageError, match=r"scaling\.min_workers=2: .*suffice for 1 workers"):
+        check_fits(config, cluster(1), config.fewest_workers)
 
 
 def cluster(*cpus: int) -> list[Node]:
