@@ -9,10 +9,10 @@ from jobs import config as configs
 from jobs.cluster.ray_cluster import Node, nodes
 from jobs.cluster.target import Target
 from jobs.config import Config
-from jobs.inputs import check_exist, warn_if_unlearnable
+from jobs.inputs import check_exist, warn_if_unlearnable, warn_of_other_weights
 from jobs.worker import cpus_per_worker
 from model.mask2former import Mask2Former
-from model.weights.load import fit
+from model.weights.load import fit, fit_backbone
 from pipeline.data.stages import load_stage
 from pipeline.data.store import Store
 from pipeline.data.stream import order_of, train_sets
@@ -35,7 +35,9 @@ def load(preset: str, overrides: list[str], target: Target) -> tuple[Config, Seq
     """
     cluster = nodes(target.cluster) if target.cluster else None
     gpus = None if cluster is None else int(sum(node.gpus for node in cluster))
-    return configs.load(preset, overrides, gpus), cluster
+    config = configs.load(preset, overrides, gpus)
+    warn_of_other_weights(preset, config)
+    return config, cluster
 
 
 def check(
@@ -138,10 +140,12 @@ def _opened(key: str, sets: Callable[[], Any]) -> Any:
 
 
 def _check_model(config: Config, taxonomy: Taxonomy, fresh: bool) -> None:
-    init_from = config.model.init_from
-    weights = config.model.weights if init_from == "none" else "none"
-    with torch.device("meta" if weights == "none" else "cpu"):  # only weights need memory
-        model = Mask2Former(config.model, len(taxonomy))
+    settings, init_from = config.model, config.model.init_from
+    # only weights of transformers need memory
+    with torch.device("meta" if settings.weights_folder == "none" else "cpu"):
+        model = Mask2Former(settings, len(taxonomy))
+    if settings.weights_file != "none" and fresh:
+        fit_backbone(model, settings.weights_file)
     if init_from != "none" and fresh:
         weights_of_run = initial_weights(init_from, config.task)
         fit(model, weights_of_run, match_classes(taxonomy, weights_of_run))

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from jobs.config import Config
-from jobs.preset import PRESETS
-from jobs.values import read_yaml
+from jobs.preset import names, preset_path, read_preset
+from model.network_settings import WEIGHT_FILES
 from pipeline.data.settings import DataSettings
 from pipeline.data.store import Store
 from shards.errors import M2FError, UsageError
@@ -24,7 +24,12 @@ from shards.format.manifest import Manifest
 
 FROZEN = "frozen_batch"
 FROM_SCRATCH = "model.norm=group optimizer.backbone_lr_multiplier=1"  # as in the preset `tiny`
-WEIGHT_FILES = (".safetensors", ".bin")  # of transformers
+# The command in the header of a preset that fetches its weights.
+FETCH = re.compile(
+    r"^#\s+(?:\.venv/bin/)?(?P<command>hf download \S+ --local-dir|curl --create-dirs -Lo) "
+    r"(?P<target>\S+)(?P<source>.*)$",
+    re.MULTILINE,
+)
 LOOKED_AT = 32  # samples of a set, at equal distances
 SMALL_PX = 5  # side of an object, as the square root of its area
 ENOUGH_PX = 10  # side that half of the objects have at least with the proposed settings
@@ -48,10 +53,11 @@ def check_exist(config: Config) -> None:
     model = config.model
     if model.init_from != "none" or model.weights == "none":
         return
-    folder = Path(model.weights)
-    if not any(path.suffix in WEIGHT_FILES for path in folder.glob("*")):
+    weights, kind = Path(model.weights), "file" if model.weights_file != "none" else "folder"
+    held = [weights] if kind == "file" else weights.glob("*")
+    if not any(path.suffix in WEIGHT_FILES and path.is_file() for path in held):
         raise UsageError(
-            "the folder holds no weights" if folder.is_dir() else "the folder does not exist",
+            "the folder holds no weights" if weights.is_dir() else f"the {kind} does not exist",
             where=f"model.weights={model.weights}",
             fix=f"{_fetch(config)}; to train from scratch instead, write model.weights=none"
             + f" {FROM_SCRATCH}" * _is_frozen(config),
@@ -60,13 +66,39 @@ def check_exist(config: Config) -> None:
 
 def _fetch(config: Config) -> str:
     """Return the sentence that says where the weights of the backbone come from."""
-    for path in sorted(PRESETS.glob("*.yaml")):
-        command = re.search(r"hf (download \S+ --local-dir) ", path.read_text())
-        if command and read_yaml(path)["model"]["backbone"] == config.model.backbone:
-            hf = Path(sys.prefix, "bin", "hf")
-            hf = hf.relative_to(Path.cwd()) if hf.is_relative_to(Path.cwd()) else hf
-            return f"fetch it: {hf} {command[1]} {shlex.quote(config.model.weights)}"
-    return f"give a folder of weights of {config.model.backbone} in the format of transformers"
+    backbone, wanted = config.model.backbone, Path(config.model.weights)
+    commands = {
+        Path(command["target"]): command
+        for name in names()
+        if (command := FETCH.search(preset_path(name).read_text()))
+        and read_preset(name)["model"]["backbone"] == backbone
+    }
+    if not commands:
+        return f"give a folder of weights of {backbone} in the format of transformers"
+    target = next((t for t in commands if t.name == wanted.name), next(iter(commands)))
+    command = commands[target]
+    program, _, options = command["command"].partition(" ")
+    if program == "hf":
+        path = Path(sys.prefix, "bin", program)
+        program = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    if target.suffix == wanted.suffix:
+        return f"fetch it: {program} {options} {shlex.quote(str(wanted))}{command['source']}"
+    fetch = f"{program} {options} {target}{command['source']}"
+    return f"fetch other weights: {fetch}, and write model.weights={target}"
+
+
+def warn_of_other_weights(preset: str, config: Config) -> None:
+    """Warn if a preset names a file of weights, and the run starts from another one."""
+    named = Path(read_preset(preset).get("model", {}).get("weights", "none"))
+    own = config.model.weights
+    is_other = config.model.init_from == "none" and own != "none" and Path(own).name != named.name
+    if named.suffix in WEIGHT_FILES and is_other:
+        warnings.warn(
+            f"model.weights={own} is not {named.name}, from which the run started whose scores "
+            f"{preset} quotes; weights of another recipe, such as microsoft/resnet-50, lead to "
+            "other scores",
+            stacklevel=2,
+        )
 
 
 def _is_frozen(config: Config) -> bool:

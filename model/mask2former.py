@@ -27,7 +27,8 @@ class Mask2Former(nn.Module):
     """Mask2Former (arXiv 2112.01527).
 
     Args:
-        settings: The architecture.
+        settings: The architecture. A folder of `weights` is loaded here. A file of `weights` and
+            `init_from` are loaded afterwards by the functions of `model.weights.load`.
         num_classes: Number of classes, things and stuff together.
 
     Raises:
@@ -42,7 +43,7 @@ class Mask2Former(nn.Module):
             settings.backbone,
             settings.backbone_config,
             norm=settings.norm,
-            weights=settings.weights if settings.init_from == "none" else "none",
+            weights=settings.weights_folder,
             drop_path=settings.drop_path,
         )
         self.pixel_decoder = PixelDecoder(

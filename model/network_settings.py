@@ -6,6 +6,7 @@ without importing torch or transformers, which takes seconds.
 # ruff: noqa: RUF009 (`setting` returns a dataclasses.field, so that no default is shared)
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from model.settings import SettingError, Settings, setting
@@ -33,6 +34,7 @@ BACKBONE_NAMES = (
     "dinov3_vit_base",
     "dinov3_vit_large",
 )
+WEIGHT_FILES = (".pth", ".pt", ".pkl", ".bin", ".safetensors")
 NORMS = ("frozen_batch", "batch", "sync_batch", "group")  # of a ResNet; others have their own
 
 
@@ -82,7 +84,8 @@ class ModelSettings(Settings):
     )
     weights: str = setting(
         "none",
-        "Folder of transformers with pretrained weights of the backbone, or none for random ones.",
+        "Pretrained weights of the backbone: a folder of transformers, or a file (.pth, .pkl, "
+        ".safetensors) with the names of torchvision or of the paper's code; none for random ones.",
     )
     drop_path: float = setting(
         0.3,
@@ -121,6 +124,17 @@ class ModelSettings(Settings):
     masked_decoder: MaskedDecoderSettings = setting(
         MaskedDecoderSettings, "Sizes of the transformer decoder."
     )
+
+    @property
+    def weights_folder(self) -> str:
+        """The folder of `weights`, which the network is built from, or "none"."""
+        replaced = self.init_from != "none" or Path(self.weights).suffix in WEIGHT_FILES
+        return "none" if replaced else self.weights
+
+    @property
+    def weights_file(self) -> str:
+        """The file of `weights`, which is loaded after the network is built, or "none"."""
+        return "none" if self.init_from != "none" or self.weights_folder != "none" else self.weights
 
     def check(self) -> None:
         """Check the heads, the norms of the backbone, and that frozen norms do not change."""

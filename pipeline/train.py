@@ -23,7 +23,7 @@ from pipeline.run.guard import Guard
 from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
 from pipeline.run.restarts import first_step
-from pipeline.run.restore import initialize
+from pipeline.run.restore import initialize, initialize_backbone
 from pipeline.run.start_parts import StartParts
 from pipeline.run.warn import recorded_warnings
 from pipeline.run.watchdog import Watchdog
@@ -230,6 +230,8 @@ class Worker:
         if self.journal.checkpoint is None and settings.model.init_from != "none":
             init_from, taxonomy = settings.model.init_from, self.data.taxonomy
             self.journal.event(initialize(model, init_from, settings.task, taxonomy))
+        elif self.journal.checkpoint is None and settings.model.weights_file != "none":
+            self.journal.event(initialize_backbone(model, settings.model.weights_file))
         compiled = settings.model.compile
         if compiled is None:
             compiled = self.device.type == "cuda" and settings.zero.stage < 3

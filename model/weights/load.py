@@ -1,5 +1,6 @@
 """Initialize a network from a file of weights, which must fit completely."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _UNUSED = re.compile(
 )
 # The file of a backbone that was trained as a classifier may also contain the classifier's head.
 _CLASSIFIER = re.compile(r"(backbone\.body\.|stem\.)?(fc|head|norm|classifier)\.")
+# torch.hub names a file after the first digits of its sha256: resnet50-0676ba61.pth.
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 # Classification checkpoints lack the norms of feature maps, which start as the identity, and the
 # pyramid of a plain ViT.
 _NOT_IN_CLASSIFIERS = ("backbone.body.hidden_states_norms.", "backbone.pyramid.")
@@ -79,7 +82,42 @@ def load(model: Mask2Former, path: str | Path, match: Match | None = None) -> Lo
     return loaded
 
 
-def fit(model: Mask2Former, path: str | Path, match: Match | None = None) -> Loaded:
+def load_backbone(model: Mask2Former, path: str | Path) -> Loaded:
+    """Load the backbone in the file `path` into `model`; see `fit_backbone` for the errors."""
+    loaded = fit_backbone(model, path)
+    model.load_state_dict(loaded.state, strict=False)
+    return loaded
+
+
+def fit_backbone(model: Mask2Former, path: str | Path) -> Loaded:
+    """Return the tensors of a file of `model.weights`, which holds a backbone, like `fit`.
+
+    Raises:
+        ValueError: The file cannot be read, does not fit, holds more than a backbone, or does not
+            have the hash in its name.
+    """
+    where = f"model.weights={path}"
+    if (named := _HASH_IN_NAME.search(Path(path).name)) and Path(path).is_file():
+        with Path(path).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(named[1]):
+            begins = found[: len(named[1])]
+            raise ValueError(
+                f"{where}: its sha256 begins with {begins}, and not with {named[1]} as its name "
+                "says; download it again, or rename it if it is another file"
+            )
+    loaded = fit(model, path, key="model.weights")
+    if not all(name.startswith("backbone.") for name in loaded.state):
+        raise ValueError(f"{where}: {loaded.kind} has more than a backbone; use model.init_from")
+    return loaded
+
+
+def fit(
+    model: Mask2Former,
+    path: str | Path,
+    match: Match | None = None,
+    key: str = "model.init_from",
+) -> Loaded:
     """Return the tensors of `path` that fit `model`, without changing `model`.
 
     A row of the class head for which the file has no class keeps its initial values. A
@@ -93,6 +131,7 @@ def fit(model: Mask2Former, path: str | Path, match: Match | None = None) -> Loa
             backbone of the paper's code, of transformers, or of torchvision.
         match: Chooses the row of each class. By default, the rows of a file with the same number of
             classes are taken in their order.
+        key: The setting that names the path, for errors.
 
     Raises:
         ValueError: The file cannot be read or does not fit. The text lists every tensor that is
@@ -112,7 +151,7 @@ def fit(model: Mask2Former, path: str | Path, match: Match | None = None) -> Loa
             classes = match(names, shapes[CLASS_HEAD[0]][0] - 1)
             head = take_rows(model, found, classes.rows)
     except ValueError as error:
-        raise ValueError(f"model.init_from={path}: {error}") from error
+        raise ValueError(f"{key}={path}: {error}") from error
     if None in classes.rows:
         why = f"{classes.rows.count(None)} classes are not in the file" if head else ""
         fresh += [

@@ -65,9 +65,10 @@ class Start(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class InitFrom(Event):
-    """The network has its initial weights from `model.init_from`.
+    """The network has its initial weights from `model.init_from`, or a file of `model.weights`.
 
     Attributes:
+        key: The setting.
         path: File or folder of the weights.
         text: Summary for people.
         fresh: Parameters that were not found there and start from random values.
@@ -75,6 +76,7 @@ class InitFrom(Event):
     """
 
     name: ClassVar = "init_from"
+    key: str = "model.init_from"
     path: str
     text: str
     fresh: list[str]
@@ -82,7 +84,7 @@ class InitFrom(Event):
 
     def describe(self) -> str:
         """Return one line about this event for people."""
-        return f"model.init_from={self.path}, {self.text}"
+        return f"{self.key}={self.path}, {self.text}"
 
 
 @dataclass(frozen=True, kw_only=True)

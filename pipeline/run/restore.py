@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from model.mask2former import Mask2Former, ModelSettings
-from model.weights.load import load, network_weights
+from model.weights.load import load, load_backbone, network_weights
 from pipeline.run import checkpoint, events
 from pipeline.run.class_match import match_classes
 from pipeline.run.folder import CHECKPOINTS, choose_checkpoint
@@ -88,4 +88,23 @@ def initialize(
     loaded = load(model, path, match_classes(taxonomy, path))
     return events.InitFrom(
         path=str(path), text=str(loaded), fresh=loaded.fresh, unused=loaded.unused
+    )
+
+
+def initialize_backbone(model: Mask2Former, path: str) -> events.InitFrom:
+    """Load the file of `model.weights` into the backbone of a new network.
+
+    Returns:
+        The event that lists the parameters that were not found and the tensors that do not fit.
+
+    Raises:
+        ValueError: The file cannot be read or does not fit.
+    """
+    loaded = load_backbone(model, path)
+    return events.InitFrom(
+        key="model.weights",
+        path=path,
+        text=str(loaded),
+        fresh=[name for name in loaded.fresh if name.startswith("backbone.")],
+        unused=loaded.unused,
     )

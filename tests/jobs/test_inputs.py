@@ -1,5 +1,6 @@
 """What a config reads: whether it exists, when that is reported, and whether it can be learned."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 from jobs import config as configs
 from jobs import train
-from jobs.check import check
+from jobs.check import check, load
 from jobs.cluster.target import HERE
 from jobs.stored import Home
 from pipeline.step import cpu_helper
@@ -69,28 +70,45 @@ def test_a_wrong_name_is_reported_before_the_heavy_imports(words, tmp_path):
 
 
 def test_missing_pretrained_weights_are_named_with_the_command_that_fetches_them(sets, tmp_path):
+    r50 = "resnet50-0676ba61.pth"
+    url = f"https://download.pytorch.org/models/{r50}"
+    swin = "microsoft/swin-tiny-patch4-window7-224"
     fetched = {
-        "coco_panoptic_r50": "microsoft/resnet-50",
-        "coco_panoptic_swin_tiny": "microsoft/swin-tiny-patch4-window7-224",
+        "coco_panoptic_r50": ("not here.pth", ["--create-dirs", "-Lo", "FOLDER", url]),
+        "coco_panoptic_swin_tiny": ("not here", ["download", swin, "--local-dir", "FOLDER"]),
     }
-    for preset, repository in fetched.items():
-        words = [*sets, "scaling.gpu=false", "model.weights=not here"]
+    for preset, (weights, expected) in fetched.items():
+        words = [*sets, "scaling.gpu=false", f"model.weights={weights}"]
         with pytest.raises(UsageError) as error:
             check(configs.load(preset, words))
         fix = error.value.problem.fix
         folder = configs.load(preset, words).model.weights
         command, scratch = fix.removeprefix("fetch it: ").split("; to train from scratch instead, ")
-        assert shlex.split(command)[1:] == ["download", repository, "--local-dir", folder]
+        assert shlex.split(command)[1:] == [folder if x == "FOLDER" else x for x in expected]
         # What the message proposes is accepted, and the network can learn with it.
         proposed = scratch.removeprefix("write ").split()
         assert "model.weights=none" in proposed
         assert not [text for text in warned(preset, [*words, *proposed]) if FROZEN in text]
     (tmp_path / "config.json").touch()  # as after a download that was interrupted
-    with pytest.raises(UsageError, match="holds no weights; fetch it: "):
+    with pytest.raises(UsageError, match=rf"holds no weights; fetch other weights: .*{url}, "
+                       rf"and write model\.weights=weights/{r50}; "):  # fmt: skip
         check(configs.load("coco_panoptic_r50", [*sets, f"model.weights={tmp_path}"]))
     with pytest.raises(UsageError, match="weights of convnext_tiny in the format of transformers"):
         check(configs.load("tiny", [*sets, "model.backbone=convnext_tiny", "model.weights=no",
                                     "model.norm=frozen_batch"]))  # fmt: skip
+
+
+def test_weights_of_another_recipe_are_warned_of(sets, recwarn):
+    """microsoft/resnet-50 has another recipe than the ResNet-50 of the published runs."""
+    words = [*sets, "scaling.workers=1", "model.weights=weights/resnet-50"]
+    load("coco_panoptic_r50", words, HERE)
+    (text,) = [str(w.message) for w in recwarn if "another recipe" in str(w.message)]
+    assert re.search(r"weights=.*/weights/resnet-50 is not resnet50-0676ba61\.pth, ", text)
+    for weights in ("elsewhere/resnet50-0676ba61.pth", "none"):
+        load("coco_panoptic_r50", [*words, f"model.weights={weights}"], HERE)
+    load("coco_panoptic_r50", [*words, "model.init_from=weights/resnet-50"], HERE)
+    load("coco_panoptic_swin_tiny", [*words, "model.weights=weights/swin"], HERE)
+    assert len([w for w in recwarn if "another recipe" in str(w.message)]) == 1
 
 
 def test_frozen_norm_without_pretrained_weights_is_warned_of(sets):

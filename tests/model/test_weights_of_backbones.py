@@ -1,5 +1,7 @@
 """ImageNet weights of every supported library fill the backbone and leave the rest unchanged."""
 
+import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import torch
 
 from model.families import BACKBONES
 from model.mask2former import Mask2Former
-from model.weights.load import load
+from model.weights.load import fit_backbone, load, load_backbone
 from tests.model.samples import TINY_BACKBONES, tiny_settings
 from tests.model.test_backbone import CLASSIFIERS
 from tests.model.test_weights import K, assert_same, build, official, pickled, settings_of
@@ -50,6 +52,30 @@ def test_imagenet_resnets_fill_the_backbone_alone(tmp_path: Path) -> None:
         assert len(loaded.state) == len(model.backbone.state_dict())
         assert_same(model, twin, but=HEAD)
         assert_same(untouched, twin, but=("backbone.",))
+
+
+def test_a_file_of_pretrained_weights_is_a_backbone_with_its_hash(tmp_path: Path) -> None:
+    """torch.hub names a file after the first digits of its sha256."""
+    settings = settings_of("resnet")
+    model, twin = build(settings, seed=0), build(settings, seed=1)
+    names = {n: x for n, x in official(model, settings).items() if n.startswith("backbone.")}
+    torch.save(torchvision_names(names), tmp_path / "file.pth")
+    digest = hashlib.sha256((tmp_path / "file.pth").read_bytes()).hexdigest()
+    path = tmp_path / f"resnet50-{digest[:8]}.pth"
+    shutil.copy(tmp_path / "file.pth", path)
+    loaded = load_backbone(twin, path)
+    assert loaded.kind == "a torchvision backbone"
+    assert_same(model, twin, but=HEAD)
+    other = tmp_path / "resnet50-0676ba61.pth"
+    shutil.copy(path, other)
+    begins = rf"its sha256 begins with {digest[:8]}, and not with 0676ba61 as its name says"
+    with pytest.raises(ValueError, match=rf"model\.weights=.*0676ba61\.pth: {begins}"):
+        fit_backbone(twin, other)
+    torch.save(model.state_dict(), tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match=r"model\.weights=.*whole\.pth: .* more than a backbone"):
+        fit_backbone(twin, tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match=r"model\.weights=.*nothing\.pth: cannot be read"):
+        fit_backbone(twin, tmp_path / "nothing.pth")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pkl"])
