@@ -71,7 +71,8 @@ def ap_works(pictures: list[dict[str, Any]]) -> dict[str, Callable[[], list[floa
             known = library()
             known.dataset = truth
             known.createIndex()
-            evaluation = evaluator(known, known.loadRes(results), "segm")
+            copies = [dict(result) for result in results]  # because pycocotools changes them
+            evaluation = evaluator(known, known.loadRes(copies), "segm")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

@@ -30,6 +30,6 @@ def test_torchmetrics_gives_our_pq_if_nothing_is_void():
 def test_all_libraries_give_the_same_ap():
     rng = np.random.default_rng(2)
     works = ap_works([detections(rng, 12) for _ in range(6)])
-    numbers = {name: work() for name, work in works.items()}
+    numbers = {name: [work(), work()][1] for name, work in works.items()}  # as the benchmark does
     np.testing.assert_allclose(numbers["ours"], numbers["pycocotools"], rtol=1e-12)
     np.testing.assert_allclose(numbers["ours"][:3], numbers["hotcoco"][:3], rtol=1e-9)

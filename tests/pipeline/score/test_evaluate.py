@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from model.masked_decoder import Predictions
@@ -15,10 +17,12 @@ from pipeline.data.augment.resize import shortest_edge_size
 from pipeline.data.store import Store
 from pipeline.score.evaluate import evaluate
 from pipeline.score.headline import HEADLINE
-from pipeline.score.inference import network_input
+from pipeline.score.inference import Result, network_input
+from pipeline.score.scores import Scores
 from pipeline.settings import EvaluationSettings, InferenceSettings
 from shards.build.build import build
 from shards.format.images import image_of
+from shards.format.schema import Sample
 from tests import distributed
 from tests.shards.raw import RawImage, sky, write
 
@@ -149,13 +153,64 @@ def numbers(scores: dict) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_ranks_share_the_images_and_add_up_to_one_process(blocky):
+@pytest.mark.parametrize("world", [2, 3])  # five images: the last round has idle ranks
+def test_ranks_share_the_images_and_give_the_numbers_of_one_process(blocky, world):
     alone = score(blocky, AT_OWN_SIZE, (3,))
-    first, second = distributed.run(score, 2, blocky, AT_OWN_SIZE, (3,))
-    assert second == first
-    assert first["data"] == alone["data"]
-    assert numbers(first) == pytest.approx(numbers(alone), rel=1e-12)
+    for scores in distributed.run(score, world, blocky, AT_OWN_SIZE, (3,)):
+        assert scores == alone
     assert len(numbers(alone)) > 30
+
+
+def truth_as_result(sample: Sample, things: tuple[bool, ...], shift: int = 0) -> Result:
+    """Return the truth of a sample as a prediction, shifted by some pixels."""
+    segments = [
+        {"id": n, "category": s.category, "isthing": things[s.category], "score": 1 / n}
+        for n, s in enumerate(sample.segments, 1)
+    ]
+    layers = sample.instance_layers
+    found = [i for i in sample.instances_or_things(things) if not i.iscrowd]
+    return Result(
+        panoptic=np.roll(sample.segments_map.astype(np.int32), shift, 1),
+        segments=segments,
+        scores=np.linspace(1, 0.5, len(found), dtype=np.float32),
+        categories=np.array([i.category for i in found], int),
+        masks=[np.roll(layers[i.layer] == i.value, shift, 1) for i in found],
+        semantic=np.roll(np.maximum(sample.classes().astype(np.int64) - 1, 0), shift, 1),
+        highest_scores=np.linspace(0, 1, len(things), dtype=np.float32),
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=5, max_size=5), st.permutations(range(4)))
+def test_any_partition_of_the_images_merges_to_the_whole(blocky, ranks, order):
+    store = Store(blocky)
+    taxonomy = store.manifest.taxonomy
+    whole, *parts = (Scores(taxonomy, store.manifest.tasks) for _ in range(5))
+    for number, rank in enumerate(ranks):
+        sample = store.load(number)
+        result = truth_as_result(sample, taxonomy.things, shift=5 * number)
+        whole.update(result, sample, number)
+        parts[rank].update(result, sample, number)
+    first, *others = (parts[n] for n in order)
+    for other in others:
+        first.merge(other)
+    assert first.result("f") == whole.result("f")
+    found, wanted = first.record("f"), whole.record("f")
+    assert (found.about, found.images) == (wanted.about, wanted.images)
+    for task in ("panoptic", "instance", "semantic"):
+        np.testing.assert_equal(getattr(found, task), getattr(wanted, task))
+
+
+def test_the_truth_of_photographs_as_prediction_scores_100(photographs):
+    store = Store(photographs / "val")
+    taxonomy = store.manifest.taxonomy
+    scores = Scores(taxonomy, store.manifest.tasks)
+    for number in range(len(store)):
+        sample = store.load(number)
+        scores.update(truth_as_result(sample, taxonomy.things), sample, number)
+    found = scores.result()
+    perfect = ("PQ", "SQ", "RQ", "boundary_PQ", "AP", "AP75", "mIoU", "pixel_accuracy")
+    assert {name: found[name] for name in perfect} == pytest.approx(dict.fromkeys(perfect, 100))
 
 
 def test_the_scores_say_what_they_belong_to(blocky):
