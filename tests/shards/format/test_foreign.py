@@ -224,6 +224,7 @@ def member(name: str, **fields) -> bytes:
         (b"no tar" * 200, "not an uncompressed tar file"),
         (gzip.compress(member("a.jpg")), "not an uncompressed tar file"),
     ],
+    ids=["text", "compressed"],  # all processes have to give the tests the same names
 )
 def test_damaged_tars_are_rejected(raw, tmp_path, content, message):
     folder = tars(raw, tmp_path / "tars", NAMES[:2])
