@@ -41,7 +41,7 @@ def write_onnx(folder: Path, source: Source) -> dict[str, Any]:
     """
     segmenter = _segmenter(source)
     with _refusals(source.config.model.backbone):
-        proto = _to_onnx(trace(segmenter), source.task)
+        proto = to_onnx(trace(segmenter), [*OUTPUTS[source.task], *LOGITS])
     unwanted = sorted({node.op_type for node in proto.graph.node} & FORBIDDEN)
     if unwanted:
         raise UsageError(
@@ -115,13 +115,13 @@ def _refusals(backbone: str) -> Iterator[None]:
         exporter.setLevel(level)
 
 
-def _to_onnx(program: ExportedProgram, task: str) -> onnx.ModelProto:
+def to_onnx(program: ExportedProgram, outputs: list[str]) -> onnx.ModelProto:
     """Return a program in ONNX, without the paths and the code of this machine."""
     converted = torch.onnx.export(
         program,
         (),
         input_names=["pixels"],
-        output_names=[*OUTPUTS[task], *LOGITS],
+        output_names=outputs,
         dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
         opset_version=OPSET,
         external_data=False,
