@@ -1,11 +1,15 @@
 """The network with the preparation of pixels and the segmentation, as one exportable program."""
 
+import operator
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import branchless, kernels
 from model.families import STRIDES
@@ -14,6 +18,7 @@ from model.masked_decoder import shrink
 from model.network_settings import SegmentSettings
 from model.pixel_decoder import LEVELS
 from model.segment import STRIDE
+from model.windows import exact_windows
 
 KERNELS = f"{kernels.REFERENCE},deformable_attention=gather"
 OUTPUTS = {  # the results of each task, before `LOGITS`
@@ -92,26 +97,61 @@ class Segmenter(nn.Module):
 @torch.no_grad()
 def trace(segmenter: Segmenter) -> ExportedProgram:
     """Return the operations of a segmenter, for any number of images of any one size."""
-    pixels = torch.zeros(3, 3, 200, 330, dtype=torch.uint8)
+    # At all strides, the maps consist of several windows of 7 or 12 pixels, the last ones cut.
+    pixels = torch.zeros(3, 3, 400, 530, dtype=torch.uint8)
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    with kernels.use(KERNELS):
-        return torch.export.export(
+    # Other implementations of attention have another memory layout, which would be traced, too.
+    attention = sdpa_kernel(SDPBackend.MATH)
+    with kernels.use(KERNELS), exact_windows(), attention, no_cache_of_shapes():
+        program = torch.export.export(
             segmenter.eval(),
             (pixels,),
             dynamic_shapes=(sizes,),
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+    _generalize(program)
+    return program
 
 
-def smallest_decision(predictions: Predictions) -> float:
-    """Return the smallest absolute mask logit by which a layer masked its attention.
+def no_cache_of_shapes() -> AbstractContextManager[None]:
+    """Let torch compute the shapes of every operation, instead of looking for an equal one.
+
+    The comparison of symbolic shapes costs more time than it saves: a third of that of a trace.
+    """
+    return torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+
+
+def _generalize(program: ExportedProgram) -> None:
+    """Remove the assertions that two sizes differ, or that a size is not 1.
+
+    torch asks, for example, whether a cropped tensor is contiguous. It is not for the traced size,
+    so torch copies, and asserts that every other size is cropped, too. The copy is right for all.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default and _says_unequal(node.args[0]):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+
+
+def _says_unequal(condition: Any) -> bool:
+    if condition.target is torch.sym_not:
+        return condition.args[0].target is operator.eq
+    compares = condition.target in (operator.gt, operator.ge, operator.lt, operator.le)
+    return compares and any(side in (1, 2) for side in condition.args if isinstance(side, int))
+
+
+def smallest_decisions(predictions: Predictions) -> Tensor:
+    """Return, per image, the smallest absolute mask logit by which a layer masked its attention.
 
     A logit changes its sign if rounding moves it past 0. The query then attends to another set of
     pixels, so that two correct programs differ by more than by rounding.
     """
     features = predictions.mask_features
     guides = [shrink(features, stride // STRIDE).flatten(2) for stride in LEVELS]
-    return min(
-        float((embeddings @ guides[i % len(guides)]).abs().amin())
+    smallest = [
+        (embeddings @ guides[i % len(guides)]).abs().amin((1, 2))
         for i, embeddings in enumerate(predictions.mask_embeddings[:-1])
-    )
+    ]
+    return torch.stack(smallest).amin(0)

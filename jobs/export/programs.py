@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from jobs.config import Config
 from jobs.export import parity
 from jobs.export.source import Source
-from model.portable import LOGITS, OUTPUTS, Segmenter, trace
+from model.portable import LOGITS, OUTPUTS, Segmenter, no_cache_of_shapes, trace
 from pipeline.data.store import Store
 from shards.errors import M2FError, UsageError
 from shards.files import write_json
@@ -25,9 +25,11 @@ from shards.format.images import decode_image
 
 PARITY = "parity.json"
 PHOTOS = 8  # of the val set
-# The exporter of torch writes opset 18 itself, and newer ones by a conversion. TensorRT 10 reads
-# opsets up to 22, and LayerNormalization is one operator only since 17.
+# The exporter of torch writes opset 18 itself, and newer ones by a conversion. TensorRT 10.0
+# reads opsets 9 to 20, and LayerNormalization is one operator only since 17.
 OPSET = 18
+# The first warns that torchvision is missing, the second about sizes that it cannot solve for.
+LOGGERS = ("torch.onnx", "torch.fx.experimental.symbolic_shapes")
 # TensorRT computes GridSample wrongly, and refuses or slows down the others.
 FORBIDDEN = {"GridSample", "If", "Loop", "Scan", "NonZero"}
 
@@ -98,9 +100,10 @@ def _segmenter(source: Source) -> Segmenter:
 @contextmanager
 def _refusals(backbone: str) -> Iterator[None]:
     """Name the backbone if torch raises an exception, of any class, about the network."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)  # it warns that torchvision is missing
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -112,21 +115,23 @@ def _refusals(backbone: str) -> Iterator[None]:
             fix="use --to transformers or --to detectron2",
         ) from error
     finally:
-        exporter.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def to_onnx(program: ExportedProgram, outputs: list[str]) -> onnx.ModelProto:
     """Return a program in ONNX, without the paths and the code of this machine."""
-    converted = torch.onnx.export(
-        program,
-        (),
-        input_names=["pixels"],
-        output_names=outputs,
-        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
-        opset_version=OPSET,
-        external_data=False,
-        verbose=False,
-    )
+    with no_cache_of_shapes():
+        converted = torch.onnx.export(
+            program,
+            (),
+            input_names=["pixels"],
+            output_names=outputs,
+            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
     assert converted is not None
     proto = converted.model_proto
     graph = proto.graph
