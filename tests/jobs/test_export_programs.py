@@ -1,6 +1,9 @@
 """`export --to onnx` and `--to torch-export`: the programs run beside the network."""
 
+import contextlib
 import json
+import re
+import shutil
 from collections import Counter
 from functools import partial
 
@@ -17,7 +20,9 @@ from model.network_settings import MaskedDecoderSettings, PixelDecoderSettings, 
 from model.portable import LOGITS, OUTPUTS, Segmenter, trace
 from tests.jobs import small
 from tests.parity.samples import randomize
+from tests.shards.raw import SAMPLE
 
+PHOTO = next((SAMPLE / "val2017").glob("*.jpg"))
 CLASSES = 12
 DECODERS = {
     "dim": 32,
@@ -40,6 +45,16 @@ class AllTasks(Segmenter):
         for self.task in OUTPUTS:
             outputs.extend(super()._segment(class_logits, mask_logits))
         return tuple(outputs)
+
+
+def run_card(card, folder):
+    """Run the code of a card beside photo.jpg, and return the names that it defines."""
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    shutil.copy(PHOTO, folder / "photo.jpg")
+    names = {}
+    with contextlib.chdir(folder):
+        exec(code, names)
+    return names
 
 
 def _run(session, outputs, pixels):
@@ -70,6 +85,8 @@ def test_onnx_runtime_computes_the_result_of_each_task(backbone):
     proto = programs.to_onnx(trace(segmenter), [*names, *LOGITS])
     types = Counter(node.op_type for node in proto.graph.node)
     assert not types.keys() & FORBIDDEN
+    assert [(x.domain, x.version) for x in proto.opset_import] == [("", programs.OPSET)]
+    assert len(proto.functions) == 0
     assert types["Conv"] > 10
     assert types["Gather"] > 4
     onnx.checker.check_model(proto, full_check=True)
@@ -78,7 +95,7 @@ def test_onnx_runtime_computes_the_result_of_each_task(backbone):
         wanted = [*(f"{segmenter.task}_{name}" for name in OUTPUTS[segmenter.task]), *LOGITS]
         run = partial(_run, session, wanted)
         report = parity.compare(run, segmenter, [])
-        assert report["logits_difference"] < 1e-4
+        assert report["logits_difference"] <= report["limits"]["logits_difference"]
         assert [row["shape"][0] for row in report["comparisons"]] == [2, 1, 2]
         if segmenter.task == "instance":
             assert all(row["segments"] >= 2 for row in report["comparisons"])
@@ -94,8 +111,12 @@ def test_a_program_is_compared_before_it_is_written(work, to, task):
     out = work / "runs" / small.NAME / f"exports/{to}-{task}-step-000000000"
     file = out / f"{task}.{'onnx' if to == 'onnx' else 'pt2'}"
     report = json.loads((out / "parity.json").read_text())
-    assert report["images"] == "photographs"
-    assert parity.sentence(report) in (out / "README.md").read_text()
+    assert report["images"]["kind"] == "photographs"
+    card = (out / "README.md").read_text()
+    assert parity.sentence(report) in card
+    names = run_card(card, out)
+    assert names["class_logits"].shape == (1, 12, 134)
+    assert names["mask_logits"].shape[:2] == (1, 12)
     if to == "onnx":
         facts = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
         assert json.loads(facts["classes"])[0] == "person"
@@ -128,3 +149,32 @@ def test_a_program_that_differs_or_cannot_be_made_is_not_written(work, monkeypat
     with torch.no_grad(), pytest.raises(parity.Failed, match=r"logits within 1\.0e-01 .*nothing"):
         parity.compare(wrong, segmenter, [])
     assert not (work / "other").exists()
+
+
+def test_undecided_images_are_replaced_and_the_report_counts_them(work, monkeypatch):
+    config = configs.load_run(work / "runs" / small.NAME)
+    model = Mask2Former(config.model, 133).eval()
+    segmenter = Segmenter(model, "semantic", [True] * 133, config.evaluation.segment)
+
+    def run(pixels):
+        return segmenter(torch.from_numpy(pixels))
+
+    def compare(*smallest):
+        decisions = iter(smallest)
+        monkeypatch.setattr(parity, "smallest_decisions", lambda _: torch.tensor(next(decisions)))
+        with torch.no_grad():
+            return parity.compare(run, segmenter, [])
+
+    report = compare(1e-5, 1.0, 0.0, 2.0, 3.0, 3.0, 3.0)
+    first, second, _ = report["comparisons"]
+    assert (first["drawn"], first["undecided"], first["smallest_attention_logit"]) == (4, 2, 1)
+    assert (second["drawn"], second["undecided"]) == (1, 0)
+    images = report["images"]
+    assert (images["drawn"], images["undecided"], images["compared"]) == (7, 2, 5)
+    assert "7 were drawn, and 2 of them were undecided, because an" in parity.sentence(report)
+    logits = first["mask_logits"]
+    assert logits["limit"] == pytest.approx(1e-4 * max(1, logits["largest"]))
+    monkeypatch.setattr(parity, "TRIES", 3)
+    report = compare(*[0.0, 1e-6, 1e-5] * 3)
+    assert report["images"]["undecided"] == report["images"]["drawn"] == 9
+    assert report["comparisons"][1]["smallest_attention_logit"] == pytest.approx(1e-5)
