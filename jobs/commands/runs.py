@@ -271,7 +271,7 @@ def replay(
 
 def export(
     run: Run,
-    to: Annotated[str, typer.Option(help="transformers, detectron2, onnx, or torch-export.")],
+    to: Annotated[str, typer.Option(help="transformers, hub, detectron2, onnx, or torch-export.")],
     out: Annotated[
         Path | None, typer.Option(help="New folder. Default: RUN/exports/FORMAT-step-N.")
     ] = None,

@@ -19,7 +19,10 @@ from shards.files import whole_file
 from shards.format.manifest import Manifest
 
 TEMPLATE = Path(__file__).with_suffix(".md")
-LIBRARIES = {"torch-export": "pytorch"}  # the Hub's name of what loads a format, if it differs
+LIBRARIES = {
+    "torch-export": "pytorch",
+    "hub": "transformers",
+}  # the Hub's name of what loads a format, if it differs
 
 
 def write(
@@ -51,6 +54,8 @@ def write(
         queries=config.model.queries,
         taxonomy=taxonomy.name,
         classes=[f"{i} {name}" for i, name in enumerate(taxonomy.names)],
+        colors=["#" + bytes(category.color).hex() for category in taxonomy.categories],
+        things=taxonomy.things,
         stuff=[i for i, isthing in enumerate(taxonomy.things) if not isthing],
         step=step,
         averaged=config.optimizer.ema is not None,
@@ -89,7 +94,10 @@ def _data(folder: Path, config: Config) -> list[str]:
         if manifest.fingerprint not in known:
             lines.append(f"- `{path.name}`: rebuilt since, so its licenses are not listed.")
             continue
-        lines.append(f"- {manifest.source}, {manifest.samples} images of {manifest.taxonomy.name}")
+        lines.append(
+            f"- {manifest.source}, {manifest.samples} images of {manifest.taxonomy.name}, "
+            f"fingerprint `{manifest.fingerprint}`"
+        )
         lines += [
             f"  - images under: {license.get('name', '')} {license.get('url', '')}".rstrip()
             for license in manifest.licence

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jobs import config as configs
 from jobs.export import card
+from jobs.export.hub import write_hub
 from jobs.export.programs import write_onnx, write_program
 from jobs.export.source import Source
 from jobs.export.weights import write_detectron2, write_transformers
@@ -33,6 +34,7 @@ PROGRAMS: dict[str, Callable[[Path, Source], dict[str, Any]]] = {
 WRITERS: dict[str, Callable[[Path, Source], dict[str, Any] | None]] = {
     "transformers": write_transformers,
     "detectron2": write_detectron2,
+    "hub": write_hub,
     **PROGRAMS,
 }
 
@@ -52,8 +54,9 @@ def export(
     Args:
         run: A name under runs/, or a path.
         to: "transformers": a folder for `Mask2FormerForUniversalSegmentation.from_pretrained`, with
-            the image processor. "detectron2": a pickle of arrays under the official names. "onnx"
-            and "torch-export": a program from pixels to the segmentation of a task.
+            the image processor. "detectron2": a pickle of arrays under the official names. "hub":
+            the folder of transformers with a pipeline that computes our segmentations. "onnx" and
+            "torch-export": a program from pixels to the segmentation of a task.
         out: The new folder. Defaults to exports/ in the run's folder.
         checkpoint: "best", "last", or a step. Defaults to the best with a known score.
         task: The task of a program. Defaults to the task of the run.

@@ -123,7 +123,7 @@ def test_mistakes_are_exit_2(work, photographs, tmp_path):
         (again, "out/transformers: exists already; name another folder with --out"),
         (
             ["export", small.NAME, "--to", "keras"],
-            "--to: unknown format 'keras'; use transformers, detectron2, onnx or torch-export",
+            "--to: unknown format 'keras'; use transformers, detectron2, hub, onnx or torch-export",
         ),
         (
             ["export", small.NAME, "--to", "onnx", "--task", "depth"],
