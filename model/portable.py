@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import branchless, kernels
 from model.families import STRIDES
@@ -100,9 +99,7 @@ def trace(segmenter: Segmenter) -> ExportedProgram:
     # At all strides, the maps consist of several windows of 7 or 12 pixels, the last ones cut.
     pixels = torch.zeros(3, 3, 400, 530, dtype=torch.uint8)
     sizes = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    # Other implementations of attention have another memory layout, which would be traced, too.
-    attention = sdpa_kernel(SDPBackend.MATH)
-    with kernels.use(KERNELS), exact_windows(), attention, no_cache_of_shapes():
+    with kernels.use(KERNELS), exact_windows(), no_cache_of_shapes():
         program = torch.export.export(
             segmenter.eval(),
             (pixels,),

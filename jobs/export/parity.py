@@ -143,7 +143,7 @@ def _decided(
         predictions = segmenter.model(segmenter.padded(normalize(pixels)))
         decisions.append(float(smallest_decisions(predictions)))
     best = np.argsort(decisions)[-shape[0] :]
-    return np.stack([images[i] for i in best]), decisions
+    return np.stack([images[int(i)] for i in best]), decisions
 
 
 def _image(

@@ -119,6 +119,7 @@ def _refusals(backbone: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
+@torch.no_grad()  # attention chooses another memory layout if gradients are on
 def to_onnx(program: ExportedProgram, outputs: list[str]) -> onnx.ModelProto:
     """Return a program in ONNX, without the paths and the code of this machine."""
     with no_cache_of_shapes():

@@ -29,7 +29,7 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         pixels = np.asarray(load_image(image, timeout=timeout).convert("RGB"))
         settings: Any = self.image_processor
         short, long = settings.size["shortest_edge"], settings.size["longest_edge"]
-        height, width = shortest_edge_size(*pixels.shape[:2], short, long)
+        height, width = shortest_edge_size(pixels.shape[0], pixels.shape[1], short, long)
         resized = torch.from_numpy(resize(pixels, height, width)).permute(2, 0, 1)
         mean, std = (
             255 * torch.tensor(values)[:, None, None]
@@ -70,49 +70,60 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         """
         if mask_threshold != 0.5:
             raise ValueError(f"mask_threshold={mask_threshold}: masks end at a probability of 0.5")
-        settings = self._settings
+        classes, masks = self._logits(model_outputs)
+        subtask = subtask or self._settings["task"]
+        if subtask == "semantic":
+            labels = semantic(classes, masks)[0]
+            return [self._found(None, label, labels == label) for label in labels.unique().tolist()]
+        if subtask == "instance":
+            masks, labels, scores = self._instances(classes, masks)
+        elif subtask == "panoptic":
+            thresholds = threshold, overlap_mask_area_threshold
+            masks, labels, scores = self._panoptic(classes, masks, *thresholds)
+        else:
+            raise ValueError(f"subtask={subtask!r}: use panoptic, instance, or semantic")
+        least = threshold if subtask == "instance" and threshold else 0.0
+        rows = zip(scores[0].tolist(), labels[0].tolist(), masks[0], strict=True)
+        return [
+            self._found(score, label, mask)
+            for score, label, mask in rows
+            if label >= 0 and score > least
+        ]
+
+    def _logits(self, model_outputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return class logits [1, Q, K + 1] and mask logits [1, Q, H, W] at the image's size."""
         (height, width), output = model_outputs["sizes"]
         classes, masks = (
             model_outputs[f"{name}_queries_logits"].float() for name in ("class", "masks")
         )
         padded = [STRIDE * side for side in masks.shape[2:]]
         masks = F.interpolate(masks, padded, mode="bilinear")[..., :height, :width]
-        masks = F.interpolate(masks, tuple(output), mode="bilinear")
-        things = torch.tensor([*settings["things"], False], device=masks.device)
-        subtask = subtask or settings["task"]
-        if subtask == "semantic":
-            labels = semantic(classes, masks)[0]
-            return [self._found(None, label, labels == label) for label in labels.unique().tolist()]
-        if subtask == "instance":
-            pairs = classes.shape[1] * (classes.shape[2] - 1)
-            found, labels, scores = instances(
-                classes, masks, things, min(settings["detections"], pairs)
-            )
-            masks = found[0]
-            least = threshold or 0.0
-        elif subtask == "panoptic":
-            object_threshold = settings["object_threshold"] if threshold is None else threshold
-            least, overlap = 0.0, overlap_mask_area_threshold
-            scores, labels = classes.softmax(2).max(2)
-            kept = ((labels < classes.shape[2] - 1) & (scores > object_threshold))[0]
-            if not kept.any():
-                return []
-            ids, labels, scores = panoptic(
-                classes[:, kept],
-                masks[:, kept],
-                things,
-                object_threshold,
-                settings["overlap_threshold"] if overlap is None else overlap,
-            )
-            masks = ids[0] == torch.arange(1, labels.shape[1] + 1, device=ids.device)[:, None, None]
-        else:
-            raise ValueError(f"subtask={subtask!r}: use panoptic, instance, or semantic")
-        rows = zip(scores[0].tolist(), labels[0].tolist(), masks, strict=True)
-        return [
-            self._found(score, label, mask)
-            for score, label, mask in rows
-            if label >= 0 and score > least
-        ]
+        return classes, F.interpolate(masks, tuple(output), mode="bilinear")
+
+    def _instances(self, classes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return bool masks [1, N, H, W], labels [1, N], and scores [1, N]."""
+        pairs = classes.shape[1] * (classes.shape[2] - 1)
+        count = min(self._settings["detections"], pairs)
+        return instances(classes, masks, self._things(classes), count)
+
+    def _panoptic(
+        self, classes: Tensor, masks: Tensor, threshold: float | None, overlap: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return bool masks [1, n, H, W], labels [1, n], and scores [1, n] of n kept queries."""
+        settings = self._settings
+        least: float = settings["object_threshold"] if threshold is None else threshold
+        share: float = settings["overlap_threshold"] if overlap is None else overlap
+        scores, labels = classes.softmax(2).max(2)
+        kept = ((labels < classes.shape[2] - 1) & (scores > least))[0]
+        if not kept.any():
+            return masks[:, kept], labels[:, kept], scores[:, kept]
+        classes, masks = classes[:, kept], masks[:, kept]
+        ids, labels, scores = panoptic(classes, masks, self._things(classes), least, share)
+        numbers = torch.arange(1, labels.shape[1] + 1, device=ids.device)
+        return ids[:, None] == numbers[:, None, None], labels, scores
+
+    def _things(self, classes: Tensor) -> Tensor:
+        return torch.tensor([*self._settings["things"], False], device=classes.device)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -120,4 +131,5 @@ class SegmentationPipeline(ImageSegmentationPipeline):
 
     def _found(self, score: float | None, label: int, mask: Tensor) -> dict[str, Any]:
         picture = Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255)
-        return {"score": score, "label": self.model.config.id2label[label], "mask": picture}
+        names: Any = self.model.config.id2label
+        return {"score": score, "label": names[label], "mask": picture}
