@@ -187,6 +187,9 @@ def _equal(
         else:
             wanted = segment.instances(prediction, things, settings)
             order = wanted["scores"].argsort(descending=True)
+            if not len(order):
+                shares.append((own[1] < 0).all().float())
+                continue
             masks = torch.stack([wanted["masks"][j] for j in order.tolist()])
             same = _same_rows(own[1:], wanted["categories"][order], wanted["scores"][order])
             equal = (own[0][: len(masks)] == masks) & same[:, None, None]
