@@ -156,7 +156,7 @@ def _image(
         smooth = F.interpolate(coarse, (height, width), mode="bicubic")[0]
         noise = 0.2 * torch.from_numpy(random.random((3, height, width))) - 0.1
         return ((smooth + noise).clamp(0, 1) * 255).byte().numpy()
-    photo = photos[random.integers(len(photos))]
+    photo = photos[int(random.integers(len(photos)))]
     top, left = (int(random.integers(side // 4 + 1)) for side in photo.shape[:2])
     image = resize(np.ascontiguousarray(photo[top:, left:]), height, width)
     return image.transpose(2, 0, 1).copy()
