@@ -10,7 +10,10 @@ from typing import Any
 from jobs import __version__
 from pipeline.run.versions import versions
 
-LIBRARIES = ("torch", "deepspeed", "ray", "transformers", "webdataset", "numpy", "triton")
+LIBRARIES = (
+    *("torch", "deepspeed", "ray", "transformers", "webdataset", "numpy", "triton"),
+    *("pycocotools", "torchmetrics", "hotcoco"),
+)
 
 
 def facts() -> dict[str, Any]:
