@@ -41,6 +41,17 @@ def fenced(text: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def test_the_python_of_the_readme_is_part_of_that_of_the_page_of_predict():
+    """A test of predictions runs the page of predict."""
+    parts = [
+        re.findall(r"```python\n(.*?)```", DOCUMENTS[name], re.DOTALL)
+        for name in ("README.md", "docs/predict.md")
+    ]
+    (readme,), (page,) = parts
+    code = [{line.partition("  #")[0] for line in text.splitlines()} for text in (readme, page)]
+    assert code[0] <= code[1]
+
+
 def test_the_python_of_the_model_page_runs():
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS["docs/model.md"], re.DOTALL)
     found = {}
