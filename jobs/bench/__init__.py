@@ -24,8 +24,8 @@ from shards.errors import UsageError
 Row = dict[str, Any]
 
 NAMES = (
-    *("attention", "build", "evaluate", "gpu", "overfit", "segment", "step", "stream"),
-    *("stream_decode", "train"),
+    *("attention", "build", "evaluate", "gpu", "overfit", "recovery", "segment", "step"),
+    *("stream", "stream_decode", "train"),
 )
 REPORT = "report"
 RESULTS = Path("benchmarks")  # of kept results, in the current folder

@@ -36,7 +36,7 @@ def demo(out: Path) -> dict[str, Any]:
     raw, shards = out / "raw", out / "shards"
     start = time.perf_counter()
     _print_title("1/4 paint a data set in COCO's raw layout (panoptic and instances)")
-    _paint(raw)
+    paint_set(raw, TRAIN_IMAGES, VAL_IMAGES)
     _print_title("2/4 build shards, as for COCO: ./launch.sh build coco")
     build(BuildOptions("coco", raw, shards))
     _print_title("3/4 train: ./launch.sh train tiny, 2 Ray workers with DeepSpeed ZeRO-1")
@@ -66,21 +66,25 @@ next
     return scores
 
 
-def _paint(raw: Path) -> None:
-    """Paint the data set, unless a complete one with the same parameters exists."""
+def paint_set(raw: Path, train: int, val: int) -> None:
+    """Paint a data set of a number of images, unless a complete one exists.
+
+    Raises:
+        UsageError: The folder cannot be written.
+    """
     mark = raw / "painted"  # written last
-    parameters = f"{TRAIN_IMAGES} {VAL_IMAGES} {SIDE} {SEED}"
+    parameters = f"{train} {val} {SIDE} {SEED}"
     if mark.exists() and mark.read_text() == parameters:
         print(f"already painted: {raw}")
         return
     try:
         shutil.rmtree(raw, ignore_errors=True)
-        generate(raw, TRAIN_IMAGES, VAL_IMAGES, SIDE, SEED)
+        generate(raw, train, val, SIDE, SEED)
         mark.write_text(parameters)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(reason, where=raw, fix="give another folder with --out") from error
-    print(f"{TRAIN_IMAGES} + {VAL_IMAGES} images of {SIDE} x {SIDE} pixels: {raw}")
+    print(f"{train} + {val} images of {SIDE} x {SIDE} pixels: {raw}")
 
 
 def _print_scores(**rows: dict[str, Any]) -> None:

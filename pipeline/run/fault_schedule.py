@@ -14,6 +14,7 @@ KINDS = (*AT_ANY_MOMENT, *BETWEEN_STEPS)
 OF_COMMAND = ("sigterm", "driver_kill")  # a worker records them, and the command carries them out
 DEADLY = ("kill", "hang", "link_down", "loader_kill", "driver_kill", "sigterm")
 DELAY_S = 1.0  # longest time from the beginning of a step to a random fault
+LAST_SHARE = 0.85  # share of the steps in which random faults begin, so that each can strike
 
 
 @dataclass
@@ -76,7 +77,7 @@ class RandomSettings(Settings):
             kind = self.kinds[n % len(self.kinds)]
             rank = 0 if kind == "enospc" else draw.randrange(workers)
             delay = round(draw.uniform(0, DELAY_S), 3) if kind in AT_ANY_MOMENT else None
-            step = draw.randint(1, max(1, steps - 2))
+            step = draw.randint(1, max(1, int(LAST_SHARE * steps)))
             faults.append(FaultSettings(kind=kind, at=At(rank=rank, step=step, after_s=delay)))
         return sorted(faults, key=lambda fault: fault.at.step or 0)
 
