@@ -138,6 +138,12 @@ class GuardSettings(Settings):
     max_skipped: int = setting(
         20, "Skipped steps in a row that end the run.", unit="steps", at_least=1
     )
+    audit_every: int | None = setting(
+        None,
+        "Interval of the steps in which workers compare their weights and compute a micro-batch of "
+        "each other again, which finds machines with wrong numbers; null: never.",
+        unit="steps", at_least=1,
+    )  # fmt: skip
 
 
 @dataclass
@@ -277,14 +283,14 @@ class RunSettings(Settings):
         return has_batch_norm or self.criterion.class_normalizer == "local"
 
     def check(self) -> None:
-        """Check that ZeRO's stage 3 does not shard a network that is compiled or averaged."""
+        """Check that ZeRO's stage 3 does not shard a network that must be whole on each worker."""
         if self.optimizer.ema is not None and self.zero.stage == 3:
-            raise SettingError(
-                "optimizer.ema",
-                f"={self.optimizer.ema:g} with zero.stage=3: stage 3 shards the parameters, and "
-                "their averages are kept whole",
-                "write zero.stage=2, or leave optimizer.ema out",
-            )
+            what = "with zero.stage=3: stage 3 shards the parameters, and their averages are whole"
+            fix = "write zero.stage=2, or leave optimizer.ema out"
+            raise SettingError("optimizer.ema", f"={self.optimizer.ema:g} {what}", fix)
+        if self.guard.audit_every is not None and self.zero.stage == 3:
+            value = f"={self.guard.audit_every} with zero.stage=3, which shards the weights"
+            raise SettingError("guard.audit_every", value, "use zero.stage 0 to 2, or null")
         if self.model.compile and self.zero.stage == 3:
             raise SettingError(
                 "model.compile",

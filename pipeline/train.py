@@ -29,6 +29,7 @@ from pipeline.run.warn import recorded_warnings
 from pipeline.run.watchdog import Watchdog
 from pipeline.score.evaluate import evaluate
 from pipeline.settings import RunSettings
+from pipeline.step.audit import Audit
 from pipeline.step.engine import Engine
 from pipeline.step.hosts import Hosts
 from pipeline.step.optimizer import parameter_groups
@@ -126,7 +127,8 @@ class Worker:
         )
         draw = partial(pictures, taxonomy=self.data.taxonomy)
         diagnoses = Diagnoses(folder, self.journal, self.engine, self.train_step, draw, write_sheet)
-        self.guard = Guard(settings.guard, self.journal, self.train_step, diagnoses)
+        audit = Audit(settings.guard.audit_every, self.train_step, self.engine.module)
+        self.guard = Guard(settings.guard, self.journal, self.train_step, diagnoses, audit)
         self.hosts = Hosts(self.device)
         self.lr_multiplier = lr_multiplier(settings.schedule, settings.trainer.steps)
         parts.end("network")
@@ -166,7 +168,9 @@ class Worker:
             if self.faults:
                 self.faults.before_step(self.progress.step + 1)
             journal.damaged(self.progress.step + 1, batch.damaged)
+            self.guard.before(self.progress.step + 1)
             losses = self.train_step.forward_backward(batch)
+            self.guard.computed(self.progress.step + 1, batch)
             lr_multiplier = self.lr_multiplier(self.progress.step)
             update = self.engine.step(lr_multiplier)
             self.progress = self.progress.after_step(settings.batch.size, update.applied)
@@ -209,18 +213,14 @@ class Worker:
     def _run_info(self, launch: str) -> RunInfo:
         settings = self.settings
         return RunInfo(
-            name=settings.name,
-            task=settings.task,
-            launch=launch,
+            settings.name, settings.task, launch, settings=settings,
             order=self.data.order.identity(),
             data={store.location: store.manifest.fingerprint for store in self.data.stores},
             taxonomy=self.data.taxonomy,
-            zero_stage=settings.zero.stage,
-            checkpoint=settings.checkpoint,
+            zero_stage=settings.zero.stage, checkpoint=settings.checkpoint,
             max_damaged=settings.data.max_damaged,
             wandb=settings.tracking.wandb,
-            settings=settings,
-        )
+        )  # fmt: skip
 
     def _engine(self) -> Engine:
         """Build the network, with its initial weights if the run starts from scratch."""

@@ -1,17 +1,19 @@
 """Watch the numbers of a run: gradients that are not finite, and losses that jump."""
 
 import math
+import platform
 from statistics import median
 from typing import Any
 
 import torch
 
-from pipeline.distributed import sum_on_hosts
+from pipeline.distributed import all_gather, sum_on_hosts
 from pipeline.run import events
 from pipeline.run.checkpoint import Progress
 from pipeline.run.diagnoses import Diagnoses
 from pipeline.run.journal import Journal
 from pipeline.settings import GuardSettings
+from pipeline.step.audit import Audit, Found
 from pipeline.step.engine import Update
 from pipeline.step.step import GlobalBatch, TrainingStep
 from shards.errors import Failed
@@ -38,17 +40,40 @@ class Guard:
         journal: The records of the run.
         step: The training step, which has the losses.
         diagnoses: Finds the cause of a bad step.
+        audit: Compares the workers with each other.
     """
 
     def __init__(
-        self, settings: GuardSettings, journal: Journal, step: TrainingStep, diagnoses: Diagnoses
+        self,
+        settings: GuardSettings,
+        journal: Journal,
+        step: TrainingStep,
+        diagnoses: Diagnoses,
+        audit: Audit,
     ):
         self._settings, self._journal = settings, journal
         self._step, self._diagnoses = step, diagnoses
+        self._audit = audit
         self._skipped_in_a_row = 0
         self._losses: list[float] = []
         self._waiting: tuple[int, GlobalBatch] | None = None  # the step whose loss is not known yet
         self._jumped = False  # whether the last loss was a jump
+
+    def before(self, step: int) -> None:
+        """Look at the weights before a step that is audited.
+
+        Raises:
+            Failed: Those of a worker are wrong.
+        """
+        self._judge(step, self._audit.before(step))
+
+    def computed(self, step: int, batch: GlobalBatch) -> None:
+        """Look at what was computed in a step that is audited, before the update.
+
+        Raises:
+            Failed: A worker has computed wrong numbers.
+        """
+        self._judge(step, self._audit.after(batch))
 
     def updated(self, progress: Progress, update: Update, batch: GlobalBatch) -> None:
         """Look at the outcome of a step.
@@ -62,6 +87,7 @@ class Guard:
             Failed: Too many updates in a row were skipped, or the policy is to stop.
         """
         step = progress.step
+        self._audit.updated(step)
         if update.applied:
             self._skipped_in_a_row, self._waiting = 0, (step, batch)
             return
@@ -119,6 +145,19 @@ class Guard:
         self, step: int, batch: GlobalBatch, facts: dict[str, Any]
     ) -> events.Diagnosed | None:
         return self._diagnoses.find(step, batch, facts)
+
+    def _judge(self, step: int, found: Found | None) -> None:
+        if found is None:
+            return
+        hosts = [all_gather(platform.node())[worker] for worker in found.workers]
+        event = events.Audited(step=step, workers=found.workers, hosts=hosts, first=found.what)
+        self._journal.event(event)
+        raise Failed(
+            event.problem,
+            where=f"step {step}",
+            fix="the workers restart from the newest checkpoint; if it happens again, test the "
+            "memory and the processor of the machine, or leave it out",
+        )
 
     def _act(self, step: int, reason: str, found: events.Diagnosed | None) -> None:
         if self._settings.policy == "stop":

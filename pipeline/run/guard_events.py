@@ -43,6 +43,35 @@ class Spike(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Audited(Event):
+    """An audit has found wrong numbers.
+
+    Attributes:
+        step: The step.
+        workers: The workers that have them; if that is not known, those that disagree.
+        hosts: The machines of these workers.
+        first: The first tensor that is wrong.
+    """
+
+    name: ClassVar = "audited"
+    step: int
+    workers: list[int]
+    hosts: list[str]
+    first: str
+
+    @property
+    def problem(self) -> str:
+        """One line about the workers."""
+        pairs = zip(self.workers, self.hosts, strict=True)
+        names = " or ".join(f"worker {worker} ({host})" for worker, host in pairs)
+        return f"{names} has wrong numbers, first in {self.first}"
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        return f"step {self.step}: {self.problem}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Diagnosed(Event):
     """A bad step was replayed to find its cause.
 

@@ -129,7 +129,7 @@ def _norms(
     forward = True
 
     def watch(name: str, output: Any) -> None:
-        for tensor in _tensors(output) if forward else ():  # recomputation calls modules again
+        for tensor in tensors_of(output) if forward else ():  # recomputation calls modules again
             seen.append(("output", name, _norm(tensor)))
             if tensor.requires_grad:
                 tensor.register_hook(lambda g: seen.append(("gradient of", name, _norm(g))))
@@ -156,15 +156,15 @@ def _norms(
     return [Norm(kind, name, n) for (kind, name, _), n in zip(seen, values, strict=True)]
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_of(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of floating-point numbers in the output of a module."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output
     elif isinstance(output, dict):
-        yield from (tensor for value in output.values() for tensor in _tensors(value))
+        yield from (tensor for value in output.values() for tensor in tensors_of(value))
     elif isinstance(output, list | tuple):
-        yield from (tensor for value in output for tensor in _tensors(value))
+        yield from (tensor for value in output for tensor in tensors_of(value))
 
 
 def _norm(tensor: Tensor) -> Tensor:

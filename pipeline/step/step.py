@@ -7,7 +7,8 @@ training run, a benchmark, and a plain loop take the same step.
 import copy
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -83,6 +84,7 @@ class TrainingStep:
 
     Attributes:
         meter: Times the steps.
+        watch: Returns a context for the passes of each micro-batch, by its number; None: without.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class TrainingStep:
         self.micro_batches = len(split.sizes)
         self.images = split.global_batch
         self.meter = Meter(self.images)
+        self.watch: Callable[[int], AbstractContextManager[None]] | None = None
         self._loss: Tensor | None = None
 
     def receive(self, batches: Iterator[Batch], is_due: bool = False) -> GlobalBatch:
@@ -189,9 +192,10 @@ class TrainingStep:
         ranks in each pass. A rank with fewer micro-batches repeats its last one without effect.
         """
         total: dict[str, Tensor] = {}
-        for micro_batch in batch.batches:
-            losses = self.losses(micro_batch, batch.totals)
-            self.network.backward(sum_of(losses))
+        for number, micro_batch in enumerate(batch.batches):
+            with self.watch(number) if self.watch else nullcontext():
+                losses = self.losses(micro_batch, batch.totals)
+                self.network.backward(sum_of(losses))
             for name, loss in losses.items():
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
         for _ in range(self.micro_steps - len(batch.batches)):

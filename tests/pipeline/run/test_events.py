@@ -38,6 +38,8 @@ LINES = [
      "text": "a.tar: damaged"},
     {"event": "finish", "time": 1.0, "step": 4, "position": 32},
     {"event": "stopped", "time": 1.0, "step": 4, "position": 32},
+    {"event": "audited", "time": 1.0, "step": 3, "workers": [1], "hosts": ["h2"],
+     "first": "output a"},
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ NOISE = np.random.default_rng(1).normal(30, 3, 200).tolist()
 
 
 def guard(**settings) -> Guard:
-    made = Guard(GuardSettings(**settings), mock.MagicMock(), mock.MagicMock(), mock.MagicMock())
+    made = Guard(GuardSettings(**settings), *(mock.MagicMock() for _ in range(4)))
     made._diagnoses.find.return_value = None
     return made
 
