@@ -90,7 +90,7 @@ def test_evaluation_matches_the_classes_by_name(work, sets):
         outcome = small.call(folder, "evaluate", small.NAME, "--data", str(sets[data] / "val"))
         assert outcome.code == 0, outcome.err
         assert ("in another order; they are matched by name" in outcome.out) == (data != key)
-        path = next((folder / "runs" / small.NAME / "evaluations").glob("val-*"))
+        path = next((folder / "runs" / small.NAME / "evaluations").glob("val-*.json"))
         document = json.loads(path.read_text())
         path.unlink()
         scores[data] = {row["name"]: row for row in document.pop("classes")}
