@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from jobs import config as configs
-from jobs.cluster.ray_cluster import Node, nodes
+from jobs.cluster.ray_cluster import Node, fitting, nodes
 from jobs.cluster.target import Target
 from jobs.config import Config
 from jobs.inputs import check_exist, warn_if_unlearnable, warn_of_other_weights
@@ -98,10 +98,10 @@ def check_fits(config: Config, cluster: Sequence[Node], workers: int) -> None:
         what = f"the cluster has only {gpus} of the GPUs that {workers} workers need"
         raise UsageError(what, where=where, fix=f"write at most {gpus}, or scaling.gpu=false")
     cpus = cpus_per_worker(config)
-    if (fitting := sum(node.capacity(cpus, use_gpu) for node in cluster)) < workers:
+    if (most := fitting(cluster, cpus, use_gpu)) < workers:
         known = ", ".join(sorted(f"{node.host}: {node.cpus:g}" for node in cluster))
         raise UsageError(
-            f"the CPUs of the cluster ({known}) suffice for {fitting} workers that reserve {cpus} "
+            f"the CPUs of the cluster ({known}) suffice for {most} workers that reserve {cpus} "
             "each on one node",
             where=where,
             fix="lower it or data.loader_workers (a worker reserves one CPU more than that)",

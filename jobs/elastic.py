@@ -6,7 +6,6 @@ checkpoints to change their number.
 """
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from ray.train.torch import TorchTrainer
@@ -17,14 +16,9 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from jobs.cluster.node_watch import free_nodes, living_nodes
-from jobs.cluster.ray_cluster import Node
+from jobs.cluster.ray_cluster import fitting
 
 POLL_S = 1.0
-
-
-def fitting(nodes: Sequence[Node], cpus: int, use_gpu: bool) -> int:
-    """Return the number of workers that fit on some nodes."""
-    return sum(node.capacity(cpus, use_gpu) for node in nodes)
 
 
 class FittingWorkers(ElasticScalingPolicy):

@@ -12,7 +12,7 @@ import torch
 
 from jobs import config as configs
 from jobs.check import check_fits, uses_gpu
-from jobs.cluster.ray_cluster import Node, Variables, check_shared, join, nodes
+from jobs.cluster.ray_cluster import Node, Variables, check_shared, fitting, join, nodes
 from jobs.config import Config
 from jobs.ray_session import call
 from jobs.stored import opened
@@ -89,5 +89,5 @@ def call_on_cluster(work: Work, config: Config, folder: Path, address: str, doin
 def _number_of_workers(config: Config, cluster: Sequence[Node]) -> int:
     if uses_gpu(config, cluster) and (gpus := int(sum(node.gpus for node in cluster))):
         return gpus
-    fitting = sum(node.capacity(cpus_per_worker(config), False) for node in cluster)
-    return max(1, min(config.scaling.workers or 1, fitting))
+    most = fitting(cluster, cpus_per_worker(config), use_gpu=False)
+    return max(1, min(config.scaling.workers or 1, most))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs import memory
 from jobs.cluster.node_watch import NodeWatch, watched
-from jobs.cluster.ray_cluster import Node
+from jobs.cluster.ray_cluster import Node, fitting
 from jobs.config import Config
 from jobs.ray_session import Message, send
 from jobs.worker import Job, cpus_per_worker, fit, train_in_worker
@@ -65,14 +65,14 @@ def _watched(config: Config, job: Job) -> contextlib.AbstractContextManager[None
     if not job.is_spread:
         return contextlib.nullcontext()
 
-    def fitting(nodes: Sequence[Node]) -> int:
-        return sum(node.capacity(cpus_per_worker(config), job.use_gpu) for node in nodes)
+    def workers(nodes: Sequence[Node]) -> int:
+        return fitting(nodes, cpus_per_worker(config), job.use_gpu)
 
     def end(error: M2FError) -> None:
         send(Message("ended", str(error), error))
 
     fewest = job.fewest or job.workers
-    return watched(NodeWatch(fitting, fewest, config.failure.nodes_timeout_s, _tell), end)
+    return watched(NodeWatch(workers, fewest, config.failure.nodes_timeout_s, _tell), end)
 
 
 def _tell(text: str) -> None:

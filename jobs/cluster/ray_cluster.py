@@ -51,6 +51,11 @@ class Node:
         return min(fitting, int(self.gpus)) if use_gpu else fitting
 
 
+def fitting(nodes: Iterable[Node], cpus: int, use_gpu: bool) -> int:
+    """Return the number of workers of `cpus` CPUs, and a GPU if they use one, that fit on nodes."""
+    return sum(node.capacity(cpus, use_gpu) for node in nodes)
+
+
 @dataclass(frozen=True)
 class Variables:
     """Environment variables that workers on other nodes need.
