@@ -10,7 +10,7 @@ update before. GPUs add in an order that varies, so that only the weights are co
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
 from pipeline.distributed import all_gather, rank_and_world
-from pipeline.step.diagnose import tensors_of, undisturbed
+from pipeline.step.diagnose import observed, undisturbed
 from pipeline.step.step import GlobalBatch, PlainNetwork, TrainingStep, sum_of
 
 Digests = dict[str, list[int]]  # by the name of a tensor; several if it is computed repeatedly
@@ -130,7 +130,7 @@ class Audit:
             if parameter.requires_grad
         ]
         try:
-            with _observed(self._module, self._seen):
+            with observed(self._module, _into(self._seen)):
                 yield
         finally:
             for hook in hooks:
@@ -141,7 +141,7 @@ class Audit:
         seen = Digests()
         step = self._step.on(PlainNetwork(self._module, self._step.device))
         weights = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
-        with undisturbed(self._module, self._step.device), _observed(self._module, seen):
+        with undisturbed(self._module, self._step.device), observed(self._module, _into(seen)):
             loss = sum_of(step.losses(micro_batch, batch.totals))
             # As the engine and DeepSpeed scale it, in the same order.
             scaled = loss * (self._world * self._step.micro_steps) / self._step.micro_steps
@@ -166,29 +166,9 @@ class Audit:
         return received[0]
 
 
-@contextmanager
-def _observed(module: nn.Module, seen: Digests) -> Iterator[None]:
-    """Take digests of the outputs of all modules, and of their gradients."""
-
-    def add(name: str, tensor: Tensor) -> None:
-        seen.setdefault(name, []).append(_digest(tensor))
-
-    def watch(name: str, output: Any) -> None:
-        for tensor in tensors_of(output):
-            add(f"output {name}", tensor)
-            if tensor.requires_grad:
-                tensor.register_hook(lambda g: add(f"gradient of output {name}", g))
-
-    hooks = [
-        part.register_forward_hook(lambda _, __, output, name=name: watch(name, output))
-        for name, part in module.named_modules()
-        if name
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _into(seen: Digests) -> Callable[[str, str, Tensor], None]:
+    """Return what adds the digests of the tensors that it sees."""
+    return lambda kind, name, tensor: seen.setdefault(f"{kind} {name}", []).append(_digest(tensor))
 
 
 def _digest(tensor: Tensor) -> int:

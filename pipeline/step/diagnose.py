@@ -6,7 +6,7 @@ nor DeepSpeed's hooks take part, and the buffers are put back.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -128,27 +128,17 @@ def _norms(
     seen = [("weight", name, _norm(p)) for name, p in module.named_parameters()]
     forward = True
 
-    def watch(name: str, output: Any) -> None:
-        for tensor in tensors_of(output) if forward else ():  # recomputation calls modules again
-            seen.append(("output", name, _norm(tensor)))
-            if tensor.requires_grad:
-                tensor.register_hook(lambda g: seen.append(("gradient of", name, _norm(g))))
+    def see(kind: str, name: str, tensor: Tensor) -> None:
+        if forward or kind != "output":  # recomputation calls modules again
+            seen.append((kind, name, _norm(tensor)))
 
-    hooks = [
-        part.register_forward_hook(lambda _, __, output, name=name: watch(name, output))
-        for name, part in module.named_modules()
-        if name
-    ]
-    try:
+    with observed(module, see):
         losses = step.losses(micro_batch, batch.totals)
         seen += [("loss", name, loss.detach()) for name, loss in losses.items()]
         forward = False
         gradients = torch.autograd.grad(
             sum_of(losses), list(parameters.values()), allow_unused=True
         )
-    finally:
-        for hook in hooks:
-            hook.remove()
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             seen.append(("gradient of weight", name, _norm(gradient)))
@@ -156,15 +146,42 @@ def _norms(
     return [Norm(kind, name, n) for (kind, name, _), n in zip(seen, values, strict=True)]
 
 
-def tensors_of(output: Any) -> Iterator[Tensor]:
+@contextmanager
+def observed(module: nn.Module, see: Callable[[str, str, Tensor], None]) -> Iterator[None]:
+    """Show the outputs of all modules, and their gradients, within the context.
+
+    Args:
+        module: The network.
+        see: Receives "output" or "gradient of", the name of the module, and each tensor.
+    """
+
+    def watch(name: str, output: Any) -> None:
+        for tensor in _tensors(output):
+            see("output", name, tensor)
+            if tensor.requires_grad:
+                tensor.register_hook(lambda g: see("gradient of", name, g))
+
+    hooks = [
+        part.register_forward_hook(lambda _, __, output, name=name: watch(name, output))
+        for name, part in module.named_modules()
+        if name
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of floating-point numbers in the output of a module."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output
     elif isinstance(output, dict):
-        yield from (tensor for value in output.values() for tensor in tensors_of(value))
+        yield from (tensor for value in output.values() for tensor in _tensors(value))
     elif isinstance(output, list | tuple):
-        yield from (tensor for value in output for tensor in tensors_of(value))
+        yield from (tensor for value in output for tensor in _tensors(value))
 
 
 def _norm(tensor: Tensor) -> Tensor:
