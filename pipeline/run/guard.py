@@ -3,7 +3,6 @@
 import math
 import platform
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -96,7 +95,8 @@ class Guard:
         self._journal.event(events.Skipped(step=step, grad_norm=str(update.grad_norm)))
         facts = {"reason": "the gradients are not finite", "grad_norm": update.grad_norm,
                  "weights": "those of the step"}  # fmt: skip
-        found = self._diagnose(step, batch, facts) if self._skipped_in_a_row == 1 else None
+        is_first = self._skipped_in_a_row == 1
+        found = self._diagnoses.find(step, batch, facts) if is_first else None
         if self._skipped_in_a_row == ALERT_SKIPPED_IN_A_ROW:
             self._journal.alert("skipped", f"steps up to {step}: gradients are not finite")
         self._act(step, "the gradients are not finite", found)
@@ -139,17 +139,13 @@ class Guard:
         ))  # fmt: skip
         facts = {"reason": "the loss jumps", "loss": loss, "usual_loss": usual,
                  "deviations": deviations, "weights": "those after the step"}  # fmt: skip
-        self._act(step, f"the loss jumps to {loss:.6g}", self._diagnose(step, batch, facts))
-
-    def _diagnose(
-        self, step: int, batch: GlobalBatch, facts: dict[str, Any]
-    ) -> events.Diagnosed | None:
-        return self._diagnoses.find(step, batch, facts)
+        self._act(step, f"the loss jumps to {loss:.6g}", self._diagnoses.find(step, batch, facts))
 
     def _judge(self, step: int, found: Found | None) -> None:
         if found is None:
             return
-        hosts = [all_gather(platform.node())[worker] for worker in found.workers]
+        names = all_gather(platform.node())
+        hosts = [names[worker] for worker in found.workers]
         event = events.Audited(step=step, workers=found.workers, hosts=hosts, first=found.what)
         self._journal.event(event)
         raise Failed(
