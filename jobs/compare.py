@@ -9,7 +9,7 @@ from rich.table import Table
 
 from jobs import config as configs
 from jobs.stored import opened
-from pipeline.run.folder import EVALUATIONS
+from pipeline.run.folder import EVALUATIONS, RECORD_SUFFIX
 from pipeline.score.compare import INTERVAL
 from pipeline.score.compare import compare as score
 from pipeline.score.record import Record
@@ -17,7 +17,6 @@ from shards.errors import UsageError, some_of
 from shards.files import is_url
 from shards.text import say
 
-RECORD = ".npz"
 SAME = "evaluate both on the same data: ./launch.sh evaluate RUN --data SET"
 
 
@@ -56,7 +55,7 @@ def compare(one: str, other: str) -> dict[str, Any]:
 
 def _record(name: str, stack: contextlib.ExitStack) -> Path:
     """Return the path of a record: the given one, or that of the latest evaluation of a run."""
-    if Path(name).suffix == RECORD and not is_url(name):
+    if Path(name).suffix == RECORD_SUFFIX and not is_url(name):
         if not Path(name).is_file():
             raise UsageError("no such record", where=name, fix="give a run, or a .npz file")
         return Path(name).absolute()
@@ -64,7 +63,7 @@ def _record(name: str, stack: contextlib.ExitStack) -> Path:
         folder = configs.run_folder(name)
     else:
         folder = stack.enter_context(opened(name, needs_weights=False))
-    found = (folder / EVALUATIONS).glob(f"*{RECORD}")
+    found = (folder / EVALUATIONS).glob(f"*{RECORD_SUFFIX}")
     latest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if latest is None:
         fix = f"evaluate it first: ./launch.sh evaluate {name}"

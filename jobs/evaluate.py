@@ -29,6 +29,7 @@ from pipeline.run.class_match import order_of_classes
 from pipeline.run.folder import (
     EVALUATIONS,
     PICTURES,
+    RECORD_SUFFIX,
     check_files,
     scores_of,
     scores_path,
@@ -167,16 +168,12 @@ def evaluate(
     with disk_errors(folder):
         path = _write_scores(folder, store, {"step": step, **scores}, own=own)
         if record is not None:
-            record.save(path.with_suffix(".npz"))
+            record.save(path.with_suffix(RECORD_SUFFIX))
         if picture is not None:
             _write_picture(folder, scores_path(folder, step).stem if own else path.stem, picture)
     weights = " (averaged weights)" if "averaged" in scores else ""
     title = f"{folder.name}, step {step}{weights}, {count} images of {store.location}"
-    print_scores(scores, title)
-    print_reasons(scores)
-    for line in unpredicted(scores["classes"], config.evaluation, store.manifest.tasks):
-        say(line)
-    say(f"scores of all classes: {path}")
+    show(scores, title, config.evaluation, store, path)
     if report is not None and figures is not None:
         write_report(report, title, scores, store.manifest.taxonomy, figures, folder)
     summarize(folder, config.task)
@@ -218,6 +215,17 @@ def _data_of(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return read_json(path)["data"]
     return None
+
+
+def show(
+    scores: dict[str, Any], title: str, settings: InferenceSettings, store: Store, path: Path
+) -> None:
+    """Print the scores and what explains them, and say where all of them are."""
+    print_scores(scores, title)
+    print_reasons(scores)
+    for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
+        say(line)
+    say(f"scores of all classes: {path}")
 
 
 def unpredicted(

@@ -7,10 +7,9 @@ from typing import Any
 from rich.progress import Progress
 
 from jobs import config as configs
-from jobs.evaluate import SHEET_SAMPLES, unpredicted
+from jobs.evaluate import SHEET_SAMPLES, show
 from jobs.inference import inference_device
 from jobs.outputs import OutputFolder
-from jobs.score_tables import print_reasons, print_scores
 from model.mask2former import Mask2Former, ModelSettings
 from model.weights.load import load
 from model.weights.transformers_settings import read_settings
@@ -82,11 +81,8 @@ def evaluate_weights(
         if "panoptic" in store.manifest.tasks:
             write_png(out / SHEET, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
         folder.finish()
-    print_scores(scores, f"{weights}, {count} images of {store.location}")
-    print_reasons(scores)
-    for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
-        say(line)
-    say(f"scores of all classes: {out / SCORES}")
+    title = f"{weights}, {count} images of {store.location}"
+    show(scores, title, settings, store, out / SCORES)
     return scores
 
 

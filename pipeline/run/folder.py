@@ -23,6 +23,7 @@ from shards.jsonl import keep_rows, rows
 
 CHECKPOINTS = "checkpoints"
 EVALUATIONS = "evaluations"
+RECORD_SUFFIX = ".npz"  # of the counters of an evaluation, beside its scores
 PICTURES = "pictures"
 SUMMARY = "summary.json"
 CONFIG = "config.yaml"
@@ -130,7 +131,7 @@ def rewind(folder: Path, step: int) -> dict[str, int]:
             dropped[name] = keep_rows(folder / name, fields, lambda row: row["step"] <= step)
         for scored in _scored_steps(folder):
             if scored > step:
-                for suffix in (".json", ".npz"):
+                for suffix in (".json", RECORD_SUFFIX):
                     scores_path(folder, scored).with_suffix(suffix).unlink(missing_ok=True)
     return dropped
 
