@@ -19,7 +19,7 @@ from jobs import config as configs
 from jobs.bench import machine
 from jobs.build import build
 from jobs.cluster.local_run import is_running
-from jobs.demo.demo import paint_set
+from jobs.demo.demo import paint_set, print_title
 from jobs.drill_verdict import Rows, Verdict
 from jobs.faults import OPTION
 from jobs.interrupts import Preempted
@@ -83,9 +83,9 @@ def drill(
     if not has_data:
         _paint(out)
     schedule.write_text(yaml.safe_dump({"random": asdict(random)}, sort_keys=False))
-    _print_title(f"train undisturbed: {runs / UNDISTURBED}")
+    print_title(f"train undisturbed: {runs / UNDISTURBED}")
     _train(commands[UNDISTURBED], runs / UNDISTURBED, times=1)
-    _print_title(f"train the same with {kills} kills: {runs / DISTURBED}")
+    print_title(f"train the same with {kills} kills: {runs / DISTURBED}")
     with _observed(runs / DISTURBED) as seen:
         _train(commands[DISTURBED], runs / DISTURBED, times=1 + kills)
     verdict = Verdict(runs / UNDISTURBED, runs / DISTURBED, seen, kills)
@@ -135,7 +135,7 @@ def _remove(run: Path) -> None:
 
 def _paint(out: Path) -> None:
     """Make the shard sets of painted shapes, unless they exist."""
-    _print_title("paint a data set, and build its shards")
+    print_title("paint a data set, and build its shards")
     paint_set(out / "raw", TRAIN_IMAGES, VAL_IMAGES)
     build(BuildOptions("coco", out / "raw", out / "shards"))
 
@@ -191,7 +191,3 @@ def _observed(run: Path) -> Iterator[Rows]:
         end.set()
         thread.join()
         read()
-
-
-def _print_title(text: str) -> None:
-    print(f"\n== {text}", flush=True)

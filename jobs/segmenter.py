@@ -23,8 +23,6 @@ from shards.files import read_regular, sha256
 from shards.format.images import decode_image
 from shards.format.taxonomy import Taxonomy
 
-SEMANTIC = "semantic"
-
 
 @dataclass(frozen=True)
 class Segmented:
@@ -58,7 +56,7 @@ class Segmented:
     @cached_property
     def regions(self) -> RegionMap:
         """What is drawn: the segments, or the class of each pixel."""
-        if self.task != SEMANTIC:
+        if self.task != "semantic":
             return predicted_regions(self.result)
         present = np.flatnonzero(np.bincount(self.result.semantic.ravel())).tolist()
         regions = [Region(category + 1, category) for category in present]

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium")
+# A name that is markup, which takes the title of a page that does not escape it.
+HOSTILE = """<img src=x onerror="document.title='taken'">&'"""
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--mute-audio")
 
 

@@ -35,11 +35,11 @@ def demo(out: Path) -> dict[str, Any]:
     claim(out, "demo")
     raw, shards = out / "raw", out / "shards"
     start = time.perf_counter()
-    _print_title("1/4 paint a data set in COCO's raw layout (panoptic and instances)")
+    print_title("1/4 paint a data set in COCO's raw layout (panoptic and instances)")
     paint_set(raw, TRAIN_IMAGES, VAL_IMAGES)
-    _print_title("2/4 build shards, as for COCO: ./launch.sh build coco")
+    print_title("2/4 build shards, as for COCO: ./launch.sh build coco")
     build(BuildOptions("coco", raw, shards))
-    _print_title("3/4 train: ./launch.sh train tiny, 2 Ray workers with DeepSpeed ZeRO-1")
+    print_title("3/4 train: ./launch.sh train tiny, 2 Ray workers with DeepSpeed ZeRO-1")
     folder = train(
         "tiny",
         [
@@ -50,7 +50,7 @@ def demo(out: Path) -> dict[str, Any]:
         ],
         command=shlex.join(["./launch.sh", "demo", "--out", str(out)]),
     )
-    _print_title("4/4 score the held-out images: ./launch.sh evaluate")
+    print_title("4/4 score the held-out images: ./launch.sh evaluate")
     scores = evaluate(str(folder))
     _print_scores(untrained=all_scores(folder)[0], trained=scores)
     print(f"""
@@ -94,5 +94,6 @@ def _print_scores(**rows: dict[str, Any]) -> None:
         print(f"{name:10}" + "".join(f"{row[key]:8.1f}" for key in HEADLINE))
 
 
-def _print_title(text: str) -> None:
+def print_title(text: str) -> None:
+    """Print the title of a part of the command."""
     print(f"\n== {text}", flush=True)

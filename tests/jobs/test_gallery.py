@@ -9,9 +9,8 @@ from jobs.predict.results import GALLERY, Results
 from jobs.segmenter import Segmented
 from pipeline.score.inference import Result
 from shards.format.taxonomy import Category, Taxonomy
-from tests.browser import CHROMIUM, browser
+from tests.browser import CHROMIUM, HOSTILE, browser
 
-HOSTILE = """<img src=x onerror="document.title='taken'">&'"""
 TAXONOMY = Taxonomy.of("pets", [
     Category(1, f"cat{HOSTILE}", True, (200, 40, 40)),
     Category(2, "dog", True, (40, 160, 40)),

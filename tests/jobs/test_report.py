@@ -14,10 +14,9 @@ from pipeline.score.scores import finite
 from pipeline.score.semantic import ClassPixels
 from shards.format.schema import Segment
 from shards.format.taxonomy import Category, Taxonomy
-from tests.browser import CHROMIUM, browser
+from tests.browser import CHROMIUM, HOSTILE, browser
 from tests.jobs import small
 
-HOSTILE = """<img src=x onerror="document.title='taken'">&'"""
 TAXONOMY = Taxonomy.of("pets", [
     Category(1, f"cat{HOSTILE}", True, (200, 40, 40)),
     Category(2, "dog", True, (40, 160, 40)),
