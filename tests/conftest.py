@@ -7,6 +7,7 @@ small disk, chromium, strace, or the permission to make network namespaces (with
 import ctypes
 import os
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -45,8 +46,11 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_teardown():
-    # W&B names its process here. A command that a later test starts would use it too, and W&B
-    # refuses a run whose killed predecessor is still open there.
+    # W&B keeps a process, and in it the address of its server and the runs that are open. A later
+    # test would use that server, and so would the commands that it starts, which find the process
+    # by this variable.
+    if wandb := sys.modules.get("wandb"):
+        wandb.teardown()
     os.environ.pop("WANDB_SERVICE", None)
     # A command that ran in this process has made it adopt orphans. It does not wait for those of
     # other programs, so that Ray would take an ended job, which is a zombie here, to be running.
