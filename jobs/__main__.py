@@ -13,6 +13,7 @@ from jobs.commands import cluster, data, project, runs, window
 from jobs.commands.build import build
 from jobs.commands.check import check
 from jobs.commands.drill import drill
+from jobs.commands.evaluate import evaluate
 from jobs.console import run
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ def options(
 for command in (
     *(project.demo, build, data.verify, data.inspect, data.index, check, runs.train),
     *(window.watch, window.runs),
-    *(cluster.status, cluster.logs, cluster.stop, project.settings, runs.evaluate, runs.predict),
+    *(cluster.status, cluster.logs, cluster.stop, project.settings, evaluate, runs.predict),
     *(runs.replay, runs.export, drill, project.bench),
 ):
     app.command()(command)

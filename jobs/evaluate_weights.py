@@ -4,12 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from jobs import config as configs
 from jobs.evaluate import SHEET_SAMPLES, show
 from jobs.inference import inference_device
-from jobs.outputs import OutputFolder
+from jobs.outputs import OutputFolder, check_file
+from jobs.report.figures import draw_figures
+from jobs.report.report import SIGNATURE, write_report
 from model.mask2former import Mask2Former, ModelSettings
 from model.weights.load import load
 from model.weights.transformers_settings import read_settings
@@ -34,6 +37,7 @@ def evaluate_weights(
     out: Path | None,
     preset: str | None = None,
     images: int | None = None,
+    report: Path | None = None,
 ) -> dict[str, Any]:
     """Score weights on a shard set, print the scores, and write them, the record, and a sheet.
 
@@ -44,6 +48,7 @@ def evaluate_weights(
         preset: The preset, or YAML file, with the settings of the network and of the evaluation.
             By default, the network is that of config.json, evaluated at the published size of COCO.
         images: Score only the first images. Defaults to all.
+        report: A page to write about the scores.
 
     Returns:
         The scores in percent, with a row per class under `classes`.
@@ -51,22 +56,41 @@ def evaluate_weights(
     Raises:
         UsageError: An option is missing, or the weights do not fit the network or the classes.
     """
-    for option, value in (("--data", data), ("--out", out)):
-        if value is None:
-            fix = "evaluate WEIGHTS --data SHARDS/val --out FOLDER"
-            raise UsageError(f"weights without a run need {option}", where=str(weights), fix=fix)
-    assert data is not None
-    assert out is not None
+    if data is None or out is None:
+        missing = "--data" if data is None else "--out"
+        fix = "evaluate WEIGHTS --data SHARDS/val --out FOLDER"
+        raise UsageError(f"weights without a run need {missing}", where=str(weights), fix=fix)
     store = Store(str(data))
     network, evaluation = _settings(weights, preset, data)
     settings = replace(evaluation, images=images)
+    if report is not None:
+        check_file(report, "--report", SIGNATURE.encode(), [store.folder], force=False)
     device = inference_device()
     model = _loaded(weights, network, store.manifest.taxonomy).to(device)
     folder = OutputFolder(out, "evaluate", [SCORES, RECORD, SHEET], [weights, data])
+    scores, record = _score(model, store, settings, device)
+    with disk_errors(out):
+        write_json(out / SCORES, {"weights": str(weights), "location": store.location, **scores})
+        record.save(out / RECORD)
+        if "panoptic" in store.manifest.tasks:
+            count = min(SHEET_SAMPLES, scores["images"])
+            write_png(out / SHEET, sheet(model, store, settings, device, count))
+        folder.finish()
+    title = f"{weights}, {scores['images']} images of {store.location}"
+    show(scores, title, settings, store, out / SCORES)
+    if report is not None:
+        figures = draw_figures(model, store, settings, device, record, scores)
+        write_report(report, title, scores, store.manifest.taxonomy, figures, None)
+    return scores
+
+
+def _score(
+    model: Mask2Former, store: Store, settings: EvaluationSettings, device: torch.device
+) -> tuple[dict[str, Any], Record]:
+    """Score the network and return the scores and the counters of each image."""
     records: list[Record] = []
-    count = min(len(store), images or len(store))
     with Progress(transient=True) as progress:
-        bar = progress.add_task("evaluating", total=count)
+        bar = progress.add_task("evaluating", total=min(len(store), settings.images or len(store)))
         scores = score(
             model,
             store,
@@ -75,15 +99,7 @@ def evaluate_weights(
             advance=lambda: progress.advance(bar),
             recorded=records.append,
         )
-    with disk_errors(out):
-        write_json(out / SCORES, {"weights": str(weights), "location": store.location, **scores})
-        records[0].save(out / RECORD)
-        if "panoptic" in store.manifest.tasks:
-            write_png(out / SHEET, sheet(model, store, settings, device, min(SHEET_SAMPLES, count)))
-        folder.finish()
-    title = f"{weights}, {count} images of {store.location}"
-    show(scores, title, settings, store, out / SCORES)
-    return scores
+    return scores, records[0]
 
 
 def _settings(

@@ -1,5 +1,7 @@
-"""Arguments and options that several commands share."""
+"""Arguments, options, and the opening of runs that several commands share."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,3 +36,20 @@ On = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what --on would submit, and submit nothing.")
 ]
+
+
+@contextlib.contextmanager
+def opened_run(
+    run: str, checkpoint: str | None = None, *, needs_weights: bool = True
+) -> Iterator[str]:
+    """Yield the folder of a run; see `jobs.stored.opened`.
+
+    A run that does not exist is reported before torch is imported, which takes seconds.
+    """
+    from jobs import config
+
+    config.check_run(run)
+    from jobs.stored import opened
+
+    with opened(run, checkpoint, needs_weights=needs_weights) as folder:
+        yield str(folder)

@@ -1,21 +1,15 @@
-"""Commands that train, score, and use networks."""
+"""Commands that train and use networks."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import psutil
 import typer
 
-from jobs.commands.options import Checkpoint, DryRun, Json, On, Run, Site
-from jobs.console import report
+from jobs.commands.options import Checkpoint, DryRun, On, Run, Site, opened_run
 from shards.errors import UsageError
 
-CONFIG = "config.yaml"  # of a run
-AS_THEY_ARE = "two evaluations are compared as they are"
-OF_WEIGHTS = "it belongs to weights without a run"
 PRESET = (
     "A preset of docs/presets.md, such as coco_panoptic_r50 or tiny, or the path of a YAML file"
 )
@@ -27,36 +21,6 @@ class Task(StrEnum):
     PANOPTIC = "panoptic"
     INSTANCE = "instance"
     SEMANTIC = "semantic"
-
-
-@contextlib.contextmanager
-def _opened(
-    run: str, checkpoint: str | None = None, *, needs_weights: bool = True
-) -> Iterator[str]:
-    """Yield the folder of a run; see `jobs.stored.opened`.
-
-    A run that does not exist is reported before torch is imported, which takes seconds.
-    """
-    from jobs import config
-
-    config.check_run(run)
-    from jobs.stored import opened
-
-    with opened(run, checkpoint, needs_weights=needs_weights) as folder:
-        yield str(folder)
-
-
-def _is_weights(run: str) -> bool:
-    """Return whether a path holds weights instead of a run."""
-    path = Path(run)
-    return path.is_file() or ((path / "config.json").is_file() and not (path / CONFIG).exists())
-
-
-def _refuse(given: Mapping[str, Any], what: str, fix: str) -> None:
-    """Raise UsageError for the first option that has a value."""
-    for option, value in given.items():
-        if value is not None:
-            raise UsageError(what, where=option, fix=fix)
 
 
 def train(
@@ -118,92 +82,6 @@ def train(
         run(preset, changes, target=target, check_hosts=check_hosts, faults=faults, began=began)
 
 
-def evaluate(
-    run: Run,
-    other: Annotated[
-        str | None,
-        typer.Argument(
-            help="Compare the latest evaluations of RUN and of this run, or of two records "
-            "(evaluations/*.npz); nothing is computed again."
-        ),
-    ] = None,
-    checkpoint: Checkpoint = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Another shard set with the same classes.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Number of first images.")] = None,
-    report_to: Annotated[
-        Path | None,
-        typer.Option("--report", help="HTML page to write: scores, reasons, and worst images."),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Of weights without a run: the preset with the settings of the network."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Of weights without a run: the folder for the scores.")
-    ] = None,
-    on: On = "local",
-    site: Site = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Score a run on its val set: PQ, AP, and mIoU from one pass; or compare two evaluations.
-
-    RUN may also be weights without a run: a folder of transformers, or an official .pkl.
-
-    \b
-    Example:
-      ./launch.sh evaluate model_final_94dc52.pkl --preset coco_panoptic_r50 --data SHARDS/val \\
-        --out scores
-    """
-    given = {"--checkpoint": checkpoint, "--on": None if on == "local" else on}
-    given |= {"--dry-run": dry_run or None, "--report": report_to}
-    if other:
-        given |= {"--data": data, "--images": images, "--preset": preset, "--out": out}
-        _refuse(given, AS_THEY_ARE, "evaluate each run with it first")
-        from jobs.compare import compare
-
-        report(lambda: compare(run, other), as_json)
-        return
-    if _is_weights(run):
-        _refuse(given, "it needs a run, not weights", "leave it out")
-        from jobs.evaluate_weights import evaluate_weights
-
-        report(lambda: evaluate_weights(Path(run), data, out, preset, images), as_json)
-        return
-    _refuse({"--preset": preset, "--out": out}, OF_WEIGHTS, "a run has its own settings and folder")
-    _evaluate_run(run, checkpoint, data, images, report_to, (on, site, dry_run), as_json)
-
-
-def _evaluate_run(
-    run: str,
-    checkpoint: str | None,
-    data: Path | None,
-    images: int | None,
-    report_to: Path | None,
-    where: tuple[str, Path | None, bool],
-    as_json: bool,
-) -> None:
-    """Score a run here, or submit it; `where` has the values of --on, --site, and --dry-run."""
-    from jobs.cluster import dispatch
-
-    target, facts = dispatch.resolve(*where)
-    if target.is_submitted:
-        given = {"--data": data, "--report": report_to}
-        locations = {option: path for option, path in given.items() if path}
-        dispatch.submit(dispatch.run_job(run, locations, target, facts), target, where[2])
-        return
-
-    def job() -> dict[str, Any]:
-        with _opened(run, checkpoint) as folder:
-            from jobs.evaluate import evaluate as score
-
-            return score(folder, checkpoint, data, images, target, run, report_to)
-
-    report(job, as_json)
-
-
 def predict(
     run: Run,
     images: Annotated[
@@ -250,7 +128,7 @@ def predict(
         locations = {"IMAGES": images, "--out": out}
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
         return
-    with _opened(run, checkpoint) as folder:
+    with opened_run(run, checkpoint) as folder:
         from jobs.predict.predict import predict as job
 
         tasks = tuple(dict.fromkeys(one.value for one in task or ()))
@@ -263,7 +141,7 @@ def replay(
     rank: Annotated[int | None, typer.Option(min=0, help="Only this rank's samples.")] = None,
 ) -> None:
     """Draw the exact inputs and targets of the network at a step."""
-    with _opened(run, needs_weights=False) as folder:
+    with opened_run(run, needs_weights=False) as folder:
         from jobs.replay import replay as job
 
         job(folder, step, rank)
@@ -284,7 +162,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a checkpoint in the format of another library or runtime, with a model card."""
-    with _opened(run, checkpoint) as folder:
+    with opened_run(run, checkpoint) as folder:
         from jobs.export.export import export as job
 
         job(folder, to, out, checkpoint, task)

@@ -46,9 +46,10 @@ def call(work: Path, data: Path, weights: str, *options: str) -> small.Outcome:
 def test_a_folder_and_an_official_file_of_a_network_have_the_same_scores(work, photographs):
     data, scores = photographs / "val", {}
     for weights in ("theirs", "official.pkl"):
-        options = ("--preset", "small.yaml", "--images", "1", "--json")
+        options = ("--preset", "small.yaml", "--images", "1", "--json", "--report", "out.html")
         outcome = call(work, data, weights, *options)
         assert outcome.code == 0, outcome.err
+        assert "The 1 worst images" in (work / "out.html").read_text()
         scores[weights] = json.loads(outcome.out)
         written = json.loads((work / f"of-{weights}/scores.json").read_text())
         assert written.items() >= scores[weights].items()
