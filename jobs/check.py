@@ -62,7 +62,7 @@ def check(
         check_fits(config, cluster, config.fewest_workers)
     for name in config.data.stages:
         load_stage(name)
-    train, val = _check_data(config)
+    train, val = check_data(config)
     try:
         _check_model(config, val.manifest.taxonomy, fresh)
     except ValueError as error:
@@ -108,7 +108,8 @@ def check_fits(config: Config, cluster: Sequence[Node], workers: int) -> None:
         )
 
 
-def _check_data(config: Config) -> tuple[list[Store], Store]:
+def check_data(config: Config) -> tuple[list[Store], Store]:
+    """Open the shard sets of a config, and check that they serve its task and fit each other."""
     train = _opened("data.train", lambda: train_sets(config.data))
     val = _opened("data.val", lambda: Store(config.data.val, cache=config.data.cache))
     for key, store in (*(("data.train", store) for store in train), ("data.val", val)):

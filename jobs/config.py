@@ -50,7 +50,9 @@ class Config(RunSettings):
         return self.scaling.min_workers or self.scaling.workers or 1
 
 
-def load(preset: str, overrides: Sequence[str], gpus: int | None = None) -> Config:
+def load(
+    preset: str, overrides: Sequence[str], gpus: int | None = None, *, needs_data: bool = True
+) -> Config:
     """Return the config of a preset (its name, or a YAML file) with `key=value` overrides.
 
     Paths become absolute, and the name and the number of workers are filled in.
@@ -59,11 +61,12 @@ def load(preset: str, overrides: Sequence[str], gpus: int | None = None) -> Conf
         preset: The name or the path.
         overrides: The overrides.
         gpus: Number of GPUs of the cluster; None counts those of this machine if necessary.
+        needs_data: Whether data.train and data.val must be set.
 
     Raises:
         UsageError: The preset or a key is unknown, or a value is missing or refused.
     """
-    config = read(preset, overrides)
+    config = read(preset, overrides) if needs_data else merge(read_preset(preset), overrides)
     with _usage_errors():
         return _resolved(config, preset_path(preset).stem, gpus)
 
@@ -110,7 +113,7 @@ def _resolved(config: Config, name: str, gpus: int | None) -> Config:
     data = replace(
         config.data,
         train=[absolute(location) for location in config.data.train],
-        val=absolute(config.data.val),
+        val=absolute(config.data.val) if config.data.val else "",
     )
     model = replace(
         config.model,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 TEMPERATURE = 10000.0
 
@@ -14,7 +15,8 @@ def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Cache a function of hashable arguments that returns a constant.
 
     The result is computed outside of inference mode, so that training can use a constant that was
-    first needed in inference. Under `torch.compile` the function is traced instead.
+    first needed in inference. Under `torch.compile` and dispatch modes, such as that of fake
+    tensors, the function is called instead.
     """
 
     @functools.lru_cache(maxsize=16)
@@ -24,7 +26,8 @@ def constant(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(function)
     def call(*args) -> Tensor:
-        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+        is_traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        return function(*args) if is_traced else cached(*args)
 
     return call
 

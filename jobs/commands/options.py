@@ -36,6 +36,13 @@ On = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what --on would submit, and submit nothing.")
 ]
+DryPlan = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the plan of the run, or what --on would submit; train and write nothing.",
+    ),
+]
 
 
 @contextlib.contextmanager

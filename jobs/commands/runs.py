@@ -1,13 +1,14 @@
 """Commands that train and use networks."""
 
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import psutil
 import typer
 
-from jobs.commands.options import Checkpoint, DryRun, On, Run, Site, opened_run
+from jobs.commands.options import Checkpoint, DryPlan, DryRun, On, Run, Site, opened_run
 from shards.errors import UsageError
 
 PRESET = (
@@ -31,7 +32,7 @@ def train(
     ] = None,
     on: On = "local",
     site: Site = None,
-    dry_run: DryRun = False,
+    dry_run: DryPlan = False,
     check_hosts: Annotated[
         bool,
         typer.Option(
@@ -58,8 +59,11 @@ def train(
     from jobs.inputs import check_exist
     from jobs.ray_session import prepared
 
-    target, facts = dispatch.resolve(on, site, dry_run)
+    target, facts = dispatch.resolve(on, site, dry_run=False)
     changes = dispatch.with_runs(preset, overrides or [], facts)
+    if dry_run and not target.is_submitted:
+        import_module("jobs.plan").dry_run(preset, changes)  # imports torch
+        return
     if target.is_submitted:
         if allow_faults:
             fix = "train here, or with --on HOST:PORT, or leave it out"
