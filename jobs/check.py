@@ -11,7 +11,7 @@ from jobs.cluster.target import Target
 from jobs.config import Config
 from jobs.inputs import check_exist, warn_if_unlearnable, warn_of_other_weights
 from jobs.worker import cpus_per_worker
-from model.mask2former import Mask2Former
+from model.heads import build
 from model.weights.load import fit, fit_backbone
 from pipeline.data.stages import load_stage
 from pipeline.data.store import Store
@@ -144,7 +144,7 @@ def _check_model(config: Config, taxonomy: Taxonomy, fresh: bool) -> None:
     settings, init_from = config.model, config.model.init_from
     # only weights of transformers need memory
     with torch.device("meta" if settings.weights_folder == "none" else "cpu"):
-        model = Mask2Former(settings, len(taxonomy))
+        model = build(settings, len(taxonomy))
     if settings.weights_file != "none" and fresh:
         fit_backbone(model, settings.weights_file)
     if init_from != "none" and fresh:

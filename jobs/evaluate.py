@@ -20,7 +20,7 @@ from jobs.report.figures import Figures, draw_figures
 from jobs.report.report import SIGNATURE, write_report
 from jobs.score_tables import print_reasons, print_scores
 from jobs.worker import Job
-from model.mask2former import Mask2Former
+from model.network import Network
 from model.weights.classes import permute_classes
 from pipeline.data.store import Store
 from pipeline.distributed import rank_and_world
@@ -253,7 +253,7 @@ def unpredicted(
     return lines
 
 
-def _order_classes(model: Mask2Former, trained: Taxonomy, store: Store) -> None:
+def _order_classes(model: Network, trained: Taxonomy, store: Store) -> None:
     """Put the network's classes in the order of a shard set.
 
     Raises:

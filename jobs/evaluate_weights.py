@@ -13,7 +13,9 @@ from jobs.inference import inference_device
 from jobs.outputs import OutputFolder, check_file
 from jobs.report.figures import draw_figures
 from jobs.report.report import SIGNATURE, write_report
-from model.mask2former import Mask2Former, ModelSettings
+from model.heads import build
+from model.network import Network
+from model.network_settings import ModelSettings
 from model.weights.load import load
 from model.weights.transformers_settings import read_settings
 from pipeline.data.store import Store
@@ -85,7 +87,7 @@ def evaluate_weights(
 
 
 def _score(
-    model: Mask2Former, store: Store, settings: EvaluationSettings, device: torch.device
+    model: Network, store: Store, settings: EvaluationSettings, device: torch.device
 ) -> tuple[dict[str, Any], Record]:
     """Score the network and return the scores and the counters of each image."""
     records: list[Record] = []
@@ -120,7 +122,7 @@ def _settings(
         raise UsageError(str(error), where=weights, fix=fix) from error
 
 
-def _loaded(weights: Path, settings: ModelSettings, taxonomy: Taxonomy) -> Mask2Former:
+def _loaded(weights: Path, settings: ModelSettings, taxonomy: Taxonomy) -> Network:
     """Return the network with the weights, in eval mode.
 
     Raises:
@@ -128,7 +130,7 @@ def _loaded(weights: Path, settings: ModelSettings, taxonomy: Taxonomy) -> Mask2
     """
     fix = "name weights of this network that were trained on the classes of the data"
     try:
-        model = Mask2Former(settings, len(taxonomy))
+        model = build(settings, len(taxonomy))
         loaded = load(model, weights, match_classes(taxonomy, weights))
     except ValueError as error:
         what = str(error).removeprefix(f"model.init_from={weights}: ")

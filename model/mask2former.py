@@ -1,15 +1,12 @@
 """Mask2Former: backbone, pixel decoder and masked-attention decoder as one network."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from model import kernels
 from model.backbone import Backbone
-from model.families import STRIDES
 from model.masked_decoder import MaskedDecoder, Predictions
+from model.network import Network, buffers_kept
 from model.network_settings import ModelSettings
 from model.parts import freeze
 from model.pixel_decoder import LEVELS, PixelDecoder
@@ -18,12 +15,11 @@ from model.targets import Draw
 
 __all__ = ["PIXEL_MEAN", "PIXEL_STD", "Mask2Former", "ModelSettings", "Predictions", "normalize"]
 
-MOST_SHAPES = 64  # different shapes of one kind of block in a network
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of ImageNet; RGB, 0 to 255
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 
-class Mask2Former(nn.Module):
+class Mask2Former(Network):
     """Mask2Former (arXiv 2112.01527).
 
     Args:
@@ -35,6 +31,8 @@ class Mask2Former(nn.Module):
         ValueError: The backbone cannot be built or loaded, or `M2F_KERNELS` has an unknown value;
             names the setting.
     """
+
+    mask_strides = LEVELS
 
     def __init__(self, settings: ModelSettings, num_classes: int) -> None:
         super().__init__()
@@ -55,30 +53,9 @@ class Mask2Former(nn.Module):
         for decoder in (self.pixel_decoder, self.masked_decoder):
             decoder.recomputes = settings.checkpoint_activations
         freeze(self, settings.freeze)
-        self._recorded: list[nn.Module] = []  # in a list, so that its parameters count once
 
-    def compile_blocks(self) -> None:
-        """Run the blocks of the network through `torch.compile`, for images of one size.
-
-        Blocks of the same shape share their compiled code. A backbone or a decoder compiled as a
-        whole runs no faster, but the first step takes minutes instead of 50 s (R50 on an H200).
-        """
-        dynamo = torch._dynamo.config
-        dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_SHAPES)
-        for part in (self.backbone, self.pixel_decoder, self.masked_decoder):
-            part.compile_blocks()
-
-    def forward(self, images: Tensor, draw: Draw | None = None) -> Predictions:
-        """Return the predictions for a batch of images.
-
-        Args:
-            images: Normalized images [B, 3, H, W], H and W multiples of 32.
-            draw: Random numbers of stochastic depth in training; torch's generator if None.
-        """
-        if images.shape[2] % STRIDES[-1] or images.shape[3] % STRIDES[-1]:
-            raise ValueError(f"images of {tuple(images.shape[2:])}: pad them to multiples of 32")
-        if self.training and self._recorded:
-            return self._recorded[0](images)
+    def predict(self, images: Tensor, draw: Draw | None = None) -> Predictions:
+        """Return the predictions for images whose size is known to fit."""
         # `forward` directly: the hooks of ZeRO stage 3 accept no result with keys other than text
         features = self.backbone.forward(images, draw)
         memory, mask_features = self.pixel_decoder(features)
@@ -104,26 +81,6 @@ class Mask2Former(nn.Module):
         with buffers_kept(self), autocast:
             torch.cuda.make_graphed_callables(network, (images,), allow_unused_input=True)
         self._recorded.append(network)
-
-    @contextmanager
-    def eager(self) -> Iterator[None]:
-        """Return a context in which training replays no CUDA graph, so that hooks are called."""
-        recorded, self._recorded = self._recorded, []
-        try:
-            yield
-        finally:
-            self._recorded = recorded
-
-
-@contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put back the buffers of a module, such as the statistics of batch normalization."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in kept:
-            buffer.copy_(value)
 
 
 class _WithoutDraws(nn.Module):

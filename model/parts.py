@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 def part_of(parameter: str) -> Part:
-    """Return the part that a parameter of `Mask2Former` belongs to, by the parameter's name."""
+    """Return the part that a parameter of a network belongs to, by the parameter's name."""
     if _STEM.match(parameter):
         return Part("backbone.stem")
     if match := _BLOCK.match(parameter):
@@ -53,7 +53,7 @@ def freeze(network: nn.Module, names: Sequence[str]) -> None:
     """Exclude parts from training: their weights get no gradient.
 
     Args:
-        network: A `Mask2Former`, which is changed in place.
+        network: The network, which is changed in place.
         names: Names of parts, or their beginnings up to a dot, such as "backbone.stages".
 
     Raises:

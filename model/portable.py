@@ -12,10 +12,10 @@ from torch.export import Dim, ExportedProgram
 
 from model import branchless, kernels
 from model.families import STRIDES
-from model.mask2former import Mask2Former, Predictions, normalize
+from model.mask2former import Predictions, normalize
 from model.masked_decoder import shrink
+from model.network import Network
 from model.network_settings import SegmentSettings
-from model.pixel_decoder import LEVELS
 from model.segment import STRIDE
 from model.windows import exact_windows
 
@@ -43,7 +43,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        model: Mask2Former,
+        model: Network,
         task: str,
         things: Sequence[bool],
         settings: SegmentSettings,
@@ -139,14 +139,18 @@ def _says_unequal(condition: Any) -> bool:
     return compares and any(side in (1, 2) for side in condition.args if isinstance(side, int))
 
 
-def smallest_decisions(predictions: Predictions) -> Tensor:
+def smallest_decisions(predictions: Predictions, strides: Sequence[int]) -> Tensor:
     """Return, per image, the smallest absolute mask logit by which a layer masked its attention.
 
     A logit changes its sign if rounding moves it past 0. The query then attends to another set of
     pixels, so that two correct programs differ by more than by rounding.
+
+    Args:
+        predictions: The predictions of all layers.
+        strides: `Network.mask_strides`.
     """
     features = predictions.mask_features
-    guides = [shrink(features, stride // STRIDE).flatten(2) for stride in LEVELS]
+    guides = [shrink(features, stride // STRIDE).flatten(2) for stride in strides]
     smallest = [
         (embeddings @ guides[i % len(guides)]).abs().amin((1, 2))
         for i, embeddings in enumerate(predictions.mask_embeddings[:-1])

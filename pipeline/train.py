@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.backends import cudnn
 
-from model.mask2former import Mask2Former
+from model.heads import build
+from model.network import Network
 from pipeline.data.batch import Batch
 from pipeline.data.split import split_of
 from pipeline.data.training import TrainingData
@@ -226,7 +227,7 @@ class Worker:
         """Build the network, with its initial weights if the run starts from scratch."""
         settings = self.settings
         torch.manual_seed(settings.seed)
-        model = Mask2Former(settings.model, len(self.data.taxonomy))
+        model = build(settings.model, len(self.data.taxonomy))
         if self.journal.checkpoint is None and settings.model.init_from != "none":
             init_from, taxonomy = settings.model.init_from, self.data.taxonomy
             self.journal.event(initialize(model, init_from, settings.task, taxonomy))
@@ -277,7 +278,7 @@ class Worker:
             self.engine.averaged(),
         ):
             model = self.engine.module
-            assert isinstance(model, Mask2Former)
+            assert isinstance(model, Network)
             gallery = Gallery(self.settings.task)
             with_pictures = self.settings.tracking.wandb.mode != "disabled"
             scores = evaluate(

@@ -6,7 +6,7 @@ import torch
 
 from jobs.config import Config
 from jobs.worker import cpus_per_worker
-from model.mask2former import Mask2Former
+from model.heads import build
 from pipeline.data.batch import BYTES_PER_PIXEL
 from pipeline.data.loader import PREFETCH
 from pipeline.data.store import OPEN_SHARDS
@@ -65,7 +65,7 @@ def needs_of(config: Config, gpu: bool) -> Needs:
     data, batch, workers = config.data, config.batch, config.scaling.workers
     assert workers is not None, "resolved by `configs.load`"
     with torch.device("meta"):
-        network = Mask2Former(replace(config.model, weights="none"), CLASSES)
+        network = build(replace(config.model, weights="none"), CLASSES)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     height, width = data.crop_size
     pixels = batch.micro * height * width

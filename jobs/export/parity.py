@@ -141,7 +141,7 @@ def _decided(
         images.append(_image(photos, shape[1:], random))
         pixels = torch.from_numpy(images[-1][None])
         predictions = segmenter.model(segmenter.padded(normalize(pixels)))
-        decisions.append(float(smallest_decisions(predictions)))
+        decisions.append(float(smallest_decisions(predictions, segmenter.model.mask_strides)))
     best = np.argsort(decisions)[-shape[0] :]
     return np.stack([images[int(i)] for i in best]), decisions
 

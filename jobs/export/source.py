@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from jobs.config import Config
-from model.mask2former import Mask2Former
+from model.network import Network
 from shards.format.taxonomy import Taxonomy
 
 
@@ -18,7 +18,7 @@ class Source(NamedTuple):
         step: The step of the checkpoint.
     """
 
-    model: Mask2Former
+    model: Network
     config: Config
     taxonomy: Taxonomy
     task: str

@@ -9,7 +9,7 @@ import torch
 from jobs.pages import data_uri
 from jobs.report.choice import Mistake, confident_mistakes, worst_images
 from jobs.segmenter import Segmented
-from model.mask2former import Mask2Former
+from model.network import Network
 from pipeline.data.store import Store
 from pipeline.pictures.regions import Region, RegionMap, true_regions
 from pipeline.pictures.render import enlarge, overlay, shrink
@@ -30,7 +30,7 @@ class Figures(NamedTuple):
 
 
 def draw_figures(
-    model: Mask2Former,
+    model: Network,
     store: Store,
     settings: InferenceSettings,
     device: torch.device,

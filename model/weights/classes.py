@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.mask2former import Mask2Former
+from model.network import Network
 
 CLASS_HEAD = ("masked_decoder.class_head.weight", "masked_decoder.class_head.bias")
 # The class names among the tensors of an exported pickle, as JSON in uint8 [N]. A pickle with
@@ -108,7 +108,7 @@ def fits_class_head(shapes: Mapping[str, list[int]], expected: Mapping[str, list
 
 
 def take_rows(
-    model: Mask2Former, found: Mapping[str, Tensor], rows: Sequence[int | None]
+    model: Network, found: Mapping[str, Tensor], rows: Sequence[int | None]
 ) -> dict[str, Tensor]:
     """Return the class head of a network with the rows that a file has for its classes.
 
@@ -137,7 +137,7 @@ def take_rows(
 
 
 @torch.no_grad()
-def permute_classes(model: Mask2Former, rows: Sequence[int]) -> None:
+def permute_classes(model: Network, rows: Sequence[int]) -> None:
     """Put the classes of a network in another order; `rows[c]` is the old index of class c."""
     head = model.masked_decoder.class_head
     for tensor in (head.weight, head.bias):

@@ -10,6 +10,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from model.criterion import CriterionSettings
 from model.families import BACKBONES, RESNET, SWIN
 from model.mask2former import Mask2Former, ModelSettings
+from model.network import Network
 from model.norms import group_norm
 from model.weights.names import DETECTRON2, TRANSFORMERS
 
@@ -20,7 +21,7 @@ _UNUSED = "swin.layernorm."  # a norm of transformers whose output is not used
 
 
 def to_detectron2(
-    model: Mask2Former, settings: ModelSettings, criterion: CriterionSettings
+    model: Network, settings: ModelSettings, criterion: CriterionSettings
 ) -> dict[str, np.ndarray]:
     """Return the network's weights under the names of the paper's code.
 
@@ -42,7 +43,7 @@ def to_detectron2(
 
 def save_transformers(
     folder: Path,
-    model: Mask2Former,
+    model: Network,
     settings: ModelSettings,
     criterion: CriterionSettings,
     labels: list[str],
@@ -60,6 +61,7 @@ def save_transformers(
         ValueError: transformers cannot compute this network. The text names the setting or the
             tensors.
     """
+    assert isinstance(model, Mask2Former)
     config = transformers_config(model, settings, criterion, labels)
     with torch.device("meta"):
         peer = Mask2FormerForUniversalSegmentation(config)
@@ -160,7 +162,7 @@ def _check(settings: ModelSettings) -> None:
         )
 
 
-def _class_weights(model: Mask2Former, criterion: CriterionSettings) -> Tensor:
+def _class_weights(model: Network, criterion: CriterionSettings) -> Tensor:
     """Return the weights of the classes in the cross entropy, float32 [K + 1]."""
     weights = torch.ones(model.masked_decoder.class_head.out_features)
     weights[-1] = criterion.no_object_weight

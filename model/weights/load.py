@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.mask2former import Mask2Former
+from model.network import Network
 from model.weights.classes import (
     CLASS_HEAD,
     ClassRows,
@@ -75,21 +75,21 @@ class Loaded:
         return "; ".join(parts)
 
 
-def load(model: Mask2Former, path: str | Path, match: Match | None = None) -> Loaded:
+def load(model: Network, path: str | Path, match: Match | None = None) -> Loaded:
     """Load the weights in `path` into `model`; see `fit` for the formats and errors."""
     loaded = fit(model, path, match)
     model.load_state_dict(loaded.state, strict=False)
     return loaded
 
 
-def load_backbone(model: Mask2Former, path: str | Path) -> Loaded:
+def load_backbone(model: Network, path: str | Path) -> Loaded:
     """Load the backbone in the file `path` into `model`; see `fit_backbone` for the errors."""
     loaded = fit_backbone(model, path)
     model.load_state_dict(loaded.state, strict=False)
     return loaded
 
 
-def fit_backbone(model: Mask2Former, path: str | Path) -> Loaded:
+def fit_backbone(model: Network, path: str | Path) -> Loaded:
     """Return the tensors of a file of `model.weights`, which holds a backbone, like `fit`.
 
     Raises:
@@ -113,7 +113,7 @@ def fit_backbone(model: Mask2Former, path: str | Path) -> Loaded:
 
 
 def fit(
-    model: Mask2Former,
+    model: Network,
     path: str | Path,
     match: Match | None = None,
     key: str = "model.init_from",

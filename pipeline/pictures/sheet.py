@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import torch
 
-from model.mask2former import Mask2Former
+from model.network import Network
 from pipeline.data.store import Store
 from pipeline.pictures.regions import predicted_regions, true_regions
 from pipeline.pictures.render import enlarge, grid, overlay, shrink
@@ -18,7 +18,7 @@ MAX_SIDE = 1024  # pixels; 24 pictures of phones at full size would take gigabyt
 
 
 def sheet(
-    model: Mask2Former,
+    model: Network,
     store: Store,
     settings: InferenceSettings,
     device: torch.device,

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from model.mask2former import Mask2Former, ModelSettings
+from model.heads import build
+from model.network import Network
+from model.network_settings import ModelSettings
 from model.weights.load import load, load_backbone, network_weights
 from pipeline.run import checkpoint, events
 from pipeline.run.class_match import match_classes
@@ -18,7 +20,7 @@ from shards.format.taxonomy import Taxonomy
 
 def load_model(
     settings: ModelSettings, task: str, folder: Path, which: str | None, device: torch.device
-) -> tuple[Mask2Former, Taxonomy, int]:
+) -> tuple[Network, Taxonomy, int]:
     """Load the network of a run.
 
     Args:
@@ -40,7 +42,7 @@ def load_model(
         raise checkpoint.damaged(path, problem)
     state, trainer = checkpoint.load(path)
     bare = dataclasses.replace(settings, weights="none")
-    model = Mask2Former(bare, len(trainer.taxonomy))
+    model = build(bare, len(trainer.taxonomy))
     try:
         model.load_state_dict(network_weights(state))
     except RuntimeError as error:
@@ -71,9 +73,7 @@ def initial_weights(init_from: str, task: str) -> Path:
     return path
 
 
-def initialize(
-    model: Mask2Former, init_from: str, task: str, taxonomy: Taxonomy
-) -> events.InitFrom:
+def initialize(model: Network, init_from: str, task: str, taxonomy: Taxonomy) -> events.InitFrom:
     """Load the weights that `model.init_from` names into a new network for the classes of the data.
 
     Returns:
@@ -91,7 +91,7 @@ def initialize(
     )
 
 
-def initialize_backbone(model: Mask2Former, path: str) -> events.InitFrom:
+def initialize_backbone(model: Network, path: str) -> events.InitFrom:
     """Load the file of `model.weights` into the backbone of a new network.
 
     Returns:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from model.mask2former import Mask2Former
+from model.network import Network
 from pipeline.data.store import Store
 from pipeline.distributed import from_rank_0, raise_on_all_ranks, rank_and_world
 from pipeline.score.inference import Result, infer
@@ -21,7 +21,7 @@ BLANK = np.zeros((32, 32, 3), np.uint8)  # the input of a rank that has no image
 
 
 def evaluate(
-    model: Mask2Former,
+    model: Network,
     store: Store,
     settings: EvaluationSettings,
     device: torch.device,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from model import segment
-from model.mask2former import Mask2Former, normalize
+from model.mask2former import normalize
+from model.network import Network
 from model.network_settings import SegmentSettings
 from model.segment import ImagePrediction
 from pipeline.data.augment.resize import resize, shortest_edge_size
@@ -61,7 +62,7 @@ def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tenso
 
 @torch.inference_mode()
 def infer(
-    model: Mask2Former,
+    model: Network,
     image: np.ndarray,
     settings: InferenceSettings,
     things: Sequence[bool],

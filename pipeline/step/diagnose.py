@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.mask2former import Mask2Former, buffers_kept
+from model.network import Network, buffers_kept
 from pipeline.data.batch import Batch
 from pipeline.step.step import GlobalBatch, PlainNetwork, TrainingStep, sum_of
 
@@ -97,7 +97,7 @@ def replay(step: TrainingStep, module: nn.Module, batch: GlobalBatch, *, why_not
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Run a network eagerly within the context, and leave its buffers and torch's draws alone."""
     devices = [device] if device.type == "cuda" else []
-    eager = module.eager() if isinstance(module, Mask2Former) else nullcontext()
+    eager = module.eager() if isinstance(module, Network) else nullcontext()
     with (
         torch.compiler.set_stance("force_eager"),
         torch.random.fork_rng(devices),

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from model.mask2former import Mask2Former
+from model.network import Network
 from model.parts import layers
 from pipeline.settings import OptimizerSettings
 
@@ -56,6 +56,6 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 
 def _layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     """Return the factor on the learning rate of every parameter of the backbone."""
-    assert isinstance(model, Mask2Former)
+    assert isinstance(model, Network)
     layer_of, last = layers(model.backbone)
     return {f"backbone.{name}": decay ** (last + 1 - layer) for name, layer in layer_of.items()}

@@ -50,7 +50,7 @@ def built_once(settings: ModelSettings, classes: int) -> Mask2Former:
 @pytest.mark.filterwarnings("ignore:model.norm=sync_batch needs a GPU")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_loads_and_checks(preset, sets, monkeypatch):
-    monkeypatch.setattr("jobs.check.Mask2Former", built_once)
+    monkeypatch.setattr("jobs.check.build", built_once)
     config = configs.load(preset, [*sets, *ANYWHERE])
     (train,), val = check(config)
     assert (len(train), len(val)) == (10, 5)

@@ -170,7 +170,7 @@ def test_undecided_images_are_replaced_and_the_report_counts_them(work, monkeypa
 
     def compare(*smallest):
         decisions = iter(smallest)
-        monkeypatch.setattr(parity, "smallest_decisions", lambda _: torch.tensor(next(decisions)))
+        monkeypatch.setattr(parity, "smallest_decisions", lambda *_: torch.tensor(next(decisions)))
         with torch.no_grad():
             return parity.compare(run, segmenter, [])
 

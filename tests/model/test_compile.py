@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from model.mask2former import Mask2Former, buffers_kept
+from model.mask2former import Mask2Former
+from model.network import buffers_kept
 from tests.model.test_recompute import tiny_settings
 
 
