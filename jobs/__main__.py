@@ -14,6 +14,7 @@ from jobs.commands.build import build
 from jobs.commands.check import check
 from jobs.commands.drill import drill
 from jobs.commands.evaluate import evaluate
+from jobs.commands.plan import plan
 from jobs.console import run
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def options(
 
 
 for command in (
-    *(project.demo, build, data.verify, data.inspect, data.index, check, runs.train),
+    *(project.demo, build, data.verify, data.inspect, data.index, check, plan, runs.train),
     *(window.watch, window.runs),
     *(cluster.status, cluster.logs, cluster.stop, project.settings, evaluate, runs.predict),
     *(runs.replay, runs.export, drill, project.bench),

@@ -1,7 +1,9 @@
 """The `plan` command: what a run would take, before it is started."""
 
+import copy
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,40 @@ from jobs import config as configs
 from jobs.check import check_data, uses_gpu
 from jobs.cluster.needs import CLASSES
 from jobs.config import Config
-from jobs.plan_network import Sizes, network_of
+from jobs.plan_network import Sizes, Step, network_of, step_parts
 from jobs.plan_rates import rate_of
 from jobs.plan_text import table
+from jobs.plan_trial import Measured, measure
 from pipeline.data.split import split_of
 from pipeline.data.store import Store
 from pipeline.data.stream import order_of
+from pipeline.settings import ZeroSettings
 from shards.errors import UsageError
 from shards.files import is_url
 from shards.format.manifest import MANIFEST
+
+
+def plan(preset: str, overrides: list[str]) -> dict[str, Any]:
+    """Print what a run would take on this machine, and take a step to measure it if possible.
+
+    Args:
+        preset: Name of a preset, or path of a YAML file.
+        overrides: Settings as `key=value`; data.train and data.val may be missing.
+
+    Returns:
+        What was printed, as JSON types.
+
+    Raises:
+        UsageError: The config is wrong, or does not fit the data.
+        DataError: A shard set is damaged.
+        Failed: A measured step failed.
+    """
+    config = configs.load(preset, overrides, needs_data=False)
+    train = opened(config)
+    found = static(preset, config, train)
+    found |= measured(config, found["network"]["classes"], has_data=train is not None)
+    print(table(found))
+    return found
 
 
 def dry_run(preset: str, overrides: list[str]) -> dict[str, Any]:
@@ -152,3 +179,74 @@ def checkpoints_of(config: Config, sizes: Sizes) -> dict[str, Any]:
         "free_bytes": free,
         "runs": config.runs,
     }
+
+
+def measured(config: Config, classes: int, *, has_data: bool) -> dict[str, Any]:
+    """Return the memory and the time of a step, and what other settings would change.
+
+    Without the GPUs that the config asks for, the memory is an estimate, and no time is known.
+    """
+    workers, gpu = config.scaling.workers or 1, uses_gpu(config, None)
+    sizes = Sizes.of(network_of(config, classes))
+    parts = step_parts(config, sizes, classes, workers, gpu=gpu)
+    found: dict[str, Any] = {"changes": changes(config, sizes, classes, workers, parts, gpu=gpu)}
+    total = parts.total
+    estimate = {"bytes": total, "estimated_bytes": total, "is_measured": False, "fits": None}
+    gpus = torch.cuda.device_count()
+    if gpu and gpus < workers:
+        reason = f"the config wants {workers} GPU{'s' * (workers > 1)}, and this machine has {gpus}"
+        return found | {"memory": estimate, "speed": {"missing": reason}}
+    taken = measure(config, classes, workers, gpu, has_data=has_data)
+    if taken is None:
+        reason = "a step does not fit the memory of this machine"
+        return found | {"memory": estimate | {"fits": False}, "speed": {"missing": reason}}
+    memory = {"bytes": taken.memory_bytes, "is_measured": True, "fits": True}
+    return found | {"memory": estimate | memory, "speed": speed_of(config, taken)}
+
+
+def speed_of(config: Config, taken: Measured) -> dict[str, Any]:
+    """Return the figures of a measured step, as JSON types."""
+    shares = {
+        "data": taken.data_s / taken.step_s,
+        "network": taken.network_s / taken.step_s,
+        "update": taken.update_s / taken.step_s,
+    }
+    return {
+        "step_s": taken.step_s,
+        "images_per_s": config.batch.size / taken.step_s,
+        "eta_s": config.trainer.steps * taken.step_s,
+        "shares": shares,
+        "limit": max(shares, key=lambda name: shares[name]),
+        "is_synthetic": taken.is_synthetic,
+    }
+
+
+def changes(
+    config: Config, sizes: Sizes, classes: int, workers: int, parts: Step, *, gpu: bool
+) -> dict[str, int]:
+    """Return by how many bytes other settings would change the memory of a worker (estimates)."""
+    others = {}
+    if not config.model.checkpoint_activations:
+        others["model.checkpoint_activations=true"] = {
+            "model": replace(config.model, checkpoint_activations=True)
+        }
+    if workers > 1:
+        for stage in sorted({0, 1, 2, 3} - {config.zero.stage}):
+            others[f"zero.stage={stage}"] = {"zero": ZeroSettings(stage)}
+    largest = -(-config.batch.size // workers)
+    for micro in sorted({max(1, config.batch.micro // 2), min(largest, 2 * config.batch.micro)}):
+        if micro != config.batch.micro:
+            others[f"batch.micro={micro}"] = {"batch": replace(config.batch, micro=micro)}
+    return {
+        name: step_parts(replaced(config, change), sizes, classes, workers, gpu=gpu).total
+        - parts.total
+        for name, change in others.items()
+    }
+
+
+def replaced(config: Config, sections: dict[str, Any]) -> Config:
+    """Return a config with other sections, without the checks between sections."""
+    other = copy.copy(config)
+    for name, section in sections.items():
+        setattr(other, name, section)
+    return other

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from jobs.cluster.needs import PROCESS_BYTES
 from jobs.config import Config
 from model.mask2former import Mask2Former
 from model.parts import part_of
+from pipeline.data.split import split_of
 from pipeline.settings import ZeroSettings
 
 FLOAT_BYTES = 4
@@ -113,19 +115,40 @@ def activation_bytes(config: Config, classes: int, *, bfloat16: bool) -> int:
     return sum(kept.values())
 
 
-def step_bytes(
-    config: Config, sizes: Sizes, classes: int, micro: int, workers: int, *, gpu: bool
-) -> int:
-    """Return an estimate of the memory of a training step in one worker.
+@dataclass(frozen=True)
+class Step:
+    """An estimate of the memory of a training step in one worker, in bytes.
+
+    Attributes:
+        state: Weights, gradients, moments, and the average.
+        passes: Activations, the criterion, and temporary tensors of a micro-batch.
+        process: A process that has imported torch, if the memory is that of the host.
+    """
+
+    state: int
+    passes: int
+    process: int
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return self.state + self.passes + self.process
+
+
+def step_parts(config: Config, sizes: Sizes, classes: int, workers: int, *, gpu: bool) -> Step:
+    """Estimate the memory of a training step in one worker.
 
     Args:
         config: The config.
         sizes: The sizes of its network.
         classes: Number of classes.
-        micro: Images of the largest micro-batch.
         workers: Number of workers.
         gpu: Whether each worker has a GPU.
     """
-    state = sizes.state_bytes(config.zero, workers, config.optimizer.ema is not None)
-    activations = activation_bytes(config, classes, bfloat16=gpu)
-    return int(state + STEP_OF_ACTIVATIONS * micro * activations)
+    ema = config.optimizer.ema is not None
+    state = sizes.state_bytes(config.zero, workers, ema)
+    largest = max(split_of(config, workers).sizes)
+    passes = STEP_OF_ACTIVATIONS * largest * activation_bytes(config, classes, bfloat16=gpu)
+    if gpu:
+        return Step(state, int(passes), 0)
+    return Step(state + sizes.checkpoint_bytes(ema), int(passes), PROCESS_BYTES)

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs.cluster.judge import size
+from jobs.frame import duration
 
 Found = dict[str, Any]
 WIDTH, LABEL = 100, 15
+SHARES = {"data": "waiting for data", "network": "the network", "update": "the optimizer"}
 PARTS = {"pixel_decoder": "pixel decoder", "masked_decoder": "decoder"}
 
 
@@ -32,6 +34,10 @@ def _rows(found: Found) -> Iterator[tuple[str, str]]:
     yield "data", _data(found["data"], found["network"]["classes"])
     yield "checkpoints", _checkpoints(found["checkpoint"])
     yield "learning rate", found["learning_rate"]["advice"]
+    if "speed" in found:
+        yield "memory", _memory(found)
+        yield from _speed(found["speed"])
+        yield "would change", _changes(found["changes"])
 
 
 def _machine(machine: Found) -> str:
@@ -80,6 +86,36 @@ def _checkpoints(found: Found) -> str:
         return text
     lacks = ", WHICH IS TOO LITTLE" if found["free_bytes"] < found["total_bytes"] else ""
     return f"{text}, where {size(found['free_bytes'])} are free{lacks}"
+
+
+def _memory(found: Found) -> str:
+    memory, of = found["memory"], "its GPU" if found["batch"]["gpu"] else "its process"
+    if memory["is_measured"]:
+        return f"{size(memory['bytes'])} of {of} per worker, at most (measured)"
+    text = f"about {size(memory['bytes'])} of {of} per worker (an estimate, not measured)"
+    return f"{text}; a step does not fit this machine" if memory["fits"] is False else text
+
+
+def _speed(speed: Found) -> Iterator[tuple[str, str]]:
+    if reason := speed.get("missing"):
+        yield "speed", f"not measured on this machine: {reason}"
+        return
+    with_what = "random images; reading shards is not included" if speed["is_synthetic"] else "data"
+    step = f"{speed['step_s']:.3g} s per step"
+    yield "speed", f"{speed['images_per_s']:.3g} images/s, {step} (measured with {with_what})"
+    yield "time", f"{duration(speed['eta_s'])} for all steps, without evaluations and checkpoints"
+    shares = ", ".join(f"{SHARES[name]} {share:.0%}" for name, share in speed["shares"].items())
+    yield "limit", f"{SHARES[speed['limit']]} (of a step: {shares})"
+
+
+def _changes(changes: dict[str, int]) -> str:
+    if not changes:
+        return "nothing that plan knows"
+    parts = (
+        f"{name} {'adds' if bytes_ > 0 else 'saves'} about {size(abs(bytes_))}"
+        for name, bytes_ in changes.items()
+    )
+    return f"memory per worker: {'; '.join(parts)}"
 
 
 def _millions(count: int) -> str:

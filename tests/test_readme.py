@@ -25,8 +25,8 @@ ROOT = Path(__file__).parents[1]
 PRESETS = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
 PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", *(f"docs/{page}.md" for page in (
     "benchmarks", "cluster", "cluster-kuberay", "cluster-ray", "cluster-slurm", "data", "design",
-    "evaluation", "export", "faults", "model", "predict", "preflight", "presets", "recovery",
-    "report", "storage", "watch",
+    "evaluation", "export", "faults", "model", "plan", "predict", "preflight", "presets",
+    "recovery", "report", "storage", "watch",
 )))  # fmt: skip
 DOCUMENTS = {name: (ROOT / name).read_text() for name in PAGES}
 COMMANDS = typer.main.get_command(app).commands

@@ -85,27 +85,31 @@ def rows() -> list[dict]:
     return [*table, row(name, unit, difference, better="lower", target="<= 1e-4")]
 
 
-def random_batch(device: torch.device, batch: int = 0, size: int = 0) -> Batch:
+def random_batch(
+    device: torch.device, batch: int = 0, size: int = 0, width: int = 0, classes: int = CLASSES
+) -> Batch:
     """Return a batch of random images with 20 random boxes drawn as the truth of each.
 
     Args:
         device: Where the batch is to be.
         batch: Number of images; 0 takes 8 on a GPU and 1 on a CPU.
         size: Height and width; 0 takes 1024 on a GPU and 512 on a CPU.
+        width: The width if it is not the height.
+        classes: Number of classes.
     """
     on_gpu = device.type == "cuda"
     batch, size = batch or (8 if on_gpu else 1), size or (1024 if on_gpu else 512)
     torch.manual_seed(0)
-    maps = torch.zeros(batch, 1, size, size, dtype=torch.uint8)
+    maps = torch.zeros(batch, 1, size, width or size, dtype=torch.uint8)
     for image in maps:
         for n in range(MASKS):
             top, left = torch.randint(0, size - min(100, size // 2), (2,)).tolist()
-            height, width = torch.randint(20, 200, (2,)).tolist()
-            image[..., top : top + height, left : left + width] = n + 1
-    categories = torch.randint(0, CLASSES, (batch, MASKS))
+            tall, wide = torch.randint(20, 200, (2,)).tolist()
+            image[..., top : top + tall, left : left + wide] = n + 1
+    categories = torch.randint(0, classes, (batch, MASKS))
     values = torch.arange(1, MASKS + 1).repeat(batch, 1)
     targets = Targets(maps, categories, torch.zeros_like(values), values)
-    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
+    images = torch.randint(256, (batch, 3, *maps.shape[2:]), dtype=torch.uint8)
     return batch_of(images, targets).to(device)
 
 

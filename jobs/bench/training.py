@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.bench import step
 from model.criterion import CriterionSettings
 from model.mask2former import Mask2Former, ModelSettings
+from pipeline.data.settings import DataSettings
 from pipeline.data.split import BatchSplit
 from pipeline.distributed import rank_device
-from pipeline.settings import OptimizerSettings, ZeroSettings
+from pipeline.settings import BatchSettings, RunSettings, ZeroSettings
 from pipeline.step.engine import Engine, Update
 from pipeline.step.optimizer import parameter_groups
 from pipeline.step.step import TrainingStep
@@ -42,28 +44,16 @@ def training(
         zero_stage: DeepSpeed's ZeRO stage.
     """
     join_a_group_of_one(device)
-    torch.manual_seed(0)
-    model = Mask2Former(settings, step.CLASSES).train()
-    if device.type == "cuda":
-        rank_device()
-        model.compile_blocks()
-    engine = Engine(
-        model.to(device),
-        parameter_groups(model, OptimizerSettings()),
-        zero=ZeroSettings(zero_stage),
-        clip=OptimizerSettings().clip,
-        micro_steps=1,
-        device=device,
-    )
-    engine.record((batch, 3, size, size))
-    train_step = TrainingStep(
-        engine,
-        criterion,
-        queries=settings.queries,
+    run_settings = RunSettings(
         seed=step.SEED,
-        split=BatchSplit(batch, batch),
-        device=device,
+        data=DataSettings(crop=size),
+        batch=BatchSettings(batch, batch),
+        model=settings,
+        criterion=criterion,
+        zero=ZeroSettings(zero_stage),
     )
+    split = BatchSplit(batch, batch)
+    train_step, engine = prepared(run_settings, step.CLASSES, split, device)
     on_host = step.random_batch(torch.device("cpu"), batch, size)
     if device.type == "cuda":
         targets = type(on_host.targets)(*(part.pin_memory() for part in on_host.targets))
@@ -75,6 +65,49 @@ def training(
         return engine.step(1.0)
 
     return run
+
+
+def prepared(
+    settings: RunSettings, classes: int, split: BatchSplit, device: torch.device
+) -> tuple[TrainingStep, Engine]:
+    """Return the training step of a run and its engine, with random weights.
+
+    Args:
+        settings: The settings of the run.
+        classes: Number of classes.
+        split: This rank's part of every global batch.
+        device: Where to train.
+    """
+    torch.manual_seed(settings.seed)
+    without_weights = replace(settings.model, weights="none", init_from="none")
+    model = Mask2Former(without_weights, classes).train()
+    compiled = settings.model.compile
+    if compiled is None:
+        compiled = device.type == "cuda" and settings.zero.stage < 3
+    if device.type == "cuda":
+        rank_device()
+    if compiled:
+        model.compile_blocks()
+    engine = Engine(
+        model.to(device),
+        parameter_groups(model, settings.optimizer),
+        zero=settings.zero,
+        clip=settings.optimizer.clip,
+        ema=settings.optimizer.ema,
+        micro_steps=split.micro_steps,
+        device=device,
+    )
+    if compiled:
+        engine.record((split.sizes[0], 3, *settings.data.crop_size))
+    train_step = TrainingStep(
+        engine,
+        settings.criterion,
+        queries=settings.model.queries,
+        seed=settings.seed,
+        split=split,
+        device=device,
+    )
+    return train_step, engine
 
 
 def join_a_group_of_one(device: torch.device) -> None:

@@ -20,6 +20,7 @@ OPTIONS = {
     "build": ["--root", "--out", "--splits", "--limit", "--jobs", "--tasks", "--on", "--instances"],
     "verify": ["out", "--sample", "--repair", "--jobs"],
     "inspect": ["sets", "key", "--out", "--html", "--jobs"],
+    "plan": ["preset", "KEY=VALUE", "--json"],
     "train": ["preset", "KEY=VALUE", "--no-check"],
     "check": ["preset", "KEY=VALUE", "--on", "--json"],
     "evaluate": ["run", "--checkpoint", "--data", "--images"],

@@ -2,13 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
 from jobs import config as configs
-from jobs import plan
-from jobs.plan_network import Sizes, activation_bytes, network_of
+from jobs import plan, plan_trial
+from jobs.plan_network import Sizes, activation_bytes, network_of, step_parts
 from jobs.plan_rates import rate_of
 from jobs.preset import names
 from model.mask2former import Mask2Former
@@ -107,3 +108,46 @@ def test_a_file_is_compared_with_the_preset_that_it_extends(tmp_path):
     path.write_text("{base: tiny, batch: {size: 2}}")
     rate = rate_of(str(path), configs.load(str(path), [], needs_data=False))
     assert (rate.known_lr, rate.known_batch, rate.is_unusual) == (1e-3, 8, True)
+
+
+@pytest.mark.slow
+def test_a_plan_measures_a_step_with_the_data_or_without(photographs, tmp_path):
+    """What the step takes is measured by the workers themselves; no duration is asserted."""
+    changes = [*small.words(photographs)[1:], "data.crop=256", "scaling.workers=1"]
+    outcome = small.call(tmp_path, "plan", *changes, "--json")
+    assert outcome.code == 0, outcome
+    found = json.loads(outcome.out)
+    assert found["memory"]["is_measured"]
+    estimate = found["memory"]["estimated_bytes"]
+    assert estimate / 2 < found["memory"]["bytes"] < 2 * estimate
+    speed = found["speed"]
+    assert not speed["is_synthetic"]
+    assert sum(speed["shares"].values()) == pytest.approx(1)
+    assert speed["eta_s"] == pytest.approx(small.STEPS * speed["step_s"])
+    assert "images/s" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_without_the_gpus_of_the_preset_states_an_estimate(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    outcome = small.call(tmp_path, "plan", "coco_panoptic_r50", "scaling.workers=8")
+    assert (outcome.code, outcome.err) == (0, "")
+    text = " ".join(outcome.out.split())
+    assert "per worker (an estimate, not measured)" in text
+    assert "not measured on this machine: the config wants 8 GPUs, and this machine has 0" in text
+    assert re.search(r"model.checkpoint_activations=true saves about \d[\d.]* GiB", text)
+    assert "images/s" not in text
+
+
+def test_a_step_that_takes_too_much_memory_is_ended(monkeypatch):
+    config = configs.load("tiny", ["scaling.workers=1"], needs_data=False)
+    monkeypatch.setattr(plan_trial, "SHARE", 1e-4)
+    assert plan_trial.measure(config, 5, 1, gpu=False, has_data=False) is None
+
+
+def test_the_estimate_is_that_of_the_card_it_was_calibrated_with():
+    """16 images of 1024x1024 pixels with R50 took 33 GiB of an H200 (docs/gpu.md)."""
+    changes = ["batch.micro=16", "scaling.workers=1"]
+    config = configs.load("coco_panoptic_r50", changes, needs_data=False)
+    sizes = Sizes.of(network_of(config, 133))
+    assert step_parts(config, sizes, 133, 1, gpu=True).total == pytest.approx(33 << 30, rel=0.05)
