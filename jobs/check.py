@@ -19,6 +19,7 @@ from pipeline.data.stream import order_of, train_sets
 from pipeline.run.class_match import match_classes
 from pipeline.run.restore import initial_weights
 from shards.errors import UsageError
+from shards.files import is_url
 from shards.format.taxonomy import Taxonomy
 
 
@@ -55,6 +56,12 @@ def check(
         UsageError: Something does not fit. The error names the key, the value, and the fix.
         DataError: A shard set is incomplete.
     """
+    if config.guard.policy == "rewind" and is_url(config.runs):
+        raise UsageError(
+            "a checkpoint on storage cannot be taken back",
+            where=f"guard.policy=rewind with runs={config.runs}",
+            fix="give runs= a folder that all nodes share, or another policy",
+        )
     check_exist(config)
     if cluster is None:
         _check_gpus(config.scaling.gpu, config.scaling.workers or 1)

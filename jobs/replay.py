@@ -1,5 +1,6 @@
 """The `replay` command: draw the samples that the network was trained on at a step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from pipeline.data.split import BatchSplit
 from pipeline.data.store import Store
 from pipeline.data.stream import train_sets
 from pipeline.pictures.replay import batches_of_step, pictures, write_sheet
-from pipeline.run.eventlog import read_kind
-from pipeline.run.events import Start
+from pipeline.run import eventlog
+from pipeline.run.events import Checkpoint, Event, Start
 from pipeline.run.folder import PICTURES
 from shards.errors import UsageError
 from shards.text import printable, say
@@ -36,7 +37,8 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     config = configs.load_run(folder)
     if not 1 <= step <= config.trainer.steps:
         raise UsageError(f"the run has steps 1 to {config.trainer.steps}", where=f"--step {step}")
-    worlds = [start.world_size for start in read_kind(folder, Start) if start.step < step]
+    history = eventlog.read(folder)
+    worlds = [e.world_size for e in history if isinstance(e, Start) and e.step < step]
     world = worlds[-1] if worlds else config.scaling.workers
     assert world is not None, "resolved by `configs.load`"
     if rank is not None and not 0 <= rank < world:
@@ -45,10 +47,11 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     taxonomy = stores[0].manifest.taxonomy
     ranks = range(world) if rank is None else [rank]
     splits = [BatchSplit(config.batch.size, config.batch.micro, world, r) for r in ranks]
+    position = _position(history, step, config.batch.size)
     batches = (
         (split.rank, batch)
         for split in splits
-        for batch in batches_of_step(config.data, stores, config.task, config.seed, step, split)
+        for batch in batches_of_step(config.data, stores, config.task, config.seed, position, split)
     )
     count = sum(len(split.sizes) for split in splits)
     drawn: list[list[np.ndarray]] = []
@@ -63,6 +66,19 @@ def replay(run: str, step: int, rank: int | None = None) -> Path:
     write_sheet(path, drawn)
     say(f"pictures: {path}")
     return path
+
+
+def _position(history: Sequence[Event], step: int, images: int) -> int:
+    """Return the position of the first sample of a step: a rewind leaves out positions.
+
+    Args:
+        history: The events of the run.
+        step: The optimizer step, from 1.
+        images: Number of images of a step.
+    """
+    known = [e for e in history if isinstance(e, Start | Checkpoint) and e.step < step]
+    before, position = (known[-1].step, known[-1].position) if known else (0, 0)
+    return position + (step - 1 - before) * images
 
 
 def _line(rank: int, batch: Batch, b: int) -> str:

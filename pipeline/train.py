@@ -1,5 +1,6 @@
 """The training loop of one worker. It knows torch.distributed, and not who started it."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.backends import cudnn
 
-from model.heads import build
 from model.network import Network
 from pipeline.data.batch import Batch
 from pipeline.data.split import split_of
@@ -19,21 +19,20 @@ from pipeline.distributed import call_on_all_ranks, from_rank_0, rank_and_world,
 from pipeline.pictures.gallery import Gallery
 from pipeline.pictures.replay import pictures, write_sheet
 from pipeline.run import eventlog, stop
+from pipeline.run.build import build_engine
 from pipeline.run.diagnoses import Diagnoses
 from pipeline.run.guard import Guard
 from pipeline.run.info import RunInfo
 from pipeline.run.journal import Journal
+from pipeline.run.progress import Rewind, Rewinding
 from pipeline.run.restarts import first_step
-from pipeline.run.restore import initialize, initialize_backbone
 from pipeline.run.start_parts import StartParts
 from pipeline.run.warn import recorded_warnings
 from pipeline.run.watchdog import Watchdog
 from pipeline.score.evaluate import evaluate
 from pipeline.settings import RunSettings
 from pipeline.step.audit import Audit
-from pipeline.step.engine import Engine
 from pipeline.step.hosts import Hosts
-from pipeline.step.optimizer import parameter_groups
 from pipeline.step.schedule import lr_multiplier
 from pipeline.step.step import TrainingStep, global_losses
 
@@ -69,14 +68,21 @@ def train(
         Whether the run has taken all its steps.
     """
     rank, _ = rank_and_world()
+    parts, rewind = parts or StartParts(time.time()), None
     with recorded_warnings(folder, rank):
-        try:
-            parts = parts or StartParts(time.time())
-            worker = Worker(settings, folder, launch, faults, parts, more)
-        except stop.Stopped:
-            return False
-        with worker.watchdog, worker.faults or nullcontext():
-            return worker.run()
+        while True:
+            try:
+                worker = Worker(settings, folder, launch, faults, parts, more, rewind)
+            except stop.Stopped:
+                return False
+            try:
+                with worker.watchdog, worker.faults or nullcontext():
+                    return worker.run()
+            except Rewinding as rewinding:
+                worker.journal.close(worker.progress)
+                parts, rewind = StartParts(), rewinding.rewind
+            del worker
+            gc.collect()  # the engine has cycles, and two do not fit in the memory of a GPU
 
 
 class Worker:
@@ -90,8 +96,10 @@ class Worker:
         faults: "Schedule | None",
         parts: StartParts,
         more: Callable[[], int | None] | None = None,
+        rewind: Rewind | None = None,
     ):
-        self.settings, self.folder, self.parts, self.more = settings, folder, parts, more
+        self.settings, self.folder, self.parts = settings, folder, parts
+        self.more, self.rewind = more, rewind
         rank, world = rank_and_world()
         self.device = rank_device()
         stop.check_together(folder)
@@ -110,7 +118,9 @@ class Worker:
             phases=self.journal.phases,
             limit_s=settings.trainer.hang_timeout_s,
         )
-        self.engine = self._engine()
+        self.engine = build_engine(
+            settings, self.journal, self.data.taxonomy, self.split, self.device
+        )
         self.faults: Injector | None = None
         if faults:
             from pipeline.run import faults as injection
@@ -143,7 +153,10 @@ class Worker:
         self.progress = self.journal.resume(self.engine)
         self.parts.end("load")
         try:
-            if self.progress.step == 0:
+            if self.rewind:
+                self.progress = self.journal.rewound(self.progress, self.rewind)
+            self.guard.resume(self.progress)
+            if self.progress.step == 0 or self.rewind:
                 self._save(required=True)  # reveals a full disk before any work is done
             self._evaluate_if_due()
             self._steps()
@@ -152,6 +165,8 @@ class Worker:
                 self._save()
             self.journal.stopped(self.progress, stopped.workers)
             return False
+        except Rewinding:
+            raise
         except Exception as error:
             self.journal.failed(self.progress, error)
             raise
@@ -209,7 +224,7 @@ class Worker:
         if self.faults:
             self.faults.before_checkpoint(self.progress.step)
         self.guard.settle()
-        self.journal.save(self.progress, self.engine, required=required)
+        self.journal.save(self.guard.note(self.progress), self.engine, required=required)
 
     def _run_info(self, launch: str) -> RunInfo:
         settings = self.settings
@@ -222,34 +237,6 @@ class Worker:
             max_damaged=settings.data.max_damaged,
             wandb=settings.tracking.wandb,
         )  # fmt: skip
-
-    def _engine(self) -> Engine:
-        """Build the network, with its initial weights if the run starts from scratch."""
-        settings = self.settings
-        torch.manual_seed(settings.seed)
-        model = build(settings.model, len(self.data.taxonomy))
-        if self.journal.checkpoint is None and settings.model.init_from != "none":
-            init_from, taxonomy = settings.model.init_from, self.data.taxonomy
-            self.journal.event(initialize(model, init_from, settings.task, taxonomy))
-        elif self.journal.checkpoint is None and settings.model.weights_file != "none":
-            self.journal.event(initialize_backbone(model, settings.model.weights_file))
-        compiled = settings.model.compile
-        if compiled is None:
-            compiled = self.device.type == "cuda" and settings.zero.stage < 3
-        if compiled:
-            model.compile_blocks()
-        engine = Engine(
-            model.to(self.device),
-            parameter_groups(model, settings.optimizer),
-            zero=settings.zero,
-            clip=settings.optimizer.clip,
-            ema=settings.optimizer.ema,
-            micro_steps=self.split.micro_steps,
-            device=self.device,
-        )
-        if compiled:
-            engine.record((self.split.sizes[0], 3, *settings.data.crop_size))
-        return engine
 
     def _log(self, losses: dict[str, torch.Tensor], lr_multiplier: float, grad_norm: float) -> None:
         rates = {"lr": self.settings.optimizer.lr * lr_multiplier, "grad_norm": grad_norm}

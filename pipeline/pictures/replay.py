@@ -24,7 +24,7 @@ def batches_of_step(
     stores: Sequence[Store],
     task: str,
     seed: int,
-    step: int,
+    position: int,
     split: BatchSplit,
 ) -> Iterator[Batch]:
     """Return the micro-batches that a rank has in an optimizer step.
@@ -36,10 +36,9 @@ def batches_of_step(
         stores: The training sets.
         task: "panoptic", "instance", or "semantic".
         seed: Seed of the run.
-        step: The optimizer step, from 1.
+        position: Index of the first sample of the step in the order of the run.
         split: The division of the global batch at that step, and the rank.
     """
-    position = (step - 1) * split.global_batch
     stream = train_stream(settings, stores, task, seed, position, split)
     return islice(stream, len(split.sizes))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipeline.run.event import Event
 from pipeline.run.events import Finish, Stopped
 from pipeline.run.ledger import starts
-from pipeline.settings import CheckpointSettings
+from pipeline.run.settings import CheckpointSettings
 
 LONGEST_S = 600.0  # of work that a suggested interval can lose
 # Assumed until a run has failed: one failure per day on 64 workers, twice as many on 128.

@@ -16,31 +16,13 @@ from torch import Tensor
 from model.settings import SettingError, field_types, fit
 from pipeline.run import commit
 from pipeline.run.commit import COMMITTED, MANIFEST, STATE, TRAINER_STATE, fingerprint
+from pipeline.run.progress import Progress as Progress
 from pipeline.run.snapshot import Snapshot
 from shards.errors import UsageError
 from shards.files import leaves_folder, read_json
 from shards.format.taxonomy import Taxonomy
 
 _NAME = re.compile(r"step-([0-9]+)-a([0-9]+)")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has progressed.
-
-    Attributes:
-        step: Optimizer steps taken.
-        position: Index of the next sample in the order of the run.
-        updates: Steps whose update was applied; the others had a gradient that is not finite.
-    """
-
-    step: int = 0
-    position: int = 0
-    updates: int = 0
-
-    def after_step(self, images: int, applied: bool) -> "Progress":
-        """Return the progress after one more step on `images` samples."""
-        return Progress(self.step + 1, self.position + images, self.updates + applied)
 
 
 @dataclass(frozen=True)
@@ -86,11 +68,11 @@ class TrainerState:
             KeyError: A field is missing.
             SettingError: A field has another type.
         """
-        types = field_types(cls) | field_types(Progress)
+        types = field_types(cls)
         plain = {name: fit(document[name], types[name], name)
                  for name in types.keys() - {"progress", "taxonomy"}}  # fmt: skip
-        progress = Progress(*(plain.pop(name) for name in ("step", "position", "updates")))
-        return cls(progress, taxonomy=Taxonomy.from_json(document["taxonomy"]), **plain)
+        taxonomy = Taxonomy.from_json(document["taxonomy"])
+        return cls(Progress.from_json(document), taxonomy=taxonomy, **plain)
 
 
 def name_of(step: int, attempt: int) -> str:
@@ -207,6 +189,24 @@ def newest(checkpoints: Path, report: Callable[[str], None]) -> Path | None:
             return folder
         report(f"checkpoint {folder.name} is skipped: {problem}")
     return None
+
+
+def return_before(checkpoints: Path, step: int) -> Path | None:
+    """Remove the checkpoints of `step` and later, if an intact one of an earlier step is left.
+
+    Returns:
+        The newest intact checkpoint from before `step`; None if there is none.
+
+    Raises:
+        OSError: A checkpoint cannot be removed.
+    """
+    whole = committed(checkpoints)
+    earlier = (path for path in whole if step_of(path) < step and damage(path) is None)
+    if newest_left := next(earlier, None):
+        for path in whole:
+            if step_of(path) >= step:
+                commit.remove(path)
+    return newest_left
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], TrainerState]:

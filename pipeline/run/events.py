@@ -9,7 +9,7 @@ from pipeline.distributed import is_lost_peer
 from pipeline.run.event import Event
 from pipeline.run.fault_events import Fault as Fault
 from pipeline.run.fault_events import FaultsArmed as FaultsArmed
-from pipeline.run.guard_events import Audited, Diagnosed, Skipped, Spike
+from pipeline.run.guard_events import Audited, Diagnosed, Rewound, Skipped, Spike
 from pipeline.run.start_parts import FirstStep as FirstStep  # one of the kinds below
 from shards import jsonl
 from shards.errors import M2FError, Problem
@@ -286,6 +286,6 @@ class Stopped(Event):
         return f"step {self.step}: {others if self.workers else 'stopped on request'}"
 
 
-OF_GUARD = (Audited, Skipped, Spike, Diagnosed)
+OF_GUARD = (Skipped, Spike, Diagnosed, Rewound, Audited)
 KINDS: tuple[type[Event], ...] = tuple(Event.__subclasses__())
 KIND_OF_NAME = {kind.name: kind for kind in KINDS}

@@ -1,17 +1,20 @@
 """Watch the numbers of a run: gradients that are not finite, and losses that jump."""
 
+import dataclasses
 import math
 import platform
+from collections.abc import Sequence
 from statistics import median
+from typing import Any, NoReturn
 
 import torch
 
 from pipeline.distributed import all_gather, sum_on_hosts
 from pipeline.run import events
-from pipeline.run.checkpoint import Progress
 from pipeline.run.diagnoses import Diagnoses
 from pipeline.run.journal import Journal
-from pipeline.settings import GuardSettings
+from pipeline.run.progress import Progress, Rewind, Rewinding, Watched
+from pipeline.run.settings import GuardSettings
 from pipeline.step.audit import Audit, Found
 from pipeline.step.engine import Update
 from pipeline.step.step import GlobalBatch, TrainingStep
@@ -20,6 +23,7 @@ from shards.errors import Failed
 ALERT_SKIPPED_IN_A_ROW = 5
 LOSSES = 50  # with which a loss is compared
 LEAST_LOSSES = 20  # fewer say too little about what is usual
+OTHER_RUN = "train another name=NAME with a lower optimizer.lr"
 LEAST_DEVIATION = 0.02  # of the median; losses that hardly differ make no jump of a small change
 
 
@@ -53,10 +57,16 @@ class Guard:
         self._settings, self._journal = settings, journal
         self._step, self._diagnoses = step, diagnoses
         self._audit = audit
-        self._skipped_in_a_row = 0
-        self._losses: list[float] = []
-        self._waiting: tuple[int, GlobalBatch] | None = None  # the step whose loss is not known yet
-        self._jumped = False  # whether the last loss was a jump
+        self._watched = Watched()
+        self._waiting: tuple[Progress, GlobalBatch] | None = None  # whose loss is not known yet
+
+    def resume(self, progress: Progress) -> None:
+        """Continue with what the guard knew when a checkpoint was saved."""
+        self._watched = progress.watched
+
+    def note(self, progress: Progress) -> Progress:
+        """Return the progress with what the guard knows, for a checkpoint."""
+        return dataclasses.replace(progress, watched=self._watched)
 
     def before(self, step: int) -> None:
         """Look at the weights before a step that is audited.
@@ -84,34 +94,40 @@ class Guard:
 
         Raises:
             Failed: Too many updates in a row were skipped, or the policy is to stop.
+            Rewinding: The run has to return to a checkpoint.
         """
-        step = progress.step
+        step, reason = progress.step, "the gradients are not finite"
         self._audit.updated(step)
         if update.applied:
-            self._skipped_in_a_row, self._waiting = 0, (step, batch)
+            self._watch(skipped_in_a_row=0)
+            self._waiting = progress, batch
             return
         self._waiting = None
-        self._skipped_in_a_row += 1
+        in_a_row = self._watched.skipped_in_a_row + 1
+        self._watch(skipped_in_a_row=in_a_row)
         self._journal.event(events.Skipped(step=step, grad_norm=str(update.grad_norm)))
-        facts = {"reason": "the gradients are not finite", "grad_norm": update.grad_norm,
-                 "weights": "those of the step"}  # fmt: skip
-        is_first = self._skipped_in_a_row == 1
-        found = self._diagnoses.find(step, batch, facts) if is_first else None
-        if self._skipped_in_a_row == ALERT_SKIPPED_IN_A_ROW:
-            self._journal.alert("skipped", f"steps up to {step}: gradients are not finite")
-        self._act(step, "the gradients are not finite", found)
-        if self._skipped_in_a_row >= self._settings.max_skipped:
-            raise Failed(
-                f"{self._skipped_in_a_row} gradients in a row are not finite",
-                where=f"step {step}",
-                fix="lower optimizer.lr",
-            )
+        facts = {"reason": reason, "grad_norm": update.grad_norm, "weights": "those of the step"}
+        found = self._diagnoses.find(step, batch, facts) if in_a_row == 1 else None
+        if in_a_row == ALERT_SKIPPED_IN_A_ROW:
+            self._journal.alert("skipped", f"steps up to {step}: {reason}")
+        if self._settings.policy == "stop":
+            self._stop(step, reason, found)
+        if in_a_row < self._settings.max_skipped:
+            return
+        if self._settings.policy == "rewind":
+            self._rewind(progress, step - in_a_row + 1, f"{in_a_row} gradients are not finite")
+        raise Failed(
+            f"{in_a_row} gradients in a row are not finite",
+            where=f"step {step}",
+            fix="lower optimizer.lr",
+        )
 
     def settle(self) -> None:
         """Look at the loss of the last step now. All ranks must call it.
 
         Raises:
-            Final: The loss has jumped, and the policy is to stop.
+            Final: The loss has jumped, and the policy is to stop, or the run cannot rewind.
+            Rewinding: The run has to return to a checkpoint.
         """
         if self._waiting:
             own = torch.tensor(self._step.take_loss(), dtype=torch.float64)
@@ -121,25 +137,63 @@ class Guard:
         """Look at the loss of the last step, summed over all ranks, unless that was done before.
 
         Raises:
-            Final: The loss has jumped, and the policy is to stop.
+            Final: The loss has jumped, and the policy is to stop, or the run cannot rewind.
+            Rewinding: The run has to return to a checkpoint.
         """
         if self._waiting is None:
             return
-        (step, batch), self._waiting = self._waiting, None
-        usual, deviations = distance(loss, self._losses)
+        (progress, batch), self._waiting = self._waiting, None
+        before, step = self._watched, progress.step
+        usual, deviations = distance(loss, before.losses)
         limit = self._settings.spike
         is_jump = not math.isfinite(loss) or (limit is not None and deviations > limit)
+        self._watch(jumped=is_jump)
         if math.isfinite(loss):
-            self._losses = [*self._losses, loss][-LOSSES:]
-        was_jump, self._jumped = self._jumped, is_jump
-        if not is_jump or was_jump:
+            self._watch(losses=(*before.losses, loss)[-LOSSES:])
+        if not is_jump or before.jumped:
             return
         self._journal.event(events.Spike(
             step=step, loss=f"{loss:.6g}", usual=usual, deviations=f"{deviations:.3g}"
         ))  # fmt: skip
         facts = {"reason": "the loss jumps", "loss": loss, "usual_loss": usual,
                  "deviations": deviations, "weights": "those after the step"}  # fmt: skip
-        self._act(step, f"the loss jumps to {loss:.6g}", self._diagnoses.find(step, batch, facts))
+        found = self._diagnoses.find(step, batch, facts)
+        reason = f"the loss jumps to {loss:.6g}"
+        if self._settings.policy == "stop":
+            self._stop(step, reason, found)
+        if self._settings.policy == "rewind":
+            self._rewind(progress, step, reason)
+
+    def _watch(self, **changes: Any) -> None:
+        self._watched = dataclasses.replace(self._watched, **changes)
+
+    def _rewind(self, progress: Progress, first: int, reason: str) -> NoReturn:
+        """Return to a checkpoint from before the step `first`, without the samples since.
+
+        A checkpoint of the step directly before has the weights with which the numbers were bad.
+        """
+        step, limit = progress.step, self._settings.max_rewinds
+        if progress.rewinds >= limit:
+            raise Final(
+                f"{reason}, and guard.max_rewinds={limit} is reached",
+                where=f"step {step}",
+                fix=f"resume with guard.policy=skip or a greater guard.max_rewinds, or {OTHER_RUN}",
+            )
+        if self._journal.return_before(first - 1) is None:
+            raise Final(
+                f"{reason}, and there is no checkpoint from before to return to",
+                where=f"step {step}",
+                fix=f"resume with guard.policy=skip, or {OTHER_RUN}",
+            )
+        raise Rewinding(Rewind(progress, reason))
+
+    def _stop(self, step: int, reason: str, found: events.Diagnosed | None) -> NoReturn:
+        see = f"see {found.file}, and " if found else ""
+        raise Final(
+            reason,
+            where=f"step {step}",
+            fix=f"{see}resume with guard.policy=skip, or {OTHER_RUN}",
+        )
 
     def _judge(self, step: int, found: Found | None) -> None:
         if found is None:
@@ -155,18 +209,8 @@ class Guard:
             "memory and the processor of the machine, or leave it out",
         )
 
-    def _act(self, step: int, reason: str, found: events.Diagnosed | None) -> None:
-        if self._settings.policy == "stop":
-            see = f"see {found.file}, and " if found else ""
-            raise Final(
-                reason,
-                where=f"step {step}",
-                fix=f"{see}resume with guard.policy=skip, or train another name=NAME with a "
-                "lower optimizer.lr",
-            )
 
-
-def distance(loss: float, before: list[float]) -> tuple[float, float]:
+def distance(loss: float, before: Sequence[float]) -> tuple[float, float]:
     """Return the median of the losses before, and how far a loss is above it.
 
     The distance is in robust standard deviations, 1.4826 times the median distance from the median,

@@ -72,6 +72,31 @@ class Audited(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rewound(Event):
+    """The run has returned to an earlier step, and jumps over the samples since.
+
+    Attributes:
+        step: The bad step.
+        to_step: The step of the checkpoint.
+        position: Index of the sample with which training continues in the order of the run.
+        samples: Number of samples since the checkpoint, which are left out.
+        reason: What is wrong with the bad step.
+    """
+
+    name: ClassVar = "rewound"
+    step: int
+    to_step: int
+    position: int
+    samples: int
+    reason: str
+
+    def describe(self) -> str:
+        """Return one line about this event for people."""
+        back = f"back to step {self.to_step}, without the {self.samples} images since"
+        return f"step {self.step}: {self.reason}; {back}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Diagnosed(Event):
     """A bad step was replayed to find its cause.
 

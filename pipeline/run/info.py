@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.settings import CheckpointSettings, WandbSettings
+from pipeline.run.settings import CheckpointSettings
+from pipeline.settings import WandbSettings
 from shards.format.taxonomy import Taxonomy
 
 

@@ -13,7 +13,7 @@ import torch
 from pipeline.data.order import differences
 from pipeline.distributed import all_gather, call_on_all_ranks, from_rank_0, rank_and_world
 from pipeline.run import checkpoint, eventlog, events, quarantine
-from pipeline.run.checkpoint import Progress, TrainerState
+from pipeline.run.checkpoint import TrainerState
 from pipeline.run.eventlog import Kind
 from pipeline.run.folder import (
     CHECKPOINTS,
@@ -28,6 +28,7 @@ from pipeline.run.folder import (
 from pipeline.run.info import RunInfo
 from pipeline.run.location import location_of
 from pipeline.run.phases import Phases
+from pipeline.run.progress import Progress, Rewind
 from pipeline.run.quarantine import QUARANTINE, Quarantine
 from pipeline.run.restarts import next_attempt, run_id
 from pipeline.run.saver import Saver
@@ -37,7 +38,7 @@ from pipeline.score.headline import HEADLINE
 from pipeline.score.picture import Picture
 from pipeline.step.engine import Engine
 from shards.errors import UsageError
-from shards.files import write_json
+from shards.files import disk_errors, write_json
 from shards.jsonl import Row, rows
 
 
@@ -114,6 +115,38 @@ class Journal:
         """Return whether the checkpoint of a step is whole. All ranks must call it."""
         return from_rank_0(lambda: self._saver.is_saved(step))
 
+    def return_before(self, step: int) -> str | None:
+        """Remove the checkpoints of `step` and later; all ranks must call it.
+
+        Returns:
+            The name of the newest one that is left; None if there is none, and nothing is removed.
+        """
+
+        def removed() -> str | None:
+            self._saver.wait()
+            with disk_errors(self.folder):
+                left = checkpoint.return_before(self.folder / CHECKPOINTS, step)
+            return left and left.name
+
+        return from_rank_0(removed)
+
+    def rewound(self, progress: Progress, rewind: Rewind) -> Progress:
+        """Record that the run has returned to a checkpoint; return the progress from there.
+
+        The number of rewinds is that of the bad step, because the checkpoint can be older than an
+        earlier rewind.
+
+        Args:
+            progress: That of the checkpoint.
+            rewind: What it returns from.
+        """
+        bad = rewind.bad
+        self.event(events.Rewound(
+            step=bad.step, to_step=progress.step, position=bad.position,
+            samples=bad.position - progress.position, reason=rewind.reason,
+        ))  # fmt: skip
+        return dataclasses.replace(progress, position=bad.position, rewinds=bad.rewinds + 1)
+
     def event(self, event: events.Event) -> None:
         """Record an event."""
         self._tracker.event(event)
@@ -176,6 +209,11 @@ class Journal:
         from_rank_0(lambda: summarize(self.folder, self.info.task, finish))
         self.event(finish)
         self._tracker.finish()
+
+    def close(self, progress: Progress) -> None:
+        """End the records of this start, which are continued by another of the same process."""
+        self._saver.close()
+        self._tracker.finish(before=progress.step)
 
     def stopped(self, progress: Progress, workers: int | None) -> None:
         """Record that the run was asked to stop, or that a number of workers takes over."""

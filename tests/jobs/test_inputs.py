@@ -152,3 +152,9 @@ def test_train_says_that_it_compiles_the_helper(sets, tmp_path, monkeypatch, cap
         train._fit(config, home, lease, "command", HERE, None, faults=None, began=0.0)
     assert compiled == [True]
     assert "compiling DeepSpeed's CPU helper, once per environment" in capsys.readouterr().out
+
+
+def test_a_run_on_storage_cannot_rewind():
+    sets = ["data.train=a", "data.val=b", "guard.policy=rewind", "runs=s3://bucket/runs"]
+    with pytest.raises(UsageError, match=r"^guard.policy=rewind with runs=s3://bucket/runs: "):
+        check(configs.load("tiny", sets))

@@ -13,17 +13,29 @@ from tests.jobs.small import GLOBAL_BATCH, call, complaint
 
 @pytest.fixture
 def run(tmp_path, photographs):
-    """Return a run that was started on two ranks, and on four from step 9."""
+    """Return a run of two ranks that rewound from step 6 to 4, and of four ranks from step 9."""
     folder = small.untrained(tmp_path, photographs)
-    starts = [{"event": "start", "step": 0, "world_size": 2},
-              {"event": "start", "step": 8, "world_size": 4}]  # fmt: skip
-    (folder / EVENTS).write_text("".join(json.dumps(row) + "\n" for row in starts))
+    history = [{"event": "start", "step": 0, "position": 0, "world_size": 2},
+               *({"event": event, "step": 4, "position": position, "world_size": 2, "name": ""}
+                 for event, position in (("checkpoint", 4 * GLOBAL_BATCH),
+                                         ("start", 4 * GLOBAL_BATCH),
+                                         ("checkpoint", 6 * GLOBAL_BATCH))),
+               {"event": "start", "step": 8, "position": 10 * GLOBAL_BATCH, "world_size": 4},
+              ]  # fmt: skip
+    (folder / EVENTS).write_text("".join(json.dumps(row) + "\n" for row in history))
     return folder
 
 
 def lines(outcome) -> list[list[str]]:
     assert outcome.code == 0, outcome.err
     return [line.split() for line in outcome.out.splitlines() if line[:4].strip().isdigit()]
+
+
+def test_the_positions_of_a_step_are_those_that_a_rewind_has_left(run, tmp_path):
+    for step, first in {4: 3, 5: 6, 9: 10}.items():
+        found = lines(call(tmp_path, "replay", str(run), "--step", str(step)))
+        positions = range(first * GLOBAL_BATCH, (first + 1) * GLOBAL_BATCH)
+        assert sorted(int(words[1]) for words in found) == list(positions)
 
 
 def test_a_step_is_drawn_sample_by_sample(run, tmp_path, photographs):

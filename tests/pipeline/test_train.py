@@ -308,7 +308,8 @@ def test_every_score_has_its_checkpoint(tmp_path):
     worker.settings, worker.folder, worker.device = settings, tmp_path, torch.device("cpu")
     for part in ("guard", "watchdog", "split", "data", "parts", "train_step", "lr_multiplier"):
         setattr(worker, part, mock.MagicMock())
-    worker.faults = worker.more = None
+    worker.faults = worker.more = worker.rewind = None
+    worker.guard.note.side_effect = lambda progress: progress
     worker.journal = journal = mock.MagicMock()
     journal.resume.return_value, journal.is_scored.return_value = Progress(), False
     worker.train_step.receive.side_effect = lambda _, due: mock.MagicMock(is_due=due)

@@ -32,8 +32,10 @@ def replayed(settings: RunSettings, step: int, world: int, rank: int) -> list[Ba
     """Return the micro-batches of a step that `batches_of_step` rebuilds."""
     split = BatchSplit(settings.batch.size, settings.batch.micro, world, rank)
     stores = train_sets(settings.data)
-    found = batches_of_step(settings.data, stores, settings.task, settings.seed, step, split)
-    return list(found)
+    position = (step - 1) * settings.batch.size
+    return list(
+        batches_of_step(settings.data, stores, settings.task, settings.seed, position, split)
+    )
 
 
 def batches_of_training(sets: Path, folder: Path) -> list[tuple[int, tuple]]:

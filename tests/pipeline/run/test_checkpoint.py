@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.run import checkpoint, commit, retention
-from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE
+from pipeline.run.checkpoint import COMMITTED, MANIFEST, STATE, TRAINER_STATE, TrainerState
 from shards.errors import UsageError
 from tests.pipeline.runs import TAXONOMY, trainer_state
 
@@ -63,6 +63,11 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path):
 def test_the_state_of_the_trainer_has_the_same_json_as_ever(tmp_path):
     folder = save(tmp_path, 7)
     document = json.loads((folder / TRAINER_STATE).read_text())
+    later = {name: document.pop(name) for name in ("rewinds", "watched")}
+    assert later == {
+        "rewinds": 0, "watched": {"losses": [], "jumped": False, "skipped_in_a_row": 0},
+    }  # fmt: skip
+    assert TrainerState.from_json(document) == checkpoint.load_trainer(folder)  # older ones
     assert document == {
         "step": 7, "position": 56, "updates": 7, "order": {}, "world_size": 1, "zero_stage": 1,
         "taxonomy": json.loads(json.dumps(TAXONOMY.to_json())), "versions": {},
@@ -75,6 +80,19 @@ def test_a_damaged_state_of_the_trainer_is_a_usage_error(tmp_path, content):
     (folder / TRAINER_STATE).write_text(content)
     with pytest.raises(UsageError, match="the checkpoint is damaged"):
         checkpoint.load_trainer(folder)
+
+
+def test_only_checkpoints_before_a_step_are_left_if_one_is_intact(tmp_path):
+    for step, attempt in ((3, 1), (6, 1), (6, 2), (9, 1)):
+        save(tmp_path, step, attempt)
+    (tmp_path / checkpoint.name_of(6, 2) / STATE).write_bytes(b"damaged")
+    before = names(tmp_path)
+    assert checkpoint.return_before(tmp_path, 3) is None
+    assert names(tmp_path) == before
+    left = checkpoint.return_before(tmp_path, 8)
+    assert left is not None
+    assert left.name == checkpoint.name_of(6, 1)
+    assert names(tmp_path) == before[:3]
 
 
 def test_names_carry_step_and_attempt():

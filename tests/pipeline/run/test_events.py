@@ -23,6 +23,8 @@ LINES = [
     {"event": "spike", "time": 1.0, "step": 3, "loss": "90.5", "usual": 30.0, "deviations": "20"},
     {"event": "diagnosed", "time": 1.0, "step": 3, "samples": ["000007"], "first": "output conv",
      "worker": 1, "file": "diagnoses/step-000000003-a01.json"},
+    {"event": "rewound", "time": 1.0, "step": 9, "to_step": 6, "position": 72, "samples": 24,
+     "reason": "the loss jumps to 90.5"},
     {"event": "start", "time": 1.0, "attempt": 2, "launch": "17.000", "world_size": 2,
      "zero_stage": 1, "process_ids": [5, 6], "host": "a", "device": "cpu", "threads": 1,
      "step": 4, "position": 32, "checkpoint": "step-000000004-a01"},

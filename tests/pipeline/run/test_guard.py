@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.run import events
-from pipeline.run.checkpoint import Progress
 from pipeline.run.guard import LEAST_LOSSES, LOSSES, Final, Guard, distance
-from pipeline.settings import GuardSettings
+from pipeline.run.progress import Progress, Rewinding
+from pipeline.run.settings import GuardSettings
 from pipeline.step.engine import Update
 
 NOISE = np.random.default_rng(1).normal(30, 3, 200).tolist()
@@ -67,3 +67,36 @@ def test_skipped_steps_in_a_row_end_the_run():
     with pytest.raises(Exception, match="step 6: 3 gradients in a row are not finite"):
         made.updated(Progress(6), bad, mock.MagicMock())
     assert made._diagnoses.find.call_count == 2  # the first of each row
+
+
+def test_a_run_returns_to_a_checkpoint_from_before_the_step_that_made_the_weights():
+    """The loss of step 61 is that of the weights after step 60."""
+    made = guard(policy="rewind")
+    with pytest.raises(Rewinding) as jump:
+        looked(made, [*NOISE[:60], 90.0])
+    assert made._journal.return_before.call_args.args == (60,)
+    assert jump.value.rewind.bad.step == 61
+    made, bad = guard(policy="rewind", max_skipped=3), Update(applied=False, grad_norm=math.nan)
+    made.updated(Progress(7), bad, mock.MagicMock())
+    made.updated(Progress(8), bad, mock.MagicMock())
+    with pytest.raises(Rewinding, match="3 gradients are not finite"):
+        made.updated(Progress(9), bad, mock.MagicMock())
+    assert made._journal.return_before.call_args.args == (6,)
+
+
+def test_a_run_that_cannot_rewind_ends():
+    bad = Update(applied=False, grad_norm=math.nan)
+    made = guard(policy="rewind", max_skipped=1, max_rewinds=2)
+    with pytest.raises(Final, match=r"step 7: .*, and guard\.max_rewinds=2 is reached; "):
+        made.updated(Progress(7, rewinds=2), bad, mock.MagicMock())
+    assert not made._journal.return_before.called
+    made._journal.return_before.return_value = None
+    with pytest.raises(Final, match=r"step 7: .*, and there is no checkpoint from before"):
+        made.updated(Progress(7, rewinds=1), bad, mock.MagicMock())
+
+
+def test_a_resumed_guard_judges_as_if_it_had_not_stopped():
+    made, resumed = guard(), guard()
+    looked(made, NOISE[:60])
+    resumed.resume(made.note(Progress(60)))
+    assert looked(resumed, [90.0]) == [1]
