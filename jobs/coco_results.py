@@ -2,10 +2,11 @@
 
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as rle
+from scipy.ndimage import find_objects
 
+from jobs.tiled.runs import encode
 from pipeline.score.inference import Result
 from shards.format.taxonomy import Taxonomy
 
@@ -32,16 +33,18 @@ def categories(taxonomy: Taxonomy) -> list[dict[str, Any]]:
 
 def panoptic_entry(id: str, result: Result, taxonomy: Taxonomy) -> dict[str, Any]:
     """Return the annotation of an image in COCO's panoptic format."""
-    infos = []
+    infos, boxes = [], find_objects(result.panoptic)
     for segment in result.segments:
-        mask = (result.panoptic == segment["id"]).astype(np.uint8)
+        rows, columns = boxes[segment["id"] - 1]
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        mask = result.panoptic[rows, columns] == segment["id"]
         infos.append({
             "id": segment["id"],
             "category_id": taxonomy.categories[segment["category"]].id,
             "isthing": int(segment["isthing"]),
             "score": round(segment["score"], _DIGITS),
             "area": int(mask.sum()),
-            "bbox": list(cv2.boundingRect(mask)),
+            "bbox": [columns.start, rows.start, width, height],
             "iscrowd": 0,
         })  # fmt: skip
     return {"image_id": id, "file_name": f"{id}.png", "segments_info": infos}
@@ -59,11 +62,13 @@ def instance_entries(
         threshold: The least score. Empty masks and scores that round to 0 are always left out.
     """
     entries = []
-    for score, category, mask in zip(result.scores, result.categories, result.masks, strict=True):
+    for n, (score, category) in enumerate(zip(result.scores, result.categories, strict=True)):
         rounded = round(float(score), _DIGITS)
-        if not (rounded > 0 and score >= threshold and mask.any()):
+        if not (rounded > 0 and score >= threshold):
             continue
-        encoded = rle.encode(np.asfortranarray(mask, np.uint8))
+        encoded = encode(result.masks, n)
+        if not rle.area(encoded):
+            continue
         counts = encoded["counts"]
         assert isinstance(counts, bytes), "pycocotools encodes to bytes, though its types say str"
         entries.append({

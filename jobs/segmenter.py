@@ -12,6 +12,8 @@ import torch
 from jobs import config as configs
 from jobs.config import Config
 from jobs.stored import opened
+from jobs.tiled.grid import Tiling
+from jobs.tiled.infer import infer_tiled
 from pipeline.pictures.regions import Region, RegionMap, predicted_regions
 from pipeline.pictures.render import overlay
 from pipeline.pictures.sheet import write_png
@@ -81,9 +83,13 @@ class Segmenter:
         threshold: The least score of segments. Defaults to that of the run.
         task: What is drawn, "panoptic", "instance", or "semantic". Defaults to the run's task.
         device: The device of the network. Defaults to the GPU if there is one.
+        tile: The longest side of the tiles in which larger images are segmented, in pixels, at
+            least 32. By default, every image is segmented as a whole.
+        tile_overlap: The least number of pixels that tiles share with their neighbors, at most a
+            third of `tile`. Defaults to an eighth of it.
 
     Raises:
-        UsageError: The run has no such checkpoint.
+        UsageError: The run has no such checkpoint, or the sizes of tiles do not fit each other.
     """
 
     def __init__(
@@ -93,7 +99,10 @@ class Segmenter:
         threshold: float | None = None,
         task: str | None = None,
         device: torch.device | str | None = None,
+        tile: int | None = None,
+        tile_overlap: int | None = None,
     ):
+        self.tiling = Tiling.of(tile, tile_overlap)
         with opened(str(run), checkpoint) as folder:
             config = configs.load_run(folder)
             self.settings = settings_of(config, threshold)
@@ -115,9 +124,8 @@ class Segmenter:
         """
         if not isinstance(image, np.ndarray):
             image = decode_image(read_regular(Path(image)), str(image))
-        result = infer(
-            self.model, image, self.settings, things=self.taxonomy.things, device=self.device
-        )
+        inputs = self.model, image, self.settings, self.taxonomy.things, self.device
+        result = infer_tiled(*inputs, self.tiling) if self.tiling else infer(*inputs)
         return Segmented(image, result, self.taxonomy, self.task)
 
 

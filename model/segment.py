@@ -245,11 +245,18 @@ def instances(
 
 @torch.no_grad()
 def semantic(prediction: ImagePrediction) -> Tensor:
-    """Return the most likely category int64 [H, W]: argmax_c Σ_q p(c | q) · mask probability."""
-    probability = prediction.class_logits.softmax(1)[:, :-1]  # [Q, K]
-    queries = torch.arange(len(probability), device=probability.device)
-    best = torch.empty(prediction.output_size, dtype=torch.long, device=queries.device)
-    for rows, logits in prediction.bands(queries):
-        scores = torch.tensordot(probability.T, logits.sigmoid_(), 1)  # [K, T, W]
+    """Return the category with the largest of the `semantic_scores`, int64 [H, W]."""
+    device = prediction.class_logits.device
+    best = torch.empty(prediction.output_size, dtype=torch.long, device=device)
+    for rows, scores in semantic_scores(prediction):
         best[rows] = first_largest(scores)
     return best
+
+
+@torch.no_grad()
+def semantic_scores(prediction: ImagePrediction) -> Iterator[tuple[slice, Tensor]]:
+    """Yield bands of rows, and their scores [K, T, W]: Σ_q p(c | q) · mask probability."""
+    probability = prediction.class_logits.softmax(1)[:, :-1]  # [Q, K]
+    queries = torch.arange(len(probability), device=probability.device)
+    for rows, logits in prediction.bands(queries):
+        yield rows, torch.tensordot(probability.T, logits.sigmoid_(), 1)

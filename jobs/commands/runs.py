@@ -112,6 +112,14 @@ def predict(
             "evaluation.segment.object_threshold for segments, and every instance.",
         ),
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Segment images with a longer side in tiles of this many pixels."),
+    ] = None,
+    tile_overlap: Annotated[
+        int | None,
+        typer.Option(help="Least overlap of tiles, in pixels. Default: an eighth of --tile."),
+    ] = None,
     on: On = "local",
     site: Site = None,
     dry_run: DryRun = False,
@@ -126,7 +134,9 @@ def predict(
       ./launch.sh predict mine photos 'more/**/*.jpg' --out predictions
     """
     from jobs.cluster import dispatch
+    from jobs.tiled.grid import Tiling
 
+    tiling = Tiling.of(tile, tile_overlap)
     target, facts = dispatch.resolve(on, site, dry_run)
     if target.is_submitted:
         locations = {"IMAGES": images, "--out": out}
@@ -136,7 +146,7 @@ def predict(
         from jobs.predict.predict import predict as job
 
         tasks = tuple(dict.fromkeys(one.value for one in task or ()))
-        job(folder, images, out, checkpoint, threshold, target, run, tasks)
+        job(folder, images, out, checkpoint, threshold, target, run, tasks, tiling)
 
 
 def replay(

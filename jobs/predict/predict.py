@@ -4,7 +4,7 @@ docs/predict.md lists the files in the output folder. Those of an image are writ
 its record last; those about all images at the end.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from jobs.outputs import OutputFolder
 from jobs.predict.inputs import PANOPTIC, SEMANTIC, Images, find_images
 from jobs.predict.results import INSTANCE, SUMMARY, Results
 from jobs.segmenter import Segmenter, settings_of, weights_id
+from jobs.tiled.grid import Tiling
 from jobs.worker import Job
 from model.network_settings import SegmentSettings
 from pipeline.distributed import all_gather, call_on_all_ranks, rank_and_world
@@ -38,21 +39,25 @@ TASKS = {PANOPTIC: (PANOPTIC, INSTANCE), INSTANCE: (INSTANCE,), SEMANTIC: (SEMAN
 
 @dataclass(frozen=True)
 class Use:
-    """What images are segmented with: a checkpoint of a run, and the least score.
+    """What images are segmented with: a checkpoint of a run, the least score, and tiles.
 
     Attributes:
         checkpoint: "best", "last", or a step; None for the best with a known score.
         threshold: The least score; None for that of the run.
         task: What is drawn.
+        tiling: The tiles of larger images; None for images as a whole.
     """
 
     checkpoint: str | None
     threshold: float | None
     task: str
+    tiling: Tiling | None
 
     def segmenter(self, folder: Path) -> Segmenter:
         """Return the network of a run on the device of this rank."""
-        return Segmenter(folder, self.checkpoint, self.threshold, self.task, inference_device())
+        sizes = astuple(self.tiling) if self.tiling else (None, None)
+        device = inference_device()
+        return Segmenter(folder, self.checkpoint, self.threshold, self.task, device, *sizes)
 
 
 class Segmenting(NamedTuple):
@@ -78,6 +83,7 @@ def predict(
     target: Target = HERE,
     source: str = "",
     tasks: tuple[str, ...] = (),
+    tiling: Tiling | None = None,
 ) -> dict[str, Any]:
     """Segment images with a run's checkpoint.
 
@@ -94,6 +100,7 @@ def predict(
         target: This machine, or a Ray cluster whose workers share the images.
         source: The URL of the run if it is on storage, and `run` is its copy on this machine.
         tasks: The tasks whose files are written. Defaults to those of the run's task in TASKS.
+        tiling: The tiles of larger images. By default, images are segmented as a whole.
 
     Returns:
         What summary.json holds.
@@ -106,9 +113,9 @@ def predict(
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
     tasks = tasks or TASKS[config.task]
-    use = Use(checkpoint, threshold, SEMANTIC if tasks == (SEMANTIC,) else PANOPTIC)
+    use = Use(checkpoint, threshold, SEMANTIC if tasks == (SEMANTIC,) else PANOPTIC, tiling)
     settings = settings_of(config, threshold)
-    made_with = f"{weights_id(folder, checkpoint, config.task)} {settings}"
+    made_with = f"{weights_id(folder, checkpoint, config.task)} {settings}{tiling or ''}"
     results = Results(out.absolute(), tasks, threshold or 0, made_with)
     done = results.done(images)
     segmenter = None if target.cluster else use.segmenter(folder)

@@ -4,10 +4,12 @@ import colorsys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import find_objects
 
 from pipeline.pictures.regions import Region
 from shards.format.taxonomy import Taxonomy
@@ -47,33 +49,54 @@ def overlay(
     if image.shape[:2] != ids.shape:
         raise ValueError(f"the picture has the size {image.shape[:2]}, but its map has {ids.shape}")
     factor = _factor(*ids.shape)
-    masks = [_enlarged(ids == region.id, factor) for region in regions]
-    shown = [n for n, mask in enumerate(masks) if mask.any()]
-    count: Counter[int] = Counter()
-    shades = []
+    shown, count = [], Counter[int]()
+    boxes = find_objects(ids) if factor == 1 else []  # enlarged edges need their surroundings
+    whole = slice(0, ids.shape[0] * factor), slice(0, ids.shape[1] * factor)
     for region in regions:
         color = taxonomy.categories[region.category].color
-        shades.append(_shade(color, count[region.category]))
+        shade = _shade(color, count[region.category])
         count[region.category] += 1
+        box = (boxes[region.id - 1] if region.id <= len(boxes) else None) if boxes else whole
+        if box and (drawn := _Drawn(ids, region, shade, box, factor)).mask().any():
+            shown.append(drawn)
 
     canvas = enlarge(image)
-    height, width = canvas.shape[:2]
-    for n in shown:
-        thing = taxonomy.things[regions[n].category]
+    for drawn in shown:
+        thing = taxonomy.things[drawn.region.category]
         opacity = _THING_OPACITY if thing else _STUFF_OPACITY
-        fill = (1 - opacity) * canvas[masks[n]] + opacity * np.array(shades[n])
-        canvas[masks[n]] = np.rint(fill).astype(np.uint8)
-    line = max(1, round(min(height, width) / 300))
-    for n in sorted(shown, key=lambda n: taxonomy.things[regions[n].category]):  # things on top
+        part, old = canvas[drawn.box], np.arange(256)[None, :, None]
+        table = np.rint((1 - opacity) * old + opacity * np.array(drawn.shade)).astype(np.uint8)
+        np.copyto(part, cv2.LUT(part, table), where=drawn.mask()[..., None])
+    line = max(1, round(min(canvas.shape[:2]) / 300))
+    for drawn in sorted(shown, key=lambda d: taxonomy.things[d.region.category]):  # things on top
         contours, _ = cv2.findContours(
-            masks[n].astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            drawn.mask().astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=drawn.start
         )
-        cv2.drawContours(canvas, contours, -1, shades[n], line, cv2.LINE_AA)
+        cv2.drawContours(canvas, contours, -1, drawn.shade, line, cv2.LINE_AA)
+    return _label(canvas, shown, taxonomy)
 
-    shown = [n for n in shown if masks[n].mean() >= _LEAST_LABELED]
-    shown.sort(key=lambda n: -np.count_nonzero(masks[n]))
-    texts = [taxonomy.names[r.category] + (" crowd" if r.iscrowd else "") for r in regions]
-    return _label(canvas, [(texts[n], shades[n], masks[n]) for n in shown])
+
+class _Drawn(NamedTuple):
+    """A region that is drawn, and the box around it in the picture.
+
+    Its mask is computed when it is needed, because those of a large picture do not fit in memory.
+    """
+
+    ids: np.ndarray
+    region: Region
+    shade: Color
+    box: tuple[slice, slice]
+    factor: int
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """The first column and the first row of the box."""
+        return self.box[1].start, self.box[0].start
+
+    def mask(self) -> np.ndarray:
+        """Return the mask inside the box, `bool [h, w]`."""
+        ids = self.ids[self.box] if self.factor == 1 else self.ids
+        return _enlarged(ids == self.region.id, self.factor)
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
@@ -181,29 +204,38 @@ def _shade(color: Color, nth: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _label(canvas: np.ndarray, labels: Sequence[tuple[str, Color, np.ndarray]]) -> np.ndarray:
+def _label(canvas: np.ndarray, shown: Sequence[_Drawn], taxonomy: Taxonomy) -> np.ndarray:
     """Write names on plates in the colors of their segments; leave out names that do not fit."""
     height, width = canvas.shape[:2]
+    areas = [np.count_nonzero(drawn.mask()) for drawn in shown]
+    order = sorted(range(len(shown)), key=lambda n: -areas[n])
     size = int(np.clip(round(min(height, width) / 30), 12, 40))
     font, pad = _font(size), round(0.3 * size)
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     taken: list[Box] = []
     covered = 0
-    for text, color, mask in labels:
+    for n in order:
+        if areas[n] < _LEAST_LABELED * height * width:
+            break
+        region = shown[n].region
+        text = taxonomy.names[region.category] + (" crowd" if region.iscrowd else "")
         plate = round(draw.textlength(text, font)) + 2 * pad, round(1.3 * size)
-        box = _free_box(mask, plate, taken)
+        box = _free_box(shown[n], (height, width), plate, taken)
         if box is None or covered + plate[0] * plate[1] > _LABELED_SHARE * height * width:
             continue
         taken.append(box)
         covered += plate[0] * plate[1]
         x0, y0, x1, y1 = box
+        color = shown[n].shade
         draw.rounded_rectangle((x0, y0, x1 - 1, y1 - 1), radius=pad, fill=color)
         draw.text(((x0 + x1) / 2, (y0 + y1) / 2), text, _ink(color), font, anchor="mm")
     return np.asarray(picture)
 
 
-def _free_box(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) -> Box | None:
+def _free_box(
+    drawn: _Drawn, size: tuple[int, int], plate: tuple[int, int], taken: Sequence[Box]
+) -> Box | None:
     """Return the first box that lies in the picture and overlaps no other plate, or None.
 
     The middle of the segment is tried first if most of the segment stays visible, then the boxes
@@ -211,19 +243,22 @@ def _free_box(mask: np.ndarray, plate: tuple[int, int], taken: Sequence[Box]) ->
     because the centroid of a ring or a crescent can lie outside of the segment.
 
     Args:
-        mask: The segment, `bool [H, W]`.
+        drawn: The segment.
+        size: Height and width of the picture.
         plate: Width and height of the plate.
         taken: The boxes of the plates so far.
     """
-    height, width = mask.shape
+    mask, (left, top) = drawn.mask(), drawn.start
+    height, width = size
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
     middle_y, middle_x = np.unravel_index(depth.argmax(), depth.shape)
     x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    x, y = x + left, y + top
     centers: list[tuple[float, float]] = []
     centers += [(x + w / 2, y - plate[1] / 2 - 1), (x + w / 2, y + h + plate[1] / 2 + 1)]
     centers += [(x + w + plate[0] / 2 + 1, y + h / 2), (x - plate[0] / 2 - 1, y + h / 2)]
     if plate[0] * plate[1] < 0.35 * np.count_nonzero(mask):
-        centers.insert(0, (int(middle_x) - 1, int(middle_y) - 1))
+        centers.insert(0, (int(middle_x) - 1 + left, int(middle_y) - 1 + top))
     for center_x, center_y in centers:
         x0 = round(min(max(center_x - plate[0] / 2, 0), width - plate[0]))
         y0 = round(center_y - plate[1] / 2)

@@ -28,7 +28,7 @@ class Result:
         scores: `float32 [N]`, the score of each instance.
         categories: `int64 [N]`, the class of each instance.
         masks: The mask of each instance, `bool [H, W]`.
-        semantic: `int64 [H, W]`, the class of each pixel.
+        semantic: Integers `[H, W]`, the class of each pixel.
         highest_scores: `float32 [K]`, for each class, the highest score of a query that predicts
             it, before any threshold; 0 if none does.
     """
@@ -37,7 +37,7 @@ class Result:
     segments: list[dict[str, Any]]
     scores: np.ndarray
     categories: np.ndarray
-    masks: list[np.ndarray]
+    masks: Sequence[np.ndarray]
     semantic: np.ndarray
     highest_scores: np.ndarray
 
@@ -61,6 +61,24 @@ def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tenso
 
 
 @torch.inference_mode()
+def predict_image(
+    model: Mask2Former, image: np.ndarray, settings: InferenceSettings, device: torch.device
+) -> ImagePrediction:
+    """Return the prediction of the last decoder layer for one image, computed in float32.
+
+    Args:
+        model: The network.
+        image: RGB `uint8 [H, W, 3]`.
+        settings: The sizes.
+        device: The device of the network.
+    """
+    pixels, valid = network_input(image, settings)
+    with torch.autocast(device.type, enabled=False):
+        predictions = model(pixels.to(device))
+    return ImagePrediction.of(predictions, 0, valid, image.shape[:2])
+
+
+@torch.inference_mode()
 def infer(
     model: Network,
     image: np.ndarray,
@@ -77,10 +95,7 @@ def infer(
         things: For each class, whether it is a thing.
         device: The device of the network.
     """
-    pixels, valid = network_input(image, settings)
-    with torch.autocast(device.type, enabled=False):
-        predictions = model(pixels.to(device))
-    prediction = ImagePrediction.of(predictions, 0, valid, image.shape[:2])
+    prediction = predict_image(model, image, settings, device)
     panoptic, segments = segment.panoptic(prediction, things, settings.segment)
     instances = segment.instances(prediction, things, settings.segment)
     return Result(
@@ -90,7 +105,7 @@ def infer(
         categories=instances["categories"].cpu().numpy(),
         masks=[mask.cpu().numpy() for mask in instances["masks"]],
         semantic=segment.semantic(prediction).cpu().numpy(),
-        highest_scores=_highest_scores(prediction).cpu().numpy(),
+        highest_scores=highest_scores(prediction).cpu().numpy(),
     )
 
 
@@ -110,7 +125,8 @@ def why_empty(highest_score: float, settings: SegmentSettings) -> str:
     )
 
 
-def _highest_scores(prediction: ImagePrediction) -> Tensor:
+def highest_scores(prediction: ImagePrediction) -> Tensor:
+    """Return the `highest_scores` of a `Result`."""
     scores, labels = prediction.class_logits.softmax(1).max(1)
     highest = scores.new_zeros(prediction.class_logits.shape[1])
     return highest.scatter_reduce(0, labels, scores, "amax")[:-1]

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 
 from jobs import segmenter
 from jobs.outputs import MARK
@@ -245,3 +246,29 @@ def test_paths_without_an_image_are_refused(tmp_path):
     }.items():
         with pytest.raises(UsageError, match=reason):
             find_images([str(tmp_path / name)])
+
+
+def test_tiles_change_only_images_that_exceed_them(work, odd):
+    """The photograph has 640x480 pixels: in one tile of 640, the results are those without."""
+    command = ["predict", small.NAME, "odd/a.jpg", "--task", "panoptic", "--task", "instance"]
+    command += ["--task", "semantic", "--out"]
+    for out, *tiles in (("whole",), ("one", "--tile", "640"), ("many", "--tile", "256")):
+        outcome = small.call(work, *command, out, *tiles)
+        assert outcome.code == 0, outcome.err
+    names = ["a.png", "panoptic/a.png", "panoptic.json", "semantic/a.png", "instances.json"]
+    whole, one, many = (
+        [(work / out / name).read_bytes() for name in names] for out in ("whole", "one", "many")
+    )
+    assert whole == one
+    assert all(a != b for a, b in zip(whole, many, strict=True))
+    panoptic = np.asarray(Image.open(work / "many/panoptic/a.png"), np.int64) @ [1, 256, 65536]
+    (entry,) = json.loads(many[2])["annotations"]
+    numbers, areas = np.unique(panoptic[panoptic > 0], return_counts=True)
+    assert {s["id"]: s["area"] for s in entry["segments_info"]} == dict(
+        zip(numbers.tolist(), areas.tolist(), strict=True)
+    )
+    for instance in json.loads(many[4]):
+        assert rle.decode(instance["segmentation"]).shape == panoptic.shape
+    outcome = small.call(work, *command, "bad", "--tile", "256", "--tile-overlap", "100")
+    assert outcome.code == 2
+    assert "--tile-overlap 100: the overlap of tiles of 256 pixels must be 1 to 85" in outcome.err
