@@ -16,6 +16,28 @@ PRESET = (
 )
 
 
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Least score of segments and instances. Default: "
+        "evaluation.segment.object_threshold for segments, and every instance.",
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option(help="Segment images with a longer side in tiles of this many pixels."),
+]
+TileOverlap = Annotated[
+    int | None,
+    typer.Option(help="Least overlap of tiles, in pixels. Default: an eighth of --tile."),
+]
+Polygons = Annotated[
+    bool, typer.Option("--polygons", help="Also write polygons.json, for labelling tools.")
+]
+
+
 class Task(StrEnum):
     """What a network is used for."""
 
@@ -103,23 +125,10 @@ def predict(
             "run's task if it is another."
         ),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Least score of segments and instances. Default: "
-            "evaluation.segment.object_threshold for segments, and every instance.",
-        ),
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(help="Segment images with a longer side in tiles of this many pixels."),
-    ] = None,
-    tile_overlap: Annotated[
-        int | None,
-        typer.Option(help="Least overlap of tiles, in pixels. Default: an eighth of --tile."),
-    ] = None,
+    threshold: Threshold = None,
+    tile: Tile = None,
+    tile_overlap: TileOverlap = None,
+    polygons: Polygons = False,
     on: On = "local",
     site: Site = None,
     dry_run: DryRun = False,
@@ -143,10 +152,11 @@ def predict(
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, dry_run)
         return
     with opened_run(run, checkpoint) as folder:
+        from jobs.predict.predict import Use
         from jobs.predict.predict import predict as job
 
         tasks = tuple(dict.fromkeys(one.value for one in task or ()))
-        job(folder, images, out, checkpoint, threshold, target, run, tasks, tiling)
+        job(folder, images, out, Use(checkpoint, threshold, tasks, tiling, polygons), target, run)
 
 
 def replay(

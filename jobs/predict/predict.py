@@ -4,7 +4,7 @@ docs/predict.md lists the files in the output folder. Those of an image are writ
 its record last; those about all images at the end.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,25 +39,33 @@ TASKS = {PANOPTIC: (PANOPTIC, INSTANCE), INSTANCE: (INSTANCE,), SEMANTIC: (SEMAN
 
 @dataclass(frozen=True)
 class Use:
-    """What images are segmented with: a checkpoint of a run, the least score, and tiles.
+    """What images are segmented with, and what is written.
 
     Attributes:
         checkpoint: "best", "last", or a step; None for the best with a known score.
-        threshold: The least score; None for that of the run.
-        task: What is drawn.
+        threshold: The least score of segments and instances; None for the run's threshold for
+            segments, and for all instances.
+        tasks: The tasks whose files are written; () for those of the run's task in TASKS.
         tiling: The tiles of larger images; None for images as a whole.
+        has_polygons: Whether polygons of what is drawn are written too.
     """
 
-    checkpoint: str | None
-    threshold: float | None
-    task: str
-    tiling: Tiling | None
+    checkpoint: str | None = None
+    threshold: float | None = None
+    tasks: tuple[str, ...] = ()
+    tiling: Tiling | None = None
+    has_polygons: bool = False
+
+    @property
+    def drawn(self) -> str:
+        """The task that is drawn."""
+        return SEMANTIC if self.tasks == (SEMANTIC,) else PANOPTIC
 
     def segmenter(self, folder: Path) -> Segmenter:
         """Return the network of a run on the device of this rank."""
         sizes = astuple(self.tiling) if self.tiling else (None, None)
         device = inference_device()
-        return Segmenter(folder, self.checkpoint, self.threshold, self.task, device, *sizes)
+        return Segmenter(folder, self.checkpoint, self.threshold, self.drawn, device, *sizes)
 
 
 class Segmenting(NamedTuple):
@@ -78,12 +86,9 @@ def predict(
     run: str,
     paths: list[str],
     out: Path,
-    checkpoint: str | None = None,
-    threshold: float | None = None,
+    use: Use,
     target: Target = HERE,
     source: str = "",
-    tasks: tuple[str, ...] = (),
-    tiling: Tiling | None = None,
 ) -> dict[str, Any]:
     """Segment images with a run's checkpoint.
 
@@ -94,13 +99,9 @@ def predict(
         run: A name under runs/, or a path.
         paths: Images, folders of images, patterns, and shard sets.
         out: The folder for the results, new or of an earlier `predict`.
-        checkpoint: "best", "last", or a step. Defaults to the best with a known score.
-        threshold: The least score of segments and instances. Defaults to the run's threshold for
-            segments, and to all instances.
+        use: What they are segmented with, and what is written.
         target: This machine, or a Ray cluster whose workers share the images.
         source: The URL of the run if it is on storage, and `run` is its copy on this machine.
-        tasks: The tasks whose files are written. Defaults to those of the run's task in TASKS.
-        tiling: The tiles of larger images. By default, images are segmented as a whole.
 
     Returns:
         What summary.json holds.
@@ -112,11 +113,11 @@ def predict(
     images = find_images(paths)
     folder = configs.run_folder(run)
     config = configs.load_run(folder)
-    tasks = tasks or TASKS[config.task]
-    use = Use(checkpoint, threshold, SEMANTIC if tasks == (SEMANTIC,) else PANOPTIC, tiling)
-    settings = settings_of(config, threshold)
-    made_with = f"{weights_id(folder, checkpoint, config.task)} {settings}{tiling or ''}"
-    results = Results(out.absolute(), tasks, threshold or 0, made_with)
+    use = replace(use, tasks=use.tasks or TASKS[config.task])
+    settings = settings_of(config, use.threshold)
+    made_with = f"{weights_id(folder, use.checkpoint, config.task)} {settings}{use.tiling or ''}"
+    least = use.threshold or 0
+    results = Results(out.absolute(), use.tasks, least, made_with, use.has_polygons)
     done = results.done(images)
     segmenter = None if target.cluster else use.segmenter(folder)
     output = _output(out, results, images, done, folder)

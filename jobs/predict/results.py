@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -14,12 +14,14 @@ from jobs.coco_results import categories, id_colors, instance_entries, panoptic_
 from jobs.pages import jpeg
 from jobs.predict.gallery import THUMBNAIL_SIDE, outlines, write_gallery
 from jobs.predict.inputs import PANOPTIC, RECORDS, SEMANTIC, THUMBNAILS, Images
+from jobs.predict.polygons import annotations
 from jobs.segmenter import Segmented
 from pipeline.pictures.sheet import write_png
 from shards.files import read_json, whole_file, write_json
 from shards.format.taxonomy import Taxonomy
 
 INSTANCE, INSTANCES, SUMMARY, GALLERY = "instance", "instances.json", "summary.json", "gallery.html"
+POLYGONS = "polygons.json"
 VERSION = 1  # of a record
 Record = dict[str, Any]
 """What is known about an image that is done; docs/predict.md lists the keys."""
@@ -34,17 +36,19 @@ class Results:
         tasks: The tasks whose files are written.
         least_score: The least score of instances.
         made_with: The hash of the weights, and the settings, on which the results depend.
+        has_polygons: Whether POLYGONS is written.
     """
 
     folder: Path
     tasks: tuple[str, ...]
     least_score: float
     made_with: str
+    has_polygons: bool = False
 
     @property
     def made_by(self) -> str:
         """A hash of everything except the image that the results of an image depend on."""
-        parts = [VERSION, self.tasks, self.least_score, self.made_with]
+        parts = [VERSION, self.tasks, self.least_score, self.made_with, self.has_polygons]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     def files(self, id: str) -> list[str]:
@@ -60,7 +64,8 @@ class Results:
         """Return the names of the files that are written at the end."""
         panoptic = [f"{PANOPTIC}.json"] if PANOPTIC in self.tasks else []
         instances = [INSTANCES] if INSTANCE in self.tasks else []
-        return [*panoptic, *instances, GALLERY, SUMMARY]
+        polygons = [POLYGONS] if self.has_polygons else []
+        return [*panoptic, *instances, *polygons, GALLERY, SUMMARY]
 
     def record(self, id: str) -> Record | None:
         """Return the record of an image; None if it is missing, cut short, or of another kind."""
@@ -99,6 +104,8 @@ class Results:
             record[PANOPTIC] = panoptic_entry(id, result, taxonomy)
         if INSTANCE in self.tasks:
             record[INSTANCE] = instance_entries(id, result, taxonomy, self.least_score)
+        if self.has_polygons:
+            record[POLYGONS] = annotations(segmented)
         if SEMANTIC in self.tasks:
             of_class = np.array([category.id for category in taxonomy.categories])
             kind = np.uint8 if of_class.max() < 256 else np.uint16
@@ -122,14 +129,17 @@ class Results:
         """
         unread = {images.name(path): reason for path, reason in images.unread.items()}
         left_out = unread | {images.names[id]: why for id, why in reasons.items()}
-        entries = []
+        entries: list[Record] = []
         with self._instances_file() as add:
             for id in images.sources:
                 if id in reasons or (record := self.record(id)) is None:
                     continue
                 found = record.pop(INSTANCE, [])
+                record.pop(POLYGONS, None)
                 add(found)
                 entries.append(record | {"instances": len(found)})
+        if self.has_polygons:
+            self._write_polygons(entries, taxonomy)
         if PANOPTIC in self.tasks:
             document = {
                 "images": [entry["image"] for entry in entries],
@@ -159,21 +169,42 @@ class Results:
             counts["instances"] = sum(entry["instances"] for entry in entries)
         return counts
 
+    def _write_polygons(self, entries: list[Record], taxonomy: Taxonomy) -> None:
+        """Write the polygons of all images, whose numbers are their ids, as COCO's data sets."""
+        images = [entry["image"] | {"id": n} for n, entry in enumerate(entries, start=1)]
+        with whole_file(self.folder / POLYGONS) as file:
+            file.write(b'{"annotations": ')
+            with _json_list(file) as add:
+                count = 0
+                for image, entry in zip(images, entries, strict=True):
+                    found = (self.record(entry["image"]["id"]) or {}).get(POLYGONS, [])
+                    ids = range(count + 1, count + 1 + len(found))
+                    count += len(found)
+                    own = {"image_id": image["id"]}
+                    add([one | own | {"id": id} for id, one in zip(ids, found, strict=True)])
+            rest = json.dumps({"images": images, "categories": categories(taxonomy)})
+            file.write(f", {rest[1:]}\n".encode())
+
     @contextlib.contextmanager
     def _instances_file(self) -> Iterator[Callable[[list[Record]], None]]:
-        """Yield a function that adds instances to the list in their file, which is not kept in
-        memory."""
+        """Yield a function that adds instances to their file, if it is written."""
         if INSTANCE not in self.tasks:
             yield lambda _: None
             return
-        with whole_file(self.folder / INSTANCES) as file:
-            start = b"[\n"
-
-            def add(instances: list[Record]) -> None:
-                nonlocal start
-                for instance in instances:
-                    file.write(start + json.dumps(instance).encode())
-                    start = b",\n"
-
+        with whole_file(self.folder / INSTANCES) as file, _json_list(file) as add:
             yield add
-            file.write(b"[]\n" if start == b"[\n" else b"\n]\n")
+
+
+@contextlib.contextmanager
+def _json_list(file: BinaryIO) -> Iterator[Callable[[list[Record]], None]]:
+    """Yield a function that adds records to a JSON list in a file, which is not kept in memory."""
+    start = b"[\n"
+
+    def add(records: list[Record]) -> None:
+        nonlocal start
+        for record in records:
+            file.write(start + json.dumps(record).encode())
+            start = b",\n"
+
+    yield add
+    file.write(b"[]\n" if start == b"[\n" else b"\n]\n")

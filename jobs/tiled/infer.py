@@ -8,7 +8,7 @@ import torch
 from jobs.tiled.grid import Tiling
 from jobs.tiled.merge import InstanceTiles, PanopticTiles, SemanticTiles
 from model import segment
-from model.mask2former import Mask2Former
+from model.network import Network
 from pipeline.score.inference import (
     InferenceSettings,
     Result,
@@ -20,7 +20,7 @@ from pipeline.score.inference import (
 
 @torch.inference_mode()
 def infer_tiled(
-    model: Mask2Former,
+    model: Network,
     image: np.ndarray,
     settings: InferenceSettings,
     things: Sequence[bool],

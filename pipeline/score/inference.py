@@ -62,7 +62,7 @@ def network_input(image: np.ndarray, settings: InferenceSettings) -> tuple[Tenso
 
 @torch.inference_mode()
 def predict_image(
-    model: Mask2Former, image: np.ndarray, settings: InferenceSettings, device: torch.device
+    model: Network, image: np.ndarray, settings: InferenceSettings, device: torch.device
 ) -> ImagePrediction:
     """Return the prediction of the last decoder layer for one image, computed in float32.
 

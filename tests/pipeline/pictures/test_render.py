@@ -86,13 +86,13 @@ def test_names_are_written_and_never_cover_much(monkeypatch):
     boxes = []
     free_box = render._free_box
 
-    def remembered(mask, plate, taken):
+    def remembered(drawn, size, plate, taken):
         boxes[:] = taken
-        return free_box(mask, plate, taken)
+        return free_box(drawn, size, plate, taken)
 
     monkeypatch.setattr(render, "_free_box", remembered)
     overlay(image, ids, regions, TAXONOMY)
-    monkeypatch.setattr(render, "_label", lambda canvas, labels: canvas)
+    monkeypatch.setattr(render, "_label", lambda canvas, *_: canvas)
     bare = overlay(image, ids, regions, TAXONOMY)
     share = (named != bare).any(-1).mean()
     assert 0.08 < share <= 0.2
