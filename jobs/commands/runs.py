@@ -113,7 +113,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Images, folders of images, patterns such as 'a/**/*.jpg', shard sets."
+            help="Images, folders of images, patterns such as 'a/**/*.jpg', shard sets, URLs."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results: new, empty, or of a predict.")],

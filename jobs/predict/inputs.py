@@ -10,12 +10,14 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from jobs.outputs import made_by
+from jobs.predict.urls import ImageAtUrl, images_below, path_of, without_query
 from pipeline.data.store import Store
 from shards.errors import DataError, UsageError
 from shards.files import is_clutter, is_url, read_regular
 from shards.format.images import decode_image
 from shards.format.index import SAMPLES
 from shards.format.manifest import MANIFEST
+from shards.remote import RemoteFolder
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 PANOPTIC, SEMANTIC = "panoptic", "semantic"
@@ -72,7 +74,7 @@ class ImageInSet:
         return decode_image(self.store.load(self.number).image, self.store.index.key[self.number])
 
 
-Source = ImageFile | ImageInSet
+Source = ImageFile | ImageInSet | ImageAtUrl
 
 
 @dataclass
@@ -110,18 +112,23 @@ def find_images(given: list[str]) -> Images:
     for any number of folders.
 
     Args:
-        given: Files, folders, patterns, and folders or URLs of shard sets.
+        given: Files, folders, patterns, folders of shard sets, and URLs of each except patterns.
 
     Raises:
         UsageError: A path does not exist, or a folder has no image.
         DataError: A shard set is damaged.
     """
     roots = [_absolute(path) for text in given for path in _expanded(text)]
-    folders = [root if is_url(text) or root.is_dir() else root.parent for text, root in roots]
+    folders = [root if _is_folder(text, root) else root.parent for text, root in roots]
     images = Images(Path(os.path.commonpath(folders)))
     found: dict[Path, Source] = {}
     for text, root in roots:
-        found |= _images_of(text, root, images, is_pattern=text not in given)
+        inside = _images_of(text, root, images, is_pattern=text not in given)
+        for path in found.keys() & inside.keys():
+            if isinstance(inside[path], ImageAtUrl) and inside[path] != found[path]:
+                where, fix = without_query(text), "give them to two commands"
+                raise UsageError("two URLs differ only in their query", where=where, fix=fix)
+        found |= inside
     if not found and not images.unread:
         raise UsageError("match no image", where=" ".join(given), fix="give another pattern")
     while any(_first(images.name(path)) in RESERVED for path in found) and images.base.name:
@@ -145,7 +152,7 @@ def _expanded(text: str) -> list[str]:
 
 def _absolute(text: str) -> tuple[str, Path]:
     if is_url(text):
-        return text, Path("/", text.replace("://", "/"))  # of names only
+        return text, path_of(text)
     path = Path(text)
     return text, path.resolve() if ".." in path.parts else path.absolute()
 
@@ -153,7 +160,7 @@ def _absolute(text: str) -> tuple[str, Path]:
 def _images_of(text: str, root: Path, images: Images, *, is_pattern: bool) -> dict[Path, Source]:
     """Return the images of one path or URL by their paths, which give them their names."""
     if is_url(text):
-        return _samples(text, root)
+        return _at_url(text, root)
     if not os.path.lexists(root):
         fix = "give images, or folders of images or of shards"
         raise UsageError("does not exist", where=root, fix=fix)
@@ -174,6 +181,29 @@ def _images_of(text: str, root: Path, images: Images, *, is_pattern: bool) -> di
         suffixes = ", ".join(sorted(SUFFIXES))
         raise UsageError(f"holds no image ({suffixes})", where=root, fix="give another folder")
     images.read.extend(inside)
+    return inside
+
+
+def _is_folder(text: str, root: Path) -> bool:
+    return root.suffix.lower() not in SUFFIXES if is_url(text) else root.is_dir()
+
+
+def _at_url(url: str, root: Path) -> dict[Path, Source]:
+    """Return the image at a URL, the samples of a shard set, or the images of a folder.
+
+    Folders of web servers are not searched, because their links may lead anywhere.
+    """
+    if not _is_folder(url, root):
+        return {root: ImageAtUrl(url)}
+    if url.startswith(("http:", "https:")) or RemoteFolder(url).info(MANIFEST):
+        return _samples(url, root)
+    inside: dict[Path, Source] = {
+        path_of(one): ImageAtUrl(one) for one in images_below(url, SUFFIXES)
+    }
+    if not inside:
+        suffixes = ", ".join(sorted(SUFFIXES))
+        fix = "give the URL of an image, of a folder of images, or of a shard set"
+        raise UsageError(f"holds no image ({suffixes}) and no shards", where=url, fix=fix)
     return inside
 
 
