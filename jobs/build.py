@@ -35,6 +35,7 @@ def build(options: BuildOptions, target: Target = HERE) -> dict[str, dict[str, A
     if not options.url and len(sets := shard_sets(Path(options.out))) == 1:
         own = isinstance(options.root, CocoFiles)
         how = "its JSON with --split val" if own else f"a split of them in {options.root}"
+        how += ", or build again with --hold-out 0.1,"
         say(
             f"{sets[0]} is the only set; training also needs a set of other images for data.val: "
             f"build {how} into the same --out"

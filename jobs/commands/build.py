@@ -12,7 +12,7 @@ Source = Annotated[
     str,
     typer.Argument(
         help="Layout of the raw data: coco, ade20k, cityscapes, vistas (Mapillary, 1.2), "
-        "or folder (your own images and label maps, see docs/folder.md)."
+        "folder (your own images and label maps, see docs/folder.md), labelme, or yolo (outlines)."
     ),
 ]
 Out = Annotated[
@@ -54,6 +54,13 @@ DropEmpty = Annotated[bool, typer.Option("--drop-empty", help="Leave out images 
 Strict = Annotated[
     bool, typer.Option("--strict", help="Stop at the first image that the doctor rejects.")
 ]
+HoldOut = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the photographs, such as 0.1, that become the set val, if the data has only "
+        "one split; crops of one photograph stay together (docs/try.md)."
+    ),
+]
 Work = Annotated[
     Path | None,
     typer.Option(
@@ -79,6 +86,7 @@ def build(
     shards: Shards = None,
     drop_empty: DropEmpty = False,
     strict: Strict = False,
+    hold_out: HoldOut = None,
     on: On = "auto",
     site: Site = None,
     dry_run: DryRun = False,
@@ -115,6 +123,7 @@ def build(
             shards=shards,
             drop_empty=drop_empty,
             strict=strict,
+            hold_out=hold_out,
             work=work,
         )
         return job(options, target)

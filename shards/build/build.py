@@ -8,6 +8,7 @@ from typing import Any
 
 from shards.build.claim import check_space, claim_folder, claim_url
 from shards.build.destination import FolderDestination, UrlDestination, staging_folder
+from shards.build.hold_out import held_out
 from shards.build.options import BuildOptions
 from shards.build.plan import SplitPlan, plan_splits, versions
 from shards.build.writer import BuiltShard
@@ -101,6 +102,8 @@ def _plan(options: BuildOptions, out: Path, report: Report) -> list[SplitPlan]:
     if options.url:
         claim_url(options.url, options.source)
     splits = [module.read(options.root, name, options.tasks or None, report) for name in names]
+    if options.hold_out:
+        splits = held_out(splits, options.hold_out, report)
     return plan_splits(splits, out, options)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 from shards.errors import UsageError
 from shards.files import is_url
 from shards.format.schema import TASKS
-from shards.sources import ade20k, cityscapes, coco, folder, vistas
+from shards.sources import ade20k, cityscapes, coco, folder, labelme, vistas, yolo
 from shards.sources.coco_item import CocoFiles
 
 SOURCES = {
@@ -18,6 +18,8 @@ SOURCES = {
     "cityscapes": cityscapes,
     "vistas": vistas,
     "folder": folder,
+    "labelme": labelme,
+    "yolo": yolo,
 }
 
 
@@ -41,6 +43,7 @@ class BuildOptions:
             raw files per shard.
         drop_empty: Leave out images without truth.
         strict: Stop at the first image that the doctor rejects.
+        hold_out: Divide the only split into train and val, which has this share of the photographs.
         work: If `out` is a URL, the folder where shards wait to be sent.
 
     Raises:
@@ -57,6 +60,7 @@ class BuildOptions:
     shards: int | None = None
     drop_empty: bool = False
     strict: bool = False
+    hold_out: float | None = None
     work: Path | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +78,9 @@ class BuildOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{value} is too small", where=f"--{name}", fix="give 1 or more")
+        if self.hold_out is not None and not 0 < self.hold_out < 1:
+            fix = "give a share between 0 and 1, such as 0.1"
+            raise UsageError(f"{self.hold_out} is not a share", where="--hold-out", fix=fix)
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise UsageError(
                 f"unknown task {unknown[0]!r}; known are {', '.join(TASKS)}", where="--tasks"
