@@ -15,6 +15,7 @@ from jobs.commands.check import check
 from jobs.commands.drill import drill
 from jobs.commands.evaluate import evaluate
 from jobs.commands.plan import plan
+from jobs.commands.tryout import tryout
 from jobs.console import run
 
 app = typer.Typer(
@@ -58,6 +59,9 @@ for command in (
     *(runs.replay, runs.export, drill, project.bench),
 ):
     app.command()(command)
+
+
+app.command("try")(tryout)
 
 
 def main() -> int:

@@ -1,0 +1,1 @@
+"""`try`: train on a folder of labeled images with nothing to set."""
