@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from model.drop_path import DropPath, drop_branches
-from model.families import BACKBONES, RESNET, STRIDES, SWIN, Family
+from model.families import BACKBONES, PATCH, RESNET, STRIDES, SWIN, Family
 from model.norms import ChannelNorm, replace_batch_norm
 from model.targets import Draw, draw_rows
 
@@ -37,6 +37,7 @@ class Backbone(nn.Module):
         weights: "none" for random weights, or a local folder for `from_pretrained`.
         drop_path: Rate of stochastic depth in the last block; it grows linearly from 0 in the
             first one. ResNets have none.
+        has_pyramid: Whether maps of all strides are made of the single map of a plain ViT.
 
     Raises:
         ValueError: A field is unknown, or the weights do not fit; names the setting.
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
         norm: str = "frozen_batch",
         weights: str = "none",
         drop_path: float = 0.3,
+        has_pyramid: bool = True,
     ) -> None:
         super().__init__()
         family, config = _config(name, dict(overrides or {}), drop_path)
@@ -65,9 +67,11 @@ class Backbone(nn.Module):
             body.swin.layernorm = nn.Identity()  # its output reaches no feature map
         elif family.is_plain:
             body.embeddings.mask_token = None  # only pretraining uses it
-            self.pyramid = SimplePyramid(*channels)
-            channels = self.pyramid.channels
-        self.channels: dict[int, int] = dict(zip(STRIDES, channels, strict=True))
+            if has_pyramid:
+                self.pyramid = SimplePyramid(*channels)
+                channels = self.pyramid.channels
+        strides = STRIDES if len(channels) > 1 else (PATCH,)
+        self.channels: dict[int, int] = dict(zip(strides, channels, strict=True))
         self.body: Any = body
         self.drop_paths: list[DropPath] = []
         if family.branches:
@@ -76,8 +80,21 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, draw: Draw | None = None) -> dict[int, Tensor]:
         """Return features {stride: [B, C, H/stride, W/stride]} of images [B, 3, H, W].
 
-        Stochastic depth takes its random numbers from `draw`, per image, or from torch's global
-        generator if it is None.
+        The random numbers of stochastic depth are those of `draw_paths`.
+        """
+        self.draw_paths(images, draw)
+        if images.is_cuda:  # convolutions on tensor cores take channels last
+            images = images.contiguous(memory_format=torch.channels_last)
+        maps = self.body(images).feature_maps
+        if self.pyramid is not None:
+            maps = self.pyramid(*maps)
+        return dict(zip(self.channels, maps, strict=True))
+
+    def draw_paths(self, images: Tensor, draw: Draw | None) -> None:
+        """Draw which branches stochastic depth drops in training.
+
+        The random numbers are those of `draw`, per image, or of torch's global generator if it is
+        None.
         """
         if self.training and self.drop_paths:
             shape = (len(self.drop_paths),)
@@ -87,12 +104,6 @@ class Backbone(nn.Module):
                 uniform = draw_rows(draw, "drop_path", [1] * len(images), shape)
             for path, column in zip(self.drop_paths, uniform.unbind(1), strict=True):
                 path.uniform = column
-        if images.is_cuda:  # convolutions on tensor cores take channels last
-            images = images.contiguous(memory_format=torch.channels_last)
-        maps = self.body(images).feature_maps
-        if self.pyramid is not None:
-            maps = self.pyramid(*maps)
-        return dict(zip(STRIDES, maps, strict=True))
 
     def compile_blocks(self) -> None:
         """Run every block through `torch.compile`."""

@@ -6,6 +6,8 @@ from torch import nn
 from transformers import (
     ConvNextBackbone,
     ConvNextConfig,
+    Dinov2WithRegistersBackbone,
+    Dinov2WithRegistersConfig,
     DINOv3ViTBackbone,
     DINOv3ViTConfig,
     PreTrainedConfig,
@@ -18,12 +20,16 @@ from transformers import (
     Swinv2Config,
 )
 from transformers.models.convnext.modeling_convnext import ConvNextLayer
+from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import (
+    Dinov2WithRegistersLayer,
+)
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTLayer
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
 from transformers.models.swin.modeling_swin import SwinLayer
 from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer
 
 STRIDES = (4, 8, 16, 32)
+PATCH = 16  # stride of the single map of a plain ViT
 
 
 class Family(NamedTuple):
@@ -46,7 +52,7 @@ class Family(NamedTuple):
     is_plain: bool = False
 
 
-_PATCH_4, _PATCH_16 = ("patch_size", 4), ("patch_size", 16)
+_PATCH_4, _PATCH_16 = ("patch_size", 4), ("patch_size", PATCH)
 RESNET = Family(
     ResNetConfig,
     ResNetBackbone,
@@ -70,6 +76,14 @@ DINOV3_VIT = Family(
     ("layer_scale1", "layer_scale2"),
     is_plain=True,
 )
+DINOV2_VIT = Family(
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersBackbone,
+    (Dinov2WithRegistersLayer,),
+    _PATCH_16,
+    ("layer_scale1", "layer_scale2"),
+    is_plain=True,
+)
 
 _WINDOW_12 = {"window_size": 12, "image_size": 384}
 _WINDOW_8 = {"window_size": 8, "image_size": 256}
@@ -79,6 +93,7 @@ _LARGE = {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48
 _CONVNEXT = {"hidden_sizes": [96, 192, 384, 768]}
 # No rescaling of positions in training, because it draws from the global generator.
 _VIT = {"num_register_tokens": 4, "pos_embed_rescale": None}
+_DINOV2 = {"patch_size": PATCH, "image_size": 640}  # of the networks that EoMT published
 
 # Family and architecture of each name; `model.backbone_config` overrides single fields.
 BACKBONES: dict[str, tuple[Family, dict[str, Any]]] = {
@@ -104,6 +119,11 @@ BACKBONES: dict[str, tuple[Family, dict[str, Any]]] = {
     "convnext_large": (
         CONVNEXT,
         {"depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536]},
+    ),
+    "dinov2_vit": (DINOV2_VIT, _DINOV2),
+    "dinov2_vit_large": (
+        DINOV2_VIT,
+        _DINOV2 | {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24},
     ),
     "dinov3_vit": (DINOV3_VIT, _VIT),
     "dinov3_vit_small": (

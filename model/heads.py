@@ -1,8 +1,16 @@
-"""The network of the settings."""
+"""The networks that `model.head` names."""
 
+from collections.abc import Callable
+
+from model.eomt import Eomt
 from model.mask2former import Mask2Former
 from model.network import Network
 from model.network_settings import ModelSettings
+
+HEADS: dict[str, Callable[[ModelSettings, int], Network]] = {
+    "mask2former": Mask2Former,
+    "eomt": Eomt,
+}
 
 
 def build(settings: ModelSettings, num_classes: int) -> Network:
@@ -11,4 +19,4 @@ def build(settings: ModelSettings, num_classes: int) -> Network:
     Raises:
         ValueError: The network cannot be built. The text names the setting.
     """
-    return Mask2Former(settings, num_classes)
+    return HEADS[settings.head](settings, num_classes)

@@ -1,4 +1,4 @@
-"""What training, scores, and exports need of a network."""
+"""What training, scores, and exports need of a network; `model.heads` lists the networks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -29,11 +29,14 @@ BACKBONE_NAMES = (
     "convnext_small",
     "convnext_base",
     "convnext_large",
+    "dinov2_vit",
+    "dinov2_vit_large",
     "dinov3_vit",
     "dinov3_vit_small",
     "dinov3_vit_base",
     "dinov3_vit_large",
 )
+HEADS = ("mask2former", "eomt")  # of `model.heads`
 WEIGHT_FILES = (".pth", ".pt", ".pkl", ".bin", ".safetensors")
 NORMS = ("frozen_batch", "batch", "sync_batch", "group")  # of a ResNet; others have their own
 
@@ -63,6 +66,46 @@ class MaskedDecoderSettings(Settings):
     )
     heads: int = setting(8, "Number of attention heads, which divides model.dim.", at_least=1)
     feedforward: int = setting(2048, "Hidden channels of the feed-forward blocks.", at_least=1)
+
+
+@dataclass
+class EomtSettings(Settings):
+    """The encoder-only mask transformer."""
+
+    blocks: int = setting(
+        4, "Number of the last blocks of the ViT that process the queries, too.", at_least=1
+    )
+    anneal_start: float = setting(
+        1 / 6,
+        "Fraction of all steps until which the first of these blocks masks the attention of all "
+        "queries; the starts of the others follow at equal distances.",
+        at_least=0,
+        below=1,
+    )
+    anneal_span: float = setting(
+        1 / 6,
+        "Fraction of all steps in which the masks of a block fade out.",
+        above=0,
+        at_most=1,
+    )
+    anneal_end: float = setting(
+        5 / 6,
+        "Fraction of all steps from which the last block masks no query.",
+        above=0,
+        at_most=1,
+    )
+    anneal_power: float = setting(
+        0.9,
+        "Exponent of the share of masked queries, (1 - t)^anneal_power, as t rises from 0 to 1 "
+        "in the span of a block.",
+        above=0,
+    )
+
+    def check(self) -> None:
+        """Check that the span of the first block does not end after that of the last one."""
+        if self.anneal_start + self.anneal_span > self.anneal_end:
+            what = f"={self.anneal_span:g} does not fit between anneal_start and anneal_end"
+            raise SettingError("anneal_span", what, "lower it")
 
 
 @dataclass
@@ -106,6 +149,12 @@ class ModelSettings(Settings):
         "backbone.blocks.0 of a ViT, neck (these norms, this pyramid), pixel_decoder, "
         "masked_decoder.",
     )
+    head: str = setting(
+        "mask2former",
+        "What predicts masks from the backbone: mask2former, with a pixel decoder and a "
+        "transformer decoder; eomt, the last blocks of a plain ViT (dinov2 or dinov3).",
+        choices=HEADS,
+    )
     queries: int = setting(100, "Number of queries, the most segments per image.", at_least=1)
     dim: int = setting(256, "Channels of both decoders.", at_least=8, multiple_of=8)
     checkpoint_activations: bool = setting(
@@ -124,6 +173,7 @@ class ModelSettings(Settings):
     masked_decoder: MaskedDecoderSettings = setting(
         MaskedDecoderSettings, "Sizes of the transformer decoder."
     )
+    eomt: EomtSettings = setting(EomtSettings, "The head eomt.")
 
     @property
     def weights_folder(self) -> str:
@@ -138,6 +188,9 @@ class ModelSettings(Settings):
 
     def check(self) -> None:
         """Check the heads, the norms of the backbone, and that frozen norms do not change."""
+        if self.head == "eomt" and not self.backbone.startswith("dino"):
+            fix = "choose a plain ViT, such as dinov3_vit_base"
+            raise SettingError("backbone", f"={self.backbone} with head=eomt", fix)
         for part in ("pixel_decoder", "masked_decoder"):
             heads = getattr(self, part).heads
             if self.dim % heads:

@@ -13,7 +13,7 @@ from model.families import CONVNEXT, RESNET
 _BODY = r"backbone\.body\.(?:swin\.)?"
 _STEM = re.compile(_BODY + r"embed(?:der|dings)\.")
 _STAGE = re.compile(_BODY + r"encoder\.(?:layers|stages)\.(\d+)\.(?:(?:blocks|layers)\.(\d+)\.)?")
-_BLOCK = re.compile(_BODY + r"model\.layer\.(\d+)\.")
+_BLOCK = re.compile(_BODY + r"(?:model|encoder)\.layer\.(\d+)\.")
 # What stands between a backbone and the decoders, and is in no file of pretrained weights.
 _NECK = ("backbone.body.hidden_states_norms.", "backbone.pyramid.")
 

@@ -150,6 +150,8 @@ class Worker:
         Returns:
             Whether the run has taken all its steps.
         """
+        assert isinstance(self.engine.module, Network)
+        self.network = self.engine.module
         self.progress = self.journal.resume(self.engine)
         self.parts.end("load")
         try:
@@ -185,6 +187,7 @@ class Worker:
                 self.faults.before_step(self.progress.step + 1)
             journal.damaged(self.progress.step + 1, batch.damaged)
             self.guard.before(self.progress.step + 1)
+            self.network.anneal(self.progress.step / settings.trainer.steps)
             losses = self.train_step.forward_backward(batch)
             self.guard.computed(self.progress.step + 1, batch)
             lr_multiplier = self.lr_multiplier(self.progress.step)
@@ -264,12 +267,10 @@ class Worker:
             cudnn.flags(enabled=True, benchmark=False),
             self.engine.averaged(),
         ):
-            model = self.engine.module
-            assert isinstance(model, Network)
             gallery = Gallery(self.settings.task)
             with_pictures = self.settings.tracking.wandb.mode != "disabled"
             scores = evaluate(
-                model,
+                self.network,
                 self.data.val,
                 settings,
                 self.device,

@@ -61,6 +61,7 @@ def save_transformers(
         ValueError: transformers cannot compute this network. The text names the setting or the
             tensors.
     """
+    _check(settings)
     assert isinstance(model, Mask2Former)
     config = transformers_config(model, settings, criterion, labels)
     with torch.device("meta"):
@@ -145,6 +146,8 @@ def transformers_state(
 
 def _check(settings: ModelSettings) -> None:
     """Raise ValueError for settings with which both other implementations compute differently."""
+    if settings.head != "mask2former":
+        raise ValueError(f"model.head={settings.head}: only Mask2Former is exported as weights")
     if settings.norm == "group":
         raise ValueError(
             "model.norm=group: other implementations cannot load a network with these norms"

@@ -21,10 +21,13 @@ from model.weights.classes import (
 from model.weights.files import read
 from model.weights.names import (
     DETECTRON2,
+    EOMT_LEARNED,
+    EOMT_OFFICIAL,
+    EOMT_ROTARY,
     TRANSFORMERS,
+    converted,
     modern_detectron2,
     modern_swin,
-    split_stacked,
     torchvision_to_detectron2,
 )
 
@@ -33,7 +36,7 @@ SHOWN = 6  # the largest number of names that the summary shows per list
 # Tensors of files that the network does not use: constants that can be computed, norms whose output
 # reaches no feature map, the mask token of pretraining, and counters without effect.
 _UNUSED = re.compile(
-    r"criterion\.|pixel_(mean|std)$|backbone\.body\.((swin\.)?layernorm\.|embeddings\.mask_token$)"
+    r"criterion\.|(network\.encoder\.)?pixel_(mean|std)$|backbone\.body\.((swin\.)?layernorm\.|embeddings\.mask_token$)"
     r"|.*\.(relative_position_index|attn_mask|num_batches_tracked)$"
 )
 # The file of a backbone that was trained as a classifier may also contain the classifier's head.
@@ -226,7 +229,7 @@ def rename(tensors: dict[str, Tensor], expected: Iterable[str]) -> tuple[str, di
     kind, translate = _dialect(tensors)
     ours: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        for part, values in split_stacked(translate(name) or name, tensor).items():
+        for part, values in converted(translate(name) or name, tensor).items():
             candidates = (part, modern_swin(part))
             ours[next((c for c in candidates if c in expected), part)] = values
     return kind, ours
@@ -246,6 +249,11 @@ def _dialect(names: Iterable[str]) -> tuple[str, Callable[[str], str | None]]:
         return "a checkpoint of this project", lambda name: name.removeprefix("model.")
     if some(r"model\.transformer_module\."):
         return "a transformers checkpoint", TRANSFORMERS.to_ours
+    if some(r"network\.upscale\."):
+        return "a checkpoint of EoMT", EOMT_OFFICIAL.to_ours
+    if some(r"upscale_block\."):
+        is_learned = some(r"embeddings\.position_embeddings\.")
+        return "a transformers checkpoint", (EOMT_LEARNED if is_learned else EOMT_ROTARY).to_ours
     if some(r"sem_seg_head\."):
         return "a detectron2 checkpoint", _from_detectron2
     if some(r"(backbone\.)?(res2|patch_embed)\."):
@@ -264,9 +272,11 @@ def _from_backbone(name: str) -> str:
     """Translate the name of a tensor in a backbone of transformers.
 
     Classifiers put the name of their family before the backbone's names. The names of DINOv3 lack
-    the part `model`.
+    the part `model`, and DINOv2 is written to disk under older names.
     """
-    name = re.sub(r"^(resnet|swin|swinv2|convnext)\.", "", name)
+    name = re.sub(r"^(resnet|swin|swinv2|convnext|dinov2_with_registers)\.", "", name)
+    name = re.sub(r"attention\.attention\.([qkv])(uery|ey|alue)\.", r"attention.\1_proj.", name)
+    name = re.sub(r"(layer\.\d+\.attention)\.output\.dense\.", r"\1.o_proj.", name)
     return "backbone.body." + re.sub(r"^layer\.", "model.layer.", name)
 
 

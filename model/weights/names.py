@@ -1,14 +1,15 @@
 """Parameter names of this project, of the paper's code (detectron2), and of transformers.
 
-One table is read in both directions. No tensor is transposed or permuted; the only operation is to
-stack or split the projections of queries, keys, and values, which this project keeps as three
-matrices and other implementations may keep as one.
+One table is read in both directions. No tensor is transposed or permuted. The projections of
+queries, keys, and values, which this project keeps as three matrices and other implementations may
+keep as one, are stacked or split, and the positions of EoMT get one for the class token.
 """
 
 import re
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _PIXEL = "model.pixel_level_module."
@@ -20,6 +21,7 @@ _CROSS = f"{_HEAD}predictor.transformer_cross_attention_layers.#."
 _FFN = f"{_HEAD}predictor.transformer_ffn_layers.#."
 _BODY = "backbone.body."
 _BLOCK = f"{_BODY}swin.encoder.layers.#.blocks.#."
+PATCH_POSITIONS = f"{_BODY}embeddings.patch_positions"  # stands for those with the class token's
 QKV = ".qkv_proj."  # stands for .q_proj., .k_proj. and .v_proj., stacked
 
 # Prefixes of names in this project, in detectron2, and in transformers. "#" stands for a number.
@@ -96,6 +98,41 @@ _BACKBONES = [
     *((f"{_BODY}encoder.stages.{i}.layers.#.layer.{j}.convolution.",
        f"backbone.res{i + 2}.#.conv{j + 1}.") for i in range(4) for j in range(3)),
 ]
+# The same for EoMT: the paper's code, and transformers with learned and with rotary positions.
+_VIT = f"{_BODY}encoder.layer.#."
+_OFFICIAL = "network.encoder.backbone."
+_EOMT = [
+    ("masked_decoder.query_feat.", "network.q.", "query."),
+    ("masked_decoder.class_head.", "network.class_head.", "class_predictor."),
+    *((f"masked_decoder.mask_head.{2 * i}.", f"network.mask_head.{2 * i}.", f"mask_head.fc{i + 1}.")
+      for i in range(3)),
+    ("upscale.#.conv", "network.upscale.#.conv", "upscale_block.block.#.conv"),
+    ("upscale.#.norm.", "network.upscale.#.norm.", "upscale_block.block.#.layernorm2d."),
+    ("masked_share", "network.attn_mask_probs", "attn_mask_probs"),
+]
+_EOMT_OFFICIAL = [
+    (f"{_BODY}embeddings.cls_token", f"{_OFFICIAL}cls_token"),
+    (f"{_BODY}embeddings.register_tokens", f"{_OFFICIAL}reg_token"),
+    (PATCH_POSITIONS, f"{_OFFICIAL}pos_embed"),
+    (f"{_BODY}embeddings.patch_embeddings.projection.", f"{_OFFICIAL}patch_embed.proj."),
+    (f"{_VIT}attention{QKV}", f"{_OFFICIAL}blocks.#.attn.qkv."),
+    (f"{_VIT}attention.o_proj.", f"{_OFFICIAL}blocks.#.attn.proj."),
+    *((f"{_VIT}layer_scale{i}.lambda1", f"{_OFFICIAL}blocks.#.ls{i}.gamma") for i in (1, 2)),
+    (_VIT, f"{_OFFICIAL}blocks.#."),
+    (f"{_BODY}layernorm.", f"{_OFFICIAL}norm."),
+]
+_EOMT_LEARNED = [
+    (PATCH_POSITIONS, "embeddings.position_embeddings.weight"),
+    (f"{_BODY}embeddings.", "embeddings."),
+    (f"{_VIT}attention.o_proj.", "layers.#.attention.out_proj."),
+    (_VIT, "layers.#."),
+    (f"{_BODY}layernorm.", "layernorm."),
+]
+_EOMT_ROTARY = [
+    (f"{_BODY}embeddings.", "embeddings."),
+    (f"{_BODY}model.layer.#.", "layers.#."),
+    (f"{_BODY}norm.", "layernorm."),
+]
 # fmt: on
 
 # transformers writes Swin to disk under older names than it uses in memory. These replacements,
@@ -165,9 +202,23 @@ TRANSFORMERS = Names(
     ],
 )
 
+_IN_EOMT = [(ours, theirs) for ours, _, theirs in _EOMT]
+EOMT_LEARNED = Names("transformers", [*_IN_EOMT, *_EOMT_LEARNED])
+EOMT_ROTARY = Names("transformers", [*_IN_EOMT, *_EOMT_ROTARY])
+EOMT_OFFICIAL = Names(
+    "the code of EoMT", [*((ours, theirs) for ours, theirs, _ in _EOMT), *_EOMT_OFFICIAL]
+)
 
-def split_stacked(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Split the stacked projections of a name with `QKV` into three; return others unchanged."""
+
+def converted(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return a tensor as the tensors of this project.
+
+    The stacked projections of a name with `QKV` are split into three. `PATCH_POSITIONS`, [N, C] or
+    [1, N, C], get a position of the class token, which is 0. Other tensors are unchanged.
+    """
+    if name == PATCH_POSITIONS and tensor.ndim > 1:
+        positions = F.pad(tensor.reshape(1, -1, tensor.shape[-1]), (0, 0, 1, 0))
+        return {f"{_BODY}embeddings.position_embeddings": positions}
     if QKV not in name or tensor.ndim == 0 or len(tensor) % 3:
         return {name: tensor}
     parts = zip("qkv", tensor.chunk(3), strict=True)

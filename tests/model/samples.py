@@ -26,6 +26,13 @@ TINY_BACKBONES = {
         "image_size": 256,
     },
     "convnext": {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]},
+    "dinov2_vit": {
+        "hidden_size": 64,
+        "mlp_ratio": 2,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "image_size": 64,
+    },
     "dinov3_vit": {
         "hidden_size": 64,
         "intermediate_size": 96,

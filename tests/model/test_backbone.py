@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import (
     ConvNextForImageClassification,
+    Dinov2WithRegistersModel,
     DINOv3ViTModel,
     ResNetForImageClassification,
     SwinForImageClassification,
@@ -206,6 +207,7 @@ CLASSIFIERS = {
     "swin": SwinForImageClassification,
     "swinv2": Swinv2ForImageClassification,
     "convnext": ConvNextForImageClassification,
+    "dinov2_vit": Dinov2WithRegistersModel,
     "dinov3_vit": DINOv3ViTModel,
 }
 
@@ -221,10 +223,10 @@ def test_weights_from_a_folder(name: str, tmp_path) -> None:
     images = torch.randn(1, 3, 256, 256)  # Swin's classifier shrinks windows on smaller maps
     with torch.no_grad():
         body.eval()
-        classifier = classifier.eval() if name == "dinov3_vit" else classifier.eval().base_model
+        classifier = classifier.eval() if name.startswith("dino") else classifier.eval().base_model
         theirs = classifier(images, output_hidden_states=True)
         stages = body(images, output_hidden_states=True).hidden_states
-    if name == "dinov3_vit":
+    if name.startswith("dino"):
         ours = body(images).feature_maps[0].flatten(2).transpose(1, 2)
         expected = theirs.last_hidden_state[:, 5:]  # past the class and register tokens
     elif name.startswith("swin"):  # each stage but the last includes the next downsampling
