@@ -26,7 +26,7 @@ PRESETS = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))
 PAGES = ("README.md", "CONTRIBUTING.md", "AGENTS.md", *(f"docs/{page}.md" for page in (
     "benchmarks", "cluster", "cluster-kuberay", "cluster-ray", "cluster-slurm", "data", "design",
     "evaluation", "export", "faults", "model", "plan", "predict", "preflight", "presets",
-    "recovery", "report", "storage", "watch",
+    "recovery", "report", "storage", "try", "watch",
 )))  # fmt: skip
 DOCUMENTS = {name: (ROOT / name).read_text() for name in PAGES}
 COMMANDS = typer.main.get_command(app).commands
