@@ -21,6 +21,7 @@ from shards.files import is_url, read_json, whole_file
 from shards.remote import RemoteFolder
 
 ENVIRONMENT = "environment.json"
+UNMEASURED = ""  # batch.measured_on until batch.micro=auto is resolved
 
 
 @dataclass
@@ -40,6 +41,13 @@ class Config(RunSettings):
                 f"={self.scaling.min_workers} with zero.stage=3, whose checkpoints fit one number "
                 "of workers only",
                 "write zero.stage=2, or leave scaling.min_workers out",
+            )
+        if self.batch.measured_on == UNMEASURED and self.depends_on_micro_batches:
+            raise SettingError(
+                "batch.micro",
+                "=auto: with model.norm=batch or sync_batch, or criterion.class_normalizer=local, "
+                "the size of a micro-batch changes what is learned",
+                "write a number",
             )
         for workers in range(self.fewest_workers, (self.scaling.workers or 0) + 1):
             split_of(self, workers)
@@ -98,7 +106,11 @@ def merge(settings: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     """
     with _usage_errors():
         parts = [settings, *(read_override(override, Config) for override in overrides)]
-        return construct(Config, combined(parts))
+        values = combined(parts)
+        batch = values.get("batch")
+        if isinstance(batch, dict) and batch.get("micro") == "auto":
+            values["batch"] = {**batch, "micro": 1, "measured_on": UNMEASURED}
+        return construct(Config, values)
 
 
 @contextlib.contextmanager

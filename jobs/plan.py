@@ -14,6 +14,7 @@ from jobs import config as configs
 from jobs.check import check_data, uses_gpu
 from jobs.cluster.needs import CLASSES
 from jobs.config import Config
+from jobs.plan_micro import resolved
 from jobs.plan_network import Sizes, Step, network_of, step_parts
 from jobs.plan_rates import rate_of
 from jobs.plan_text import table
@@ -44,6 +45,9 @@ def plan(preset: str, overrides: list[str]) -> dict[str, Any]:
     """
     config = configs.load(preset, overrides, needs_data=False)
     train = opened(config)
+    if can_measure(config):
+        classes = len(train[0].manifest.taxonomy) if train else CLASSES
+        config = resolved(config, None, classes, has_data=train is not None)
     found = static(preset, config, train)
     found |= measured(config, found["network"]["classes"], has_data=train is not None)
     print(table(found))
@@ -118,6 +122,7 @@ def static(preset: str, config: Config, train: list[Store] | None) -> dict[str, 
             "gpu": gpu,
             "micro_batches": split.sizes,
             "crop": config.data.crop_size,
+            "is_auto": config.batch.measured_on == configs.UNMEASURED,
         },
         "steps": config.trainer.steps,
         "data": data_of(config, train, workers),
@@ -192,9 +197,9 @@ def measured(config: Config, classes: int, *, has_data: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"changes": changes(config, sizes, classes, workers, parts, gpu=gpu)}
     total = parts.total
     estimate = {"bytes": total, "estimated_bytes": total, "is_measured": False, "fits": None}
-    gpus = torch.cuda.device_count()
-    if gpu and gpus < workers:
-        reason = f"the config wants {workers} GPU{'s' * (workers > 1)}, and this machine has {gpus}"
+    if not can_measure(config):
+        wanted = f"{workers} GPU{'s' * (workers > 1)}"
+        reason = f"the config wants {wanted}, and this machine has {torch.cuda.device_count()}"
         return found | {"memory": estimate, "speed": {"missing": reason}}
     taken = measure(config, classes, workers, gpu, has_data=has_data)
     if taken is None:
@@ -202,6 +207,11 @@ def measured(config: Config, classes: int, *, has_data: bool) -> dict[str, Any]:
         return found | {"memory": estimate | {"fits": False}, "speed": {"missing": reason}}
     memory = {"bytes": taken.memory_bytes, "is_measured": True, "fits": True}
     return found | {"memory": estimate | memory, "speed": speed_of(config, taken)}
+
+
+def can_measure(config: Config) -> bool:
+    """Return whether this machine has the GPUs that a config asks for."""
+    return not uses_gpu(config, None) or torch.cuda.device_count() >= (config.scaling.workers or 1)
 
 
 def speed_of(config: Config, taken: Measured) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jobs.cluster.needs import PROCESS_BYTES
 from jobs.config import Config
-from model.mask2former import Mask2Former
+from model import heads
+from model.network import Network
 from model.parts import part_of
 from pipeline.data.split import split_of
 from pipeline.settings import ZeroSettings
@@ -79,11 +80,11 @@ class Sizes:
         return FLOAT_BYTES * copies + self.buffer_bytes
 
 
-def network_of(config: Config, classes: int) -> Mask2Former:
+def network_of(config: Config, classes: int) -> Network:
     """Return the network of a config on the meta device, for training."""
     settings = replace(config.model, weights="none", init_from="none")
     with torch.device("meta"):
-        return Mask2Former(settings, classes).train()
+        return heads.build(settings, classes).train()
 
 
 def activation_bytes(config: Config, classes: int, *, bfloat16: bool) -> int:

@@ -57,13 +57,14 @@ def _network(network: Found) -> str:
 def _batch(found: Found) -> str:
     batch, height, width = found["batch"], *found["batch"]["crop"]
     sizes = batch["micro_batches"]
+    auto = "; batch.micro=auto is measured when the run starts" if batch["is_auto"] else ""
     largest = f"{max(sizes)} image{'s' * (max(sizes) > 1)}"
     workers = f"{batch['workers']} worker{'s' * (batch['workers'] > 1)}"
     return (
         f"{batch['size']} images of {height}x{width} pixels per step; {workers} "
         f"{'with a GPU' if batch['gpu'] else 'without a GPU'}; each takes {len(sizes)} "
         f"micro-batch{'es' * (len(sizes) > 1)} of {'' if len(set(sizes)) == 1 else 'at most '}"
-        f"{largest}"
+        f"{largest}{auto}"
     )
 
 

@@ -10,7 +10,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from jobs import config as configs
-from jobs.bench import peak_mib_of, step
-from jobs.bench.training import prepared
+from jobs.bench import peak_mib_of
 from jobs.config import Config
 from jobs.local_ray import PRIVATE
 from jobs.worker import threads_per_worker
-from model.mask2former import Mask2Former
+from model.network import Network
 from pipeline.data.batch import Batch
 from pipeline.data.split import BatchSplit, split_of
 from pipeline.data.training import TrainingData
@@ -70,7 +70,13 @@ class Measured(NamedTuple):
 
 
 def measure(
-    config: Config, classes: int, workers: int, gpu: bool, *, has_data: bool
+    config: Config,
+    classes: int,
+    workers: int,
+    gpu: bool,
+    *,
+    has_data: bool,
+    seconds: float = MEASURED_S,
 ) -> Measured | None:
     """Take a few steps in new processes on this machine, one per worker.
 
@@ -83,6 +89,7 @@ def measure(
         workers: Number of workers on this machine.
         gpu: Whether each of them has a GPU.
         has_data: Whether its shard sets are here; otherwise images and truth are random.
+        seconds: Time after which no other step is begun; one is measured in any case.
 
     Returns:
         The largest figures of all workers; None if they do not fit the memory of the machine.
@@ -91,34 +98,53 @@ def measure(
         M2FError: What a worker raised.
     """
     limit = int(SHARE * psutil.virtual_memory().available)
-    arguments = (configs.to_dict(config), classes, workers, gpu, has_data)
+    arguments = (configs.to_dict(config), classes, workers, gpu, has_data, seconds)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="m2f-") as folder, contextlib.ExitStack() as stack:
-        pairs: list[tuple[BaseProcess, Any]] = []
+        processes: dict[Any, BaseProcess] = {}
         for rank in range(workers):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(*arguments, rank, folder, theirs))
             process.start()
             stack.callback(_end, process)
             theirs.close()
-            pairs.append((process, ours))
-        answers = [_answer(process, ours, pairs, limit) for process, ours in pairs]
-    errors = [answer for answer in answers if isinstance(answer, Exception)]
-    if errors:
-        raise next((error for error in errors if isinstance(error, M2FError)), errors[0])
+            processes[ours] = process
+        return _largest(_answers(processes, limit))
+
+
+def _answers(processes: dict[Any, BaseProcess], limit: int) -> list[Any]:
+    """Wait for all answers, as long as the processes together stay below a limit in bytes.
+
+    Args:
+        processes: The process at the other end of each connection.
+        limit: The limit.
+
+    Returns:
+        The answers until the first that is not Measured.
+    """
+    answers: list[Any] = []
+    waiting = set(processes)
+    while waiting and all(isinstance(answer, tuple) for answer in answers):
+        for ready in wait(list(waiting), POLL_S):
+            waiting.discard(ready)
+            answers.append(_received(ready, processes[ready]))
+        if sum(map(_memory, processes.values())) > limit:
+            answers.append(TOO_LARGE)
+    return answers
+
+
+def _largest(answers: list[Any]) -> Measured | None:
+    """Return the largest figures of all workers, or None if a step was too large for one."""
     if TOO_LARGE in answers:
         return None
-    columns = zip(*answers, strict=True)
-    return Measured(*(max(column) for column in columns))
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return Measured(*(max(column) for column in zip(*answers, strict=True)))
 
 
-def _answer(
-    process: BaseProcess, ours: Any, pairs: list[tuple[BaseProcess, Any]], limit: int
-) -> Any:
-    """Wait for the answer of a process, while all of them together stay below a limit in bytes."""
-    while not ours.poll(POLL_S):
-        if sum(_memory(other) for other, _ in pairs) > limit:
-            return TOO_LARGE
+def _received(ours: Any, process: BaseProcess) -> Any:
+    """Return the answer of a process, or what its end means."""
     try:
         return ours.recv()
     except EOFError:
@@ -148,6 +174,7 @@ def _work(
     workers: int,
     gpu: bool,
     has_data: bool,
+    seconds: float,
     rank: int,
     folder: str,
     answer: Connection,
@@ -166,7 +193,8 @@ def _work(
         store = FileStore(str(Path(folder, "store")), workers)
         backend = "nccl" if gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
-        answer.send(tuple(_measured(config, classes, rank, workers, has_data)))
+        split = split_of(config, workers, rank)
+        answer.send(tuple(_measured(config, classes, split, has_data, seconds)))
     except torch.OutOfMemoryError:
         answer.send(TOO_LARGE)
     except M2FError as error:
@@ -176,25 +204,28 @@ def _work(
         answer.send(Failed(f"a measured step failed: {text}"))
 
 
-def _measured(config: Config, classes: int, rank: int, workers: int, has_data: bool) -> Measured:
+def _measured(
+    config: Config, classes: int, whole: BatchSplit, has_data: bool, seconds: float
+) -> Measured:
     """Take steps in this process, and return the times of a whole step, and the memory."""
+    from jobs.bench.training import prepared  # with transformers, which takes seconds
+
     device = rank_device()
-    whole = split_of(config, workers, rank)
-    images = MICRO_BATCHES * max(whole.sizes) * workers
-    split = BatchSplit(min(images, config.batch.size), config.batch.micro, workers, rank)
+    images = min(MICRO_BATCHES * max(whole.sizes) * whole.world_size, whole.global_batch)
+    split = replace(whole, global_batch=images)
     train_step, engine = prepared(config, classes, split, device)
     if has_data:
         data = TrainingData(config.data, config.task, config.seed)
         batches = data.batches(0, split, pin_memory=device.type == "cuda")
     else:
         batches = _random(config, classes, split)
-    if engine.stage < 3 and rank == 0:
+    if engine.stage < 3 and split.rank == 0:
         Snapshot(engine.layout()).fill(engine.tensors())  # as the first checkpoint does
     rows, began = [], None
     while len(rows) <= MOST_STEPS:
         rows.append(_timed(train_step, engine, batches, device))
         began = began or time.monotonic()  # the first step is not counted
-        is_over = torch.tensor(float(len(rows) > 1 and time.monotonic() - began > MEASURED_S))
+        is_over = torch.tensor(float(len(rows) > 1 and time.monotonic() - began > seconds))
         dist.all_reduce(is_over.to(device), dist.ReduceOp.MAX)
         if is_over:
             break
@@ -213,6 +244,8 @@ def _measured(config: Config, classes: int, rank: int, workers: int, has_data: b
 
 def _random(config: Config, classes: int, split: BatchSplit) -> Iterator[Batch]:
     """Yield random batches of the sizes of a run, without end."""
+    from jobs.bench import step
+
     host, crop = torch.device("cpu"), config.data.crop_size
     batches = [
         step.random_batch(host, len(part), *crop, classes)._replace(positions=list(part))
@@ -246,7 +279,7 @@ def _infer(config: Config, classes: int, engine: Engine, device: torch.device) -
     if engine.stage == 3:
         return  # all workers would have to take part
     model, settings = engine.module, config.evaluation
-    assert isinstance(model, Mask2Former)
+    assert isinstance(model, Network)
     image = np.zeros((settings.short, min(settings.long, 4 * settings.short // 3), 3), np.uint8)
     with torch.compiler.set_stance("force_eager"):
         infer(model.eval(), image, settings, [True] * classes, device)

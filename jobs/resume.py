@@ -20,6 +20,7 @@ from shards.files import disk_errors, write_json
 MAY_CHANGE = (
     *("name", "runs", "trainer.steps", "trainer.log_every", "tracking.", "scaling.", "failure."),
     *("checkpoint.", "evaluation.", "guard.", "batch.micro", "zero."),
+    "batch.measured_on",
     *("model.checkpoint_activations", "model.compile"),
     *("data.loader_workers", "data.cache.", "data.max_damaged"),
     *("data.stall_timeout_s", "trainer.hang_timeout_s"),

@@ -21,6 +21,7 @@ from jobs.config import Config
 from jobs.follow import Follower
 from jobs.interrupts import Preempted, handled, requests
 from jobs.local_ray import start_ray
+from jobs.plan_micro import resolved
 from jobs.ray_session import STARTS, Message, session
 from jobs.resume import check_new, open_run
 from jobs.stored import Home, View
@@ -84,6 +85,7 @@ def train(
     home = Home.of(config)
     home.take()
     stores = check(config, home.is_fresh, cluster)
+    config = resolved(config, home.folder, len(stores[1].manifest.taxonomy), cluster)
     if target.cluster and cluster and check_hosts:
         require_ready(config, home.is_fresh, target.cluster, cluster)
     with home.named():

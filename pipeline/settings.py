@@ -22,9 +22,15 @@ class BatchSettings(Settings):
     size: int = setting(16, "Images per optimizer step.", unit="images", at_least=1)
     micro: int = setting(
         2,
-        "Largest number of images per forward and backward pass of one worker.",
+        "Largest number of images per forward and backward pass of one worker; auto measures which "
+        "is the largest that fits (docs/plan.md).",
         unit="images",
         at_least=1,
+    )
+    measured_on: str | None = setting(
+        None,
+        "Machine and settings that batch.micro=auto was measured with, as train records them; not "
+        "to be set.",
     )
 
 

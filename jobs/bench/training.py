@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.bench import step
+from model import heads
 from model.criterion import CriterionSettings
 from model.mask2former import Mask2Former, ModelSettings
 from pipeline.data.settings import DataSettings
@@ -80,7 +81,7 @@ def prepared(
     """
     torch.manual_seed(settings.seed)
     without_weights = replace(settings.model, weights="none", init_from="none")
-    model = Mask2Former(without_weights, classes).train()
+    model = heads.build(without_weights, classes).train()
     compiled = settings.model.compile
     if compiled is None:
         compiled = device.type == "cuda" and settings.zero.stage < 3

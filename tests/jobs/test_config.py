@@ -184,7 +184,7 @@ def test_resolved_settings_round_trip(sets, tmp_path):
     configs.save(config, tmp_path / "config.yaml")
     assert configs.load_run(tmp_path) == config
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert written["batch"] == {"size": 48, "micro": config.batch.micro}
+    assert written["batch"] == {"size": 48, "micro": config.batch.micro, "measured_on": None}
     assert written["model"]["backbone_config"]["depths"] == [1, 1, 1, 2]
 
 
