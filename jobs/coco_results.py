@@ -1,5 +1,6 @@
 """Predictions in COCO's formats: panoptic segments, and results of instances."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,34 @@ def instance_entries(
         encoded = encode(result.masks, n)
         if not rle.area(encoded):
             continue
-        counts = encoded["counts"]
-        assert isinstance(counts, bytes), "pycocotools encodes to bytes, though its types say str"
         entries.append({
             "image_id": id,
             "category_id": taxonomy.categories[category].id,
             "category_name": taxonomy.names[category],
             "score": rounded,
-            "segmentation": {"size": encoded["size"], "counts": counts.decode()},
+            "segmentation": _text(encoded),
             "bbox": rle.toBbox(encoded).tolist(),
         })  # fmt: skip
     return entries
+
+
+def scored_masks(id: int | str, result: Result, taxonomy: Taxonomy) -> list[dict[str, Any]]:
+    """Return all instances of an image in COCO's format of results, with exact scores.
+
+    There are no boxes, because pycocotools would take the areas of instances from them.
+    """
+    found = zip(result.scores.tolist(), result.categories.tolist(), strict=True)
+    return [
+        {
+            "image_id": id,
+            "category_id": taxonomy.categories[category].id,
+            "score": score,
+            "segmentation": _text(encode(result.masks, n)),
+        }
+        for n, (score, category) in enumerate(found)
+    ]
+
+
+def _text(encoded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return run lengths as JSON values."""
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}

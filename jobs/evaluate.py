@@ -1,7 +1,7 @@
 """`evaluate`: the scores of a run's checkpoint, as a table and as a file."""
 
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,20 @@ import torch
 from rich.progress import Progress
 
 from jobs import config as configs
+from jobs.cluster.ray_cluster import check_shared
 from jobs.cluster.target import HERE, Target
 from jobs.config import Config
 from jobs.inference import call_on_cluster, inference_device, opened_on_rank
 from jobs.outputs import check_file
 from jobs.report.figures import Figures, draw_figures
 from jobs.report.report import SIGNATURE, write_report
-from jobs.score_tables import print_reasons, print_scores
+from jobs.results.results import Results, written_results
+from jobs.score_tables import show
 from jobs.worker import Job
 from model.network import Network
 from model.weights.classes import permute_classes
 from pipeline.data.store import Store
-from pipeline.distributed import rank_and_world
+from pipeline.distributed import call_on_all_ranks, rank_and_world
 from pipeline.pictures.sheet import sheet, write_png
 from pipeline.run.class_match import order_of_classes
 from pipeline.run.folder import (
@@ -37,7 +39,6 @@ from pipeline.run.folder import (
 )
 from pipeline.run.restore import load_model
 from pipeline.score.evaluate import evaluate as score
-from pipeline.score.inference import InferenceSettings, why_empty
 from pipeline.score.record import Record
 from shards.errors import UsageError
 from shards.files import disk_errors, is_url, read_json, write_json
@@ -45,7 +46,6 @@ from shards.format.taxonomy import Taxonomy
 from shards.text import say
 
 SHEET_SAMPLES = 8  # the first of the set are drawn
-NAMED = 10  # classes without a prediction that are printed
 
 
 class Scored(NamedTuple):
@@ -69,13 +69,23 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Pass:
-    """What is scored: a checkpoint of a run, on the first images of a set, perhaps for a report."""
+    """What is scored: a checkpoint of a run, on the first images of a set.
+
+    Attributes:
+        folder: The folder of the run.
+        checkpoint: "best", "last", a step, or None for the best with a known score.
+        data: The path or the URL of the set.
+        images: The number of images; None for all.
+        has_report: Whether the figures of a report are drawn.
+        results: What writes the results for servers; None if they are not wanted.
+    """
 
     folder: Path
     checkpoint: str | None
     data: str
     images: int | None
     has_report: bool = False
+    results: Results | None = None
 
     def score(
         self, config: Config, device: torch.device, advance: Callable[[], None] = lambda: None
@@ -97,7 +107,15 @@ class Pass:
         _order_classes(model, taxonomy, store)
         settings = replace(config.evaluation, images=self.images)
         records: list[Record] = []
-        scores = score(model, store, settings, device, advance=advance, recorded=records.append)
+        scores = score(
+            model,
+            store,
+            settings,
+            device,
+            advance=advance,
+            seen=self.results.write if self.results else None,
+            recorded=records.append,
+        )
         picture = None
         if "panoptic" in store.manifest.tasks and rank_and_world()[0] == 0:
             count = min(SHEET_SAMPLES, scores["images"])
@@ -111,6 +129,8 @@ class Pass:
 
 def _score_on_rank(scored: Pass, run: str, config: Config, job: Job) -> Scored:
     """Score the images of this rank, of a process group on a cluster."""
+    if results := scored.results:
+        call_on_all_ranks(lambda: check_shared([results.folder]))
     with opened_on_rank(run, scored.checkpoint) as folder:
         return replace(scored, folder=folder).score(config, inference_device())
 
@@ -134,6 +154,7 @@ def evaluate(
     target: Target = HERE,
     source: str = "",
     report: Path | None = None,
+    results: Path | None = None,
 ) -> dict[str, Any]:
     """Score a checkpoint, print the scores, and write them and a sheet of pictures.
 
@@ -145,6 +166,7 @@ def evaluate(
         target: This machine, or a Ray cluster whose workers share the images.
         source: The URL of the run if it is on storage, and `run` is its copy on this machine.
         report: A page to write about the scores.
+        results: A folder for the predictions in the formats of servers.
 
     Returns:
         The scores in percent, with a row per class under `classes`.
@@ -158,10 +180,11 @@ def evaluate(
     location = str(data.absolute()) if data and target.cluster else str(data or config.data.val)
     store = Store(location, cache=config.data.cache)
     count = min(len(store), images or len(store))
-    scored = Pass(folder, checkpoint, location, images, report is not None)
     if report is not None:
         check_file(report, "--report", SIGNATURE.encode(), [store.folder], force=False)
-    step, scores, picture, record, figures = _score(scored, config, target, source, count)
+    with written_results(results, store, [folder]) as writer:
+        scored = Pass(folder, checkpoint, location, images, report is not None, writer)
+        step, scores, picture, record, figures = _score(scored, config, target, source, count)
     if config.optimizer.ema is not None:
         scores["averaged"] = True
     own = data is None and count == min(len(store), config.evaluation.images or len(store))
@@ -215,42 +238,6 @@ def _data_of(path: Path) -> str | None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         return read_json(path)["data"]
     return None
-
-
-def show(
-    scores: dict[str, Any], title: str, settings: InferenceSettings, store: Store, path: Path
-) -> None:
-    """Print the scores and what explains them, and say where all of them are."""
-    print_scores(scores, title)
-    print_reasons(scores)
-    for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
-        say(line)
-    say(f"scores of all classes: {path}")
-
-
-def unpredicted(
-    classes: list[dict[str, Any]], settings: InferenceSettings, tasks: Collection[str]
-) -> list[str]:
-    """Return lines about the classes that occur in the truth and were never predicted."""
-    true = [row for row in classes if row["images"]]
-    missed = [row for row in true if not row["predicted_in"]]
-    if not missed:
-        return []
-    missed.sort(key=lambda row: -row["highest_score"])
-    names = [f"{row['name']} ({row['highest_score']:g})" for row in missed[:NAMED]]
-    more = f", and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
-    lines = [
-        f"never predicted: {len(missed)} of the {len(true)} classes that occur, by their highest "
-        f"score: {', '.join(names)}{more}"
-    ]
-    if {"panoptic", "instance"} & set(tasks):
-        best = missed[0]["highest_score"]
-        why = why_empty(best, settings.segment) if best else "no query predicts one at any score"
-        lines.append(f"of these classes, {why}")
-    if not any(row["predicted_in"] for row in classes):
-        best = max(row["highest_score"] for row in classes)
-        lines.append(f"nothing was predicted: {why_empty(best, settings.segment)}")
-    return lines
 
 
 def _order_classes(model: Network, trained: Taxonomy, store: Store) -> None:

@@ -8,11 +8,13 @@ import torch
 from rich.progress import Progress
 
 from jobs import config as configs
-from jobs.evaluate import SHEET_SAMPLES, show
+from jobs.evaluate import SHEET_SAMPLES
 from jobs.inference import inference_device
 from jobs.outputs import OutputFolder, check_file
 from jobs.report.figures import draw_figures
 from jobs.report.report import SIGNATURE, write_report
+from jobs.results.results import Results, written_results
+from jobs.score_tables import show
 from model.heads import build
 from model.network import Network
 from model.network_settings import ModelSettings
@@ -40,6 +42,7 @@ def evaluate_weights(
     preset: str | None = None,
     images: int | None = None,
     report: Path | None = None,
+    results: Path | None = None,
 ) -> dict[str, Any]:
     """Score weights on a shard set, print the scores, and write them, the record, and a sheet.
 
@@ -51,6 +54,7 @@ def evaluate_weights(
             By default, the network is that of config.json, evaluated at the published size of COCO.
         images: Score only the first images. Defaults to all.
         report: A page to write about the scores.
+        results: A folder for the predictions in the formats of servers.
 
     Returns:
         The scores in percent, with a row per class under `classes`.
@@ -70,7 +74,8 @@ def evaluate_weights(
     device = inference_device()
     model = _loaded(weights, network, store.manifest.taxonomy).to(device)
     folder = OutputFolder(out, "evaluate", [SCORES, RECORD, SHEET], [weights, data])
-    scores, record = _score(model, store, settings, device)
+    with written_results(results, store, [weights, out]) as writer:
+        scores, record = _score(model, store, settings, device, writer)
     with disk_errors(out):
         write_json(out / SCORES, {"weights": str(weights), "location": store.location, **scores})
         record.save(out / RECORD)
@@ -87,7 +92,11 @@ def evaluate_weights(
 
 
 def _score(
-    model: Network, store: Store, settings: EvaluationSettings, device: torch.device
+    model: Network,
+    store: Store,
+    settings: EvaluationSettings,
+    device: torch.device,
+    writer: Results | None,
 ) -> tuple[dict[str, Any], Record]:
     """Score the network and return the scores and the counters of each image."""
     records: list[Record] = []
@@ -99,6 +108,7 @@ def _score(
             settings,
             device,
             advance=lambda: progress.advance(bar),
+            seen=writer.write if writer else None,
             recorded=records.append,
         )
     return scores, records[0]

@@ -1,13 +1,18 @@
 """Output folders and files: a command never writes over what it did not make."""
 
 import contextlib
+import glob
 import os
+import platform
+import shutil
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from shards.errors import UsageError
-from shards.files import LONGEST_START, read_json, sha256, write_json
+from shards.files import LONGEST_START, disk_errors, make_folder, read_json, sha256, write_json
 
 MARK = ".mask2former.json"
 _HEAD = 4096  # bytes at the start of a file within which its signature is
@@ -110,6 +115,75 @@ class OutputFolder:
         write_json(self.path / MARK, mark)
 
 
+@contextlib.contextmanager
+def whole_folder(path: Path, option: str, command: str, inputs: Iterable[Path]) -> Iterator[Path]:
+    """Yield a new folder, which becomes `path`, synced, only if the block succeeds.
+
+    It replaces only what the same command wrote there, if nothing was added or changed since.
+
+    Args:
+        path: The folder, as the user gave it.
+        option: The option that names it.
+        command: The name of the command for the mark.
+        inputs: Files and folders that the command reads.
+
+    Raises:
+        UsageError: The folder holds anything else, lies in an input, or cannot be written.
+    """
+    target = path.resolve()
+    check_apart(path, inputs, option)
+    with refusals(path, option):
+        make_folder(target.parent)
+        _check_replaceable(target, option, command)
+    start = f".{target.name[:LONGEST_START]}.tmp-{platform.node()[:LONGEST_START]}-"
+    for left in target.parent.glob(f"{glob.escape(start)}*"):  # by killed processes
+        number = left.name.removeprefix(start)
+        if made_by(left) == command and number.isdigit() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(left)
+    new, old = (target.with_name(f"{start}{kind}{os.getpid()}") for kind in ("", "old-"))
+    with refusals(path, option):
+        new.mkdir()
+        write_json(new / MARK, {"command": command, "complete": False, "files": {}})
+    try:
+        yield new
+        with disk_errors(path):
+            write_json(new / MARK, {"command": command, "complete": True, "files": _hashes(new)})
+            os.sync()
+            _check_replaceable(target, option, command)
+            if target.exists():
+                target.rename(old)
+            new.rename(target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of each file below a folder by its name, except for the mark."""
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    named = {path.relative_to(folder).as_posix(): path for path in files}
+    return {
+        name: sha256(path) if path.is_file() and not path.is_symlink() else ""
+        for name, path in named.items()
+        if name != MARK
+    }
+
+
+def _check_replaceable(folder: Path, option: str, command: str) -> None:
+    """Check that a folder is missing, empty, or as `whole_folder` wrote it for the same command."""
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    mark = _read_mark(folder) if folder.is_dir() else None
+    if mark is None or mark["command"] != command or mark["files"] != _hashes(folder):
+        what = "was changed since" if mark and mark["command"] == command else "did not write"
+        raise UsageError(
+            f"it holds what `{command}` {what}",
+            where=f"{option} {folder}",
+            fix="name a new or empty folder",
+        )
+
+
 def claim(folder: Path, command: str) -> dict[str, str]:
     """Create a marked folder, or recognize the one that the same command made.
 
@@ -183,16 +257,16 @@ def _starts_with(file: Path, signature: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def refusals(out: Path) -> Iterator[None]:
+def refusals(out: Path, option: str = "--out") -> Iterator[None]:
     """Translate an OSError while an output folder is prepared."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(reason, where=f"--out {out}", fix="name another folder") from error
+        raise UsageError(reason, where=f"{option} {out}", fix="name another folder") from error
 
 
-def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+def check_apart(out: Path, inputs: Iterable[Path], option: str = "--out") -> None:
     """Raise UsageError if an output folder holds an input, or lies in one."""
     target = out.resolve()
     for path in inputs:
@@ -200,7 +274,7 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
         if source.is_relative_to(target) or target.is_relative_to(source):
             raise UsageError(
                 f"{path}, which is read, and the results would be in one folder",
-                where=f"--out {out}",
+                where=f"{option} {out}",
                 fix="name a new or empty folder",
             )
 

@@ -1,12 +1,16 @@
 """Scores as tables for a terminal: the headline, the ladder of PQ, and the split of AP50."""
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.data.store import Store
 from pipeline.score.headline import HEADLINE
+from pipeline.score.inference import InferenceSettings, why_empty
 from shards.text import say
 
 LADDER = {
@@ -16,7 +20,44 @@ LADDER = {
     "misses": "if no segment were missed",
     "inventions": "if no segment were invented",
 }
+NAMED = 10  # classes without a prediction that are printed
 CONFUSED = 3  # pairs of classes that are printed
+
+
+def show(
+    scores: dict[str, Any], title: str, settings: InferenceSettings, store: Store, path: Path
+) -> None:
+    """Print the scores and what explains them, and say where all of them are."""
+    print_scores(scores, title)
+    print_reasons(scores)
+    for line in unpredicted(scores["classes"], settings, store.manifest.tasks):
+        say(line)
+    say(f"scores of all classes: {path}")
+
+
+def unpredicted(
+    classes: list[dict[str, Any]], settings: InferenceSettings, tasks: Collection[str]
+) -> list[str]:
+    """Return lines about the classes that occur in the truth and were never predicted."""
+    true = [row for row in classes if row["images"]]
+    missed = [row for row in true if not row["predicted_in"]]
+    if not missed:
+        return []
+    missed.sort(key=lambda row: -row["highest_score"])
+    names = [f"{row['name']} ({row['highest_score']:g})" for row in missed[:NAMED]]
+    more = f", and {len(missed) - NAMED} more" if len(missed) > NAMED else ""
+    lines = [
+        f"never predicted: {len(missed)} of the {len(true)} classes that occur, by their highest "
+        f"score: {', '.join(names)}{more}"
+    ]
+    if {"panoptic", "instance"} & set(tasks):
+        best = missed[0]["highest_score"]
+        why = why_empty(best, settings.segment) if best else "no query predicts one at any score"
+        lines.append(f"of these classes, {why}")
+    if not any(row["predicted_in"] for row in classes):
+        best = max(row["highest_score"] for row in classes)
+        lines.append(f"nothing was predicted: {why_empty(best, settings.segment)}")
+    return lines
 
 
 def print_scores(scores: dict[str, Any], title: str) -> None:

@@ -15,31 +15,44 @@ AS_THEY_ARE = "two evaluations are compared as they are"
 OF_WEIGHTS = "it belongs to weights without a run"
 
 
+Other = Annotated[
+    str | None,
+    typer.Argument(
+        help="Compare the latest evaluations of RUN and of this run, or of two records "
+        "(evaluations/*.npz); nothing is computed again."
+    ),
+]
+Data = Annotated[Path | None, typer.Option(help="Another shard set with the same classes.")]
+Images = Annotated[int | None, typer.Option(min=1, help="Number of first images.")]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", help="HTML page to write: scores, reasons, and worst images."),
+]
+ForServers = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to write in the formats of servers: COCO's, Cityscapes', or ADE20K's."
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="Of weights without a run: the preset with the settings of the network."),
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Of weights without a run: the folder for the scores.")
+]
+
+
 def evaluate(
     run: Run,
-    other: Annotated[
-        str | None,
-        typer.Argument(
-            help="Compare the latest evaluations of RUN and of this run, or of two records "
-            "(evaluations/*.npz); nothing is computed again."
-        ),
-    ] = None,
+    other: Other = None,
     checkpoint: Checkpoint = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Another shard set with the same classes.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Number of first images.")] = None,
-    report_to: Annotated[
-        Path | None,
-        typer.Option("--report", help="HTML page to write: scores, reasons, and worst images."),
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="Of weights without a run: the preset with the settings of the network."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Of weights without a run: the folder for the scores.")
-    ] = None,
+    data: Data = None,
+    images: Images = None,
+    report_to: Report = None,
+    results: ForServers = None,
+    preset: Preset = None,
+    out: Out = None,
     on: On = "local",
     site: Site = None,
     dry_run: DryRun = False,
@@ -58,7 +71,7 @@ def evaluate(
     given |= {"--dry-run": dry_run or None}
     if other:
         given |= {"--data": data, "--images": images, "--preset": preset, "--out": out}
-        given |= {"--report": report_to}
+        given |= {"--report": report_to, "--results": results}
         _refuse(given, AS_THEY_ARE, "evaluate each run with it first")
         from jobs.compare import compare
 
@@ -68,10 +81,13 @@ def evaluate(
         _refuse(given, "it needs a run, not weights", "leave it out")
         from jobs.evaluate_weights import evaluate_weights
 
-        report(lambda: evaluate_weights(Path(run), data, out, preset, images, report_to), as_json)
+        report(
+            lambda: evaluate_weights(Path(run), data, out, preset, images, report_to, results),
+            as_json,
+        )
         return
     _refuse({"--preset": preset, "--out": out}, OF_WEIGHTS, "a run has its own settings and folder")
-    _evaluate_run(run, checkpoint, data, images, report_to, (on, site, dry_run), as_json)
+    _evaluate_run(run, checkpoint, data, images, report_to, results, (on, site, dry_run), as_json)
 
 
 def _evaluate_run(
@@ -80,6 +96,7 @@ def _evaluate_run(
     data: Path | None,
     images: int | None,
     report_to: Path | None,
+    results: Path | None,
     where: tuple[str, Path | None, bool],
     as_json: bool,
 ) -> None:
@@ -88,7 +105,7 @@ def _evaluate_run(
 
     target, facts = dispatch.resolve(*where)
     if target.is_submitted:
-        given = {"--data": data, "--report": report_to}
+        given = {"--data": data, "--report": report_to, "--results": results}
         locations = {option: path for option, path in given.items() if path}
         dispatch.submit(dispatch.run_job(run, locations, target, facts), target, where[2])
         return
@@ -97,7 +114,7 @@ def _evaluate_run(
         with opened_run(run, checkpoint) as folder:
             from jobs.evaluate import evaluate as score
 
-            return score(folder, checkpoint, data, images, target, run, report_to)
+            return score(folder, checkpoint, data, images, target, run, report_to, results)
 
     report(job, as_json)
 

@@ -36,6 +36,18 @@ def published_order(names: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
     return None
 
 
+def published_ids(names: Sequence[str]) -> tuple[str, tuple[int, ...]] | None:
+    """Return the data set whose label space these classes are, and the publisher's id of each.
+
+    None if the names are not all classes, or all things, of a published data set.
+    """
+    space = published_order(names)
+    if space is None:
+        return None
+    ids = {row["name"]: row["id"] for row in table(space[0])}
+    return space[0], tuple(ids[str(_published_name(space[0], name))] for name in names)
+
+
 def match_names(found: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
     """Return for each wanted name the index of the equal name in `found`, or None.
 

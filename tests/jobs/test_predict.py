@@ -9,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from jobs.evaluate import unpredicted
+from jobs.score_tables import unpredicted
 from pipeline.data.store import Store
 from pipeline.run import checkpoint
 from pipeline.run.folder import best_step, scores_path

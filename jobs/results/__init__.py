@@ -1,0 +1,1 @@
+"""`evaluate --results`: predictions in the formats of the servers that score them."""
