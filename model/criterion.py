@@ -89,6 +89,7 @@ class Criterion:
             features = predictions.mask_features  # sampled as they are, without a copy in float32
             predictions = Predictions(*(x.to(dtype) for x in predictions))
             groups = neighbors(targets.maps)
+            void = neighbors(targets.void()) if self.settings.ignore_void else None
             matches = match(
                 predictions._replace(mask_features=features),
                 targets,
@@ -98,8 +99,9 @@ class Criterion:
                 class_weight=self.settings.class_weight,
                 mask_weight=self.settings.mask_weight,
                 dice_weight=self.settings.dice_weight,
+                void=void,
             )
-            losses = self._losses(predictions, targets, groups, matches, draw, normalizers)
+            losses = self._losses(predictions, targets, groups, void, matches, draw, normalizers)
         return _terms(losses)
 
     def not_finite(self, predictions: Predictions) -> dict[str, Tensor]:
@@ -116,6 +118,7 @@ class Criterion:
         predictions: Predictions,
         targets: Targets,
         groups: Tensor,
+        void: Tensor | None,
         matches: Matches,
         draw: Draw,
         totals: Normalizers,
@@ -134,7 +137,7 @@ class Criterion:
             ce = (ce.sum(2) * share).sum(1)
         else:
             ce = ce.sum((1, 2)) * (s.class_weight / class_total)
-        bce, dice = self._masks(predictions, targets, groups, matches, draw)
+        bce, dice = self._masks(predictions, targets, groups, void, matches, draw)
         losses = (ce, bce * (s.mask_weight / num_masks), dice * (s.dice_weight / num_masks))
         return dict(zip(TERMS, losses, strict=True))
 
@@ -157,6 +160,7 @@ class Criterion:
         predictions: Predictions,
         targets: Targets,
         groups: Tensor,
+        void: Tensor | None,
         matches: Matches,
         draw: Draw,
     ) -> tuple[Tensor, Tensor]:
@@ -168,14 +172,14 @@ class Criterion:
         logits = _matched_logits(predictions, matches)  # [L, M, h, w]
         # Every prediction has pairs and uncertain points that differ from those of the others, so
         # it draws separately. The losses of all predictions are then computed as one batch.
-        points, truth = zip(
+        sampled = zip(
             *(
-                self._points(part, logits.detach(), groups, targets, matches, draw)
+                self._points(part, logits.detach(), groups, void, targets, matches, draw)
                 for part in at_once(layers, logits.device)
             ),
             strict=True,
         )
-        losses = recompute(pair_losses, logits.flatten(0, 1), torch.cat(points), torch.cat(truth))
+        losses = recompute(pair_losses, logits.flatten(0, 1), *map(torch.cat, sampled))
         return losses.unflatten(1, (layers, pairs)).sum(2).unbind()
 
     @torch.no_grad()
@@ -184,13 +188,15 @@ class Criterion:
         part: range,
         logits: Tensor,
         groups: Tensor,
+        void: Tensor | None,
         targets: Targets,
         matches: Matches,
         draw: Draw,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Return points [l·M, P, 2] and their truth [l·M, P] for a part of l predictions.
 
-        The logits [L, M, h, w] are those of all predictions.
+        If `void` is given, the third result says which points count. The logits [L, M, h, w] are
+        those of all predictions.
         """
         s = self.settings
         keep = int(s.importance * s.points)
@@ -201,16 +207,25 @@ class Criterion:
             drawn = [draw_rows(draw, f"{purpose}/{i}", matches.counts, (points, 2)) for i in part]
             return torch.cat(drawn).to(logits.dtype)
 
+        image = matches.image.repeat(len(part))
+        first = torch.zeros_like(image)
+
+        def is_void(points: Tensor) -> Tensor | None:
+            return None if void is None else sample_pairs(void, image, first, first + 1, points) > 0
+
+        candidates = uniform("candidates", int(s.oversample * s.points))
         points = uncertain_points(
             logits[part.start : part.stop].flatten(0, 1),
-            uniform("candidates", int(s.oversample * s.points)),
+            candidates,
             uniform("uniform", s.points - keep),
             keep,
+            is_void(candidates),
         )
-        image = matches.image.repeat(len(part))
         target = matches.target[part.start : part.stop].flatten()
         layer, value = targets.layer[image, target], targets.value[image, target]
-        return points, sample_pairs(groups, image, layer, value, points)
+        truth = sample_pairs(groups, image, layer, value, points)
+        left_out = is_void(points)
+        return (points, truth) if left_out is None else (points, truth, ~left_out)
 
 
 def _terms(losses: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -223,17 +238,24 @@ def _terms(losses: dict[str, Tensor]) -> dict[str, Tensor]:
     return terms
 
 
-def pair_losses(logits: Tensor, points: Tensor, truth: Tensor) -> Tensor:
+def pair_losses(
+    logits: Tensor, points: Tensor, truth: Tensor, valid: Tensor | None = None
+) -> Tensor:
     """Return the mean binary cross entropy and the dice loss of masks, [2, M].
 
     Args:
         logits: [M, h, w].
         points: [M, P, 2], the points of each mask.
         truth: [M, P], the matched mask at these points.
+        valid: bool [M, P], the points that count; None: all.
     """
     x = sample(logits[:, None], points)[:, 0]  # [M, P]
-    bce = F.binary_cross_entropy_with_logits(x, truth, reduction="none").mean(1)
-    p = x.sigmoid()
+    bce, p = F.binary_cross_entropy_with_logits(x, truth, reduction="none"), x.sigmoid()
+    if valid is None:
+        bce = bce.mean(1)
+    else:
+        bce, p, truth = bce * valid, p * valid, truth * valid
+        bce = bce.sum(1) / valid.sum(1).clamp(min=1)
     dice = 1 - (2 * (p * truth).sum(1) + 1) / (p.sum(1) + truth.sum(1) + 1)
     return torch.stack((bce, dice))
 

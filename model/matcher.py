@@ -37,6 +37,7 @@ def match(
     class_weight: float,
     mask_weight: float,
     dice_weight: float,
+    void: Tensor | None = None,
 ) -> Matches:
     """Return the cheapest one-to-one pairs of queries and targets per prediction and image.
 
@@ -54,6 +55,8 @@ def match(
         class_weight: Weight of the class cost.
         mask_weight: Weight of the mean binary cross entropy.
         dice_weight: Weight of the dice cost.
+        void: `neighbors` of `Targets.void`, to leave out the points beside such pixels; None: no
+            point is left out.
 
     Raises:
         FloatingPointError: Class or mask logits are not finite. The error names the first
@@ -69,7 +72,12 @@ def match(
         masks = sample_shared(groups, targets.layer, targets.value, where)  # [B, N, l·P]
         masks = masks.unflatten(2, (-1, points)).permute(2, 0, 1, 3)
         embeddings = predictions.mask_embeddings[part.start : part.stop]
-        mask, dice = mask_costs(embeddings @ features.transpose(2, 3), masks)
+        valid = None
+        if void is not None:
+            first = targets.layer.new_zeros((batch, 1))
+            share = sample_shared(void, first, first + 1, where)  # [B, 1, l·P]
+            valid = (share == 0).to(cost.dtype).unflatten(2, (-1, points)).permute(2, 0, 1, 3)
+        mask, dice = mask_costs(embeddings @ features.transpose(2, 3), masks, valid)
         cost[part.start : part.stop] += mask_weight * mask + dice_weight * dice
     return _assign(cost, predictions, targets.categories)
 
@@ -85,19 +93,23 @@ def class_cost(logits: Tensor, categories: Tensor) -> Tensor:
     return -logits.softmax(3).gather(3, index)
 
 
-def mask_costs(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def mask_costs(logits: Tensor, masks: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the mean binary cross entropy and the dice loss of every pair, [.., Q, N] each.
 
     Args:
         logits: [.., Q, P], mask logits of the queries.
         masks: [.., N, P] in [0, 1], masks of the targets at the same points.
+        valid: [.., 1, P], 1 for the points that count, otherwise 0; None: all count.
     """
-    truth = masks.transpose(-1, -2)  # [.., P, N]
-    probability = logits.sigmoid()
     # BCE(x, t) = softplus(x) - x·t is linear in t, so all pairs are one matrix product. Beyond 50,
     # softplus(x) equals x in floating point.
-    negative = F.softplus(logits, threshold=50).sum(-1, keepdim=True)  # [.., Q, 1]
-    bce = (negative - logits @ truth) / logits.shape[-1]
+    negative, probability = F.softplus(logits, threshold=50), logits.sigmoid()
+    count: Tensor | int = logits.shape[-1]
+    if valid is not None:
+        masks, negative, probability = masks * valid, negative * valid, probability * valid
+        count = valid.sum(-1, keepdim=True).clamp(min=1)  # [.., 1, 1]
+    truth = masks.transpose(-1, -2)  # [.., P, N]
+    bce = (negative.sum(-1, keepdim=True) - logits @ truth) / count
     size = probability.sum(-1, keepdim=True) + truth.sum(-2, keepdim=True)  # [.., Q, N]
     return bce, 1 - (2 * (probability @ truth) + 1) / (size + 1)
 

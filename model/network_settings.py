@@ -234,6 +234,11 @@ class CriterionSettings(Settings):
     importance: float = setting(
         0.75, "Share of the points of the loss that are uncertain ones.", at_least=0, at_most=1
     )
+    ignore_void: bool = setting(
+        False,
+        "Leave pixels that belong to no segment out of the matching and of the mask losses, with "
+        "the points beside them. Not for task=instance, where such pixels are background.",
+    )
     class_normalizer: str = setting(
         "global",
         "What the class loss is divided by: global uses the class weights of the whole batch; "

@@ -166,7 +166,9 @@ def _weights(fraction: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def uncertain_points(logits: Tensor, candidates: Tensor, uniform: Tensor, keep: int) -> Tensor:
+def uncertain_points(
+    logits: Tensor, candidates: Tensor, uniform: Tensor, keep: int, void: Tensor | None = None
+) -> Tensor:
     """Return the candidates that a mask is least certain of, and the uniform points after them.
 
     This is the sampling of PointRend (arXiv 1912.08193, section 3.1) used by Mask2Former.
@@ -176,11 +178,14 @@ def uncertain_points(logits: Tensor, candidates: Tensor, uniform: Tensor, keep: 
         candidates: [M, K, 2].
         uniform: [M, R, 2].
         keep: Number of candidates to keep, those with the smallest |logit|; at most K.
+        void: bool [M, K], the candidates that are kept only if there are too few others.
 
     Returns:
         [M, keep + R, 2].
     """
     certainty = sample(logits[:, None], candidates)[:, 0].abs()  # [M, K]
+    if void is not None:
+        certainty = certainty.masked_fill(void, torch.inf)
     chosen = certainty.topk(keep, dim=1, largest=False, sorted=False).indices
     chosen = candidates.gather(1, chosen[:, :, None].expand(-1, -1, 2))
     return torch.cat((chosen, uniform), dim=1)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from model.points import CODES
+
 Draw = Callable[[int, str, tuple[int, ...]], Tensor]
 """(index of the image in the batch, purpose, shape) -> float32 in [0, 1) on the device."""
 
@@ -32,3 +34,13 @@ class Targets(NamedTuple):
     def to(self, device: torch.device) -> "Targets":
         """Return the targets on `device`. Copies overlap with compute if the source is pinned."""
         return Targets(*(part.to(device, non_blocking=True) for part in self))
+
+    def void(self) -> Tensor:
+        """Return which pixels belong to no segment, uint8 [B, 1, H, W]."""
+        batch, layers, *_ = self.maps.shape
+        image = torch.arange(batch, device=self.maps.device)[:, None]
+        known = self.layer.new_zeros((batch, layers, CODES[self.maps.dtype]))
+        known[image, self.layer, self.value] = (self.categories >= 0).long()
+        known[:, :, 0] = 0
+        found = known.gather(2, self.maps.flatten(2).long()).view(self.maps.shape)
+        return (found.amax(1, keepdim=True) == 0).to(torch.uint8)

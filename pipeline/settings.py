@@ -237,7 +237,10 @@ class RunSettings(Settings):
         return has_batch_norm or self.criterion.class_normalizer == "local"
 
     def check(self) -> None:
-        """Check that ZeRO's stage 3 does not shard a network that must be whole on each worker."""
+        """Check the settings that depend on each other."""
+        if self.criterion.ignore_void and self.task == "instance":
+            what = "=true with task=instance, whose truth does not tell void from background"
+            raise SettingError("criterion.ignore_void", what, "leave it out")
         if self.optimizer.ema is not None and self.zero.stage == 3:
             what = "with zero.stage=3: stage 3 shards the parameters, and their averages are whole"
             fix = "write zero.stage=2, or leave optimizer.ema out"

@@ -40,6 +40,13 @@ def at(plane: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(plane[None, None], grid, align_corners=False)[0, 0, 0]
 
 
+def labeled(targets: Targets, b: int, points: Tensor) -> Tensor:
+    """Return which points [P, 2] have no pixel among their neighbors that no mask covers."""
+    masks = [truth(targets, b, n) for n in range(targets.value.shape[1])
+             if targets.categories[b, n] >= 0]  # fmt: skip
+    return at(1 - torch.stack(masks).amax(0), points) == 0
+
+
 def bce(x: Tensor, t: Tensor) -> Tensor:
     return (t * torch.logaddexp(-x, x * 0) + (1 - t) * torch.logaddexp(x, x * 0)).mean()
 
@@ -53,15 +60,20 @@ def truth(targets: Targets, b: int, n: int) -> Tensor:
     return (targets.maps[b, targets.layer[b, n]] == targets.value[b, n]).double()
 
 
-def pair_cost(predictions: Predictions, targets: Targets, i: int, b: int, q: int, n: int) -> Tensor:
+def pair_cost(
+    predictions: Predictions, targets: Targets, i: int, b: int, q: int, n: int, void: bool = False
+) -> Tensor:
     points = DRAW(b, f"match/{i}", (SETTINGS.points, 2))
+    points = points[labeled(targets, b, points)] if void else points
     mask = torch.einsum("c,chw->hw", predictions.mask_embeddings[i, b, q], predictions[2][b])
     x, t = at(mask, points), at(truth(targets, b, n), points)
     probability = predictions.class_logits[i, b, q].softmax(0)[targets.categories[b, n]]
     return -2 * probability + 5 * bce(x, t) + 5 * dice(x, t)
 
 
-def expected_losses(predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+def expected_losses(
+    predictions: Predictions, targets: Targets, void: bool = False
+) -> dict[str, Tensor]:
     layers, batch = predictions.class_logits.shape[:2]
     counts = (targets.categories >= 0).sum(1).tolist()
     num_masks = max(sum(counts), 1)
@@ -71,7 +83,7 @@ def expected_losses(predictions: Predictions, targets: Targets) -> dict[str, Ten
         for b in range(batch):
             cost = torch.zeros(QUERIES, counts[b])
             for q, n in itertools.product(range(QUERIES), range(counts[b])):
-                cost[q, n] = pair_cost(predictions, targets, i, b, q, n)
+                cost[q, n] = pair_cost(predictions, targets, i, b, q, n, void)
             pairs = linear_sum_assignment(cost.detach().numpy())
             label = dict(zip(*pairs, strict=True))
             for q in range(QUERIES):
@@ -86,8 +98,11 @@ def expected_losses(predictions: Predictions, targets: Targets) -> dict[str, Ten
             for row, (q, n) in enumerate(pairs):
                 embedding = predictions.mask_embeddings[i, b, q]
                 mask = torch.einsum("c,chw->hw", embedding, predictions.mask_features[b])
-                order = at(mask.detach(), candidates[row]).abs().argsort()
-                points = torch.cat((candidates[row][order[:37]], uniform[row]))
+                drawn = candidates[row]
+                drawn = drawn[labeled(targets, b, drawn)] if void else drawn
+                order = at(mask.detach(), drawn).abs().argsort()
+                points = torch.cat((drawn[order[:37]], uniform[row]))
+                points = points[labeled(targets, b, points)] if void else points
                 x, t = at(mask, points), at(truth(targets, b, int(n)), points)
                 masks, dices = masks + bce(x, t), dices + dice(x, t)
         suffix = "" if i == layers - 1 else f"_{i}"
@@ -115,6 +130,47 @@ def test_losses_and_gradients_follow_the_formulas(counts: list[int], normalizer:
     for gradient, want in zip(gradients, wanted, strict=True):
         assert want.abs().max() > 1e-3
         torch.testing.assert_close(gradient, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("counts", [[3, 8], [2, 0, 5]])
+def test_void_pixels_are_left_out_of_matching_and_losses(counts: list[int]) -> None:
+    predictions, targets = scene(counts)
+    settings = CriterionSettings(points=SETTINGS.points, ignore_void=True)
+    expected = expected_losses(predictions, targets, void=True)
+    wanted = torch.autograd.grad(sum(expected.values()), predictions)
+    totals = normalizers(targets.categories, QUERIES, settings)
+    losses = Criterion(settings)(predictions, targets, DRAW, totals)
+    gradients = torch.autograd.grad(sum(losses.values()), predictions)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=0, atol=1e-10)
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=0, atol=1e-10)
+    with_void = Criterion(SETTINGS)(predictions, targets, DRAW, totals)
+    assert not torch.equal(with_void["loss_mask"], losses["loss_mask"])
+
+
+def test_void_pixels_have_no_gradient_at_all() -> None:
+    targets = boxes((32, 40), [3, 2], CLASSES)
+    predictions = random_predictions(LAYERS, 2, QUERIES, CLASSES, DIM, (32, 40))
+    void = targets.void()[:, 0].bool()
+    assert 0.2 < void.double().mean() < 0.8
+    gradients = {}
+    for ignore in (False, True):
+        settings = CriterionSettings(points=400, ignore_void=ignore)
+        totals = normalizers(targets.categories, QUERIES, settings)
+        losses = Criterion(settings)(predictions, targets, DRAW, totals)
+        (gradient,) = torch.autograd.grad(sum(losses.values()), [predictions.mask_features])
+        gradients[ignore] = gradient.abs().amax(1)  # [B, H, W]
+    assert gradients[False][void].max() > 0
+    assert gradients[True][void].max() == 0
+    assert gradients[True][~void].max() > 0
+
+
+def test_void_is_what_no_segment_covers() -> None:
+    """The third segment is a crowd: it is in the map, and not among the targets."""
+    maps = torch.tensor([[[[0, 1, 2], [3, 3, 1]]]], dtype=torch.uint8)
+    columns = torch.tensor([[[5, 6, -1]], [[0, 0, 0]], [[1, 2, 0]]])
+    assert Targets(maps, *columns).void().tolist() == [[[[1, 0, 0], [1, 1, 0]]]]
 
 
 def test_matching_is_optimal() -> None:
