@@ -5,7 +5,7 @@ import time
 import torch
 
 from jobs import config as configs
-from model.mask2former import Mask2Former
+from model.heads import build
 from pipeline.data.split import BatchSplit
 from pipeline.data.training import TrainingData
 from pipeline.step.step import PlainNetwork, TrainingStep
@@ -34,7 +34,7 @@ def step_seconds(preset: str, overrides: list[str]) -> float:
     split = BatchSplit(size, config.batch.micro)
     data = TrainingData(config.data, config.task, config.seed)
     batches = iter(data.batches(0, split, pin_memory=False))
-    model = Mask2Former(config.model, len(data.taxonomy)).train().to(device)
+    model = build(config.model, len(data.taxonomy)).train().to(device)
     step = TrainingStep(
         PlainNetwork(model, device),
         config.criterion,
