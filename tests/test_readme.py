@@ -203,13 +203,14 @@ def test_files_it_points_at_exist(document):
     )
     in_wandb = ("train/", "layers/", "lr/", "speed/", "hosts/", "trainer/", "val/")
     raw_coco = ("train2017/", "val2017/", "annotations/")
+    for_servers = ("instances/", "masks/")
     for link in links:
         file, _, anchor = link.partition("#")
         target = folder / file if file else ROOT / document
         assert target.exists(), link
         assert not anchor or anchor in anchors(target.read_text()), link
     for path in code:
-        if not path.startswith((*in_runs, *in_wandb, *raw_coco)):
+        if not path.startswith((*in_runs, *in_wandb, *raw_coco, *for_servers)):
             assert (ROOT / path).exists() or (ROOT / "pipeline" / path).exists(), path
 
 
