@@ -35,7 +35,7 @@ def test_the_largest_that_fits_is_found_by_bisection(tried):
     config = resolved(config_of(), None, 5)
     assert config.batch.micro == 4  # 16 images per worker in 4 parts; 3 parts have up to 6
     assert split_of(config, 2).sizes == [4, 4, 4, 4]
-    assert tried == [16, 3, 6, 4]
+    assert tried == [16, 4, 8, 6]
     assert configs.merge(configs.to_dict(config), []) == config
 
 
