@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.backends import cudnn
@@ -150,8 +150,7 @@ class Worker:
         Returns:
             Whether the run has taken all its steps.
         """
-        assert isinstance(self.engine.module, Network)
-        self.network = self.engine.module
+        self.network = cast(Network, self.engine.module)
         self.progress = self.journal.resume(self.engine)
         self.parts.end("load")
         try:

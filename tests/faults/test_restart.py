@@ -25,7 +25,7 @@ def test_a_start_is_recorded_before_anything_can_fail(tmp_path, photographs):
     try:
         for _ in range(2):
             with (
-                mock.patch("pipeline.train.build", side_effect=MemoryError("no memory")),
+                mock.patch("pipeline.run.build.build", side_effect=MemoryError("no memory")),
                 pytest.raises(MemoryError, match="no memory"),
             ):
                 train(config, tmp_path, launch="one")
