@@ -18,8 +18,8 @@ from pipeline.data.settings import DataSettings
 from pipeline.data.split import BatchSplit
 from pipeline.distributed import rank_device
 from pipeline.settings import BatchSettings, RunSettings, ZeroSettings
+from pipeline.step.assemble import engine_of
 from pipeline.step.engine import Engine, Update
-from pipeline.step.optimizer import parameter_groups
 from pipeline.step.step import TrainingStep
 
 
@@ -82,24 +82,9 @@ def prepared(
     torch.manual_seed(settings.seed)
     without_weights = replace(settings.model, weights="none", init_from="none")
     model = heads.build(without_weights, classes).train()
-    compiled = settings.model.compile
-    if compiled is None:
-        compiled = device.type == "cuda" and settings.zero.stage < 3
     if device.type == "cuda":
         rank_device()
-    if compiled:
-        model.compile_blocks()
-    engine = Engine(
-        model.to(device),
-        parameter_groups(model, settings.optimizer),
-        zero=settings.zero,
-        clip=settings.optimizer.clip,
-        ema=settings.optimizer.ema,
-        micro_steps=split.micro_steps,
-        device=device,
-    )
-    if compiled:
-        engine.record((split.sizes[0], 3, *settings.data.crop_size))
+    engine = engine_of(model, settings, split, device)
     train_step = TrainingStep(
         engine,
         settings.criterion,

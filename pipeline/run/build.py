@@ -7,8 +7,8 @@ from pipeline.data.split import BatchSplit
 from pipeline.run.journal import Journal
 from pipeline.run.restore import initialize, initialize_backbone
 from pipeline.settings import RunSettings
+from pipeline.step.assemble import engine_of
 from pipeline.step.engine import Engine
-from pipeline.step.optimizer import parameter_groups
 from shards.format.taxonomy import Taxonomy
 
 
@@ -34,20 +34,4 @@ def build_engine(
         journal.event(initialize(model, settings.model.init_from, settings.task, taxonomy))
     elif journal.checkpoint is None and settings.model.weights_file != "none":
         journal.event(initialize_backbone(model, settings.model.weights_file))
-    compiled = settings.model.compile
-    if compiled is None:
-        compiled = device.type == "cuda" and settings.zero.stage < 3
-    if compiled:
-        model.compile_blocks()
-    engine = Engine(
-        model.to(device),
-        parameter_groups(model, settings.optimizer),
-        zero=settings.zero,
-        clip=settings.optimizer.clip,
-        ema=settings.optimizer.ema,
-        micro_steps=split.micro_steps,
-        device=device,
-    )
-    if compiled:
-        engine.record((split.sizes[0], 3, *settings.data.crop_size))
-    return engine
+    return engine_of(model, settings, split, device)

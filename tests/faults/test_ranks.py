@@ -63,7 +63,7 @@ def all_cases(sets: Path, root: Path) -> dict:
     outcomes["value"] = call_on_all_ranks(dist.get_rank)
     outcomes["evaluation"] = scored(sets)
     plain = smallest(sets)
-    with mock.patch("pipeline.run.build.Engine"), mock.patch.object(Journal, "save"):
+    with mock.patch("pipeline.step.assemble.Engine"), mock.patch.object(Journal, "save"):
         for stage in ("broken_on_one_rank", "die_on_one_rank"):
             data = dataclasses.replace(plain.data, stages=[f"{HERE}:{stage}"], loader_workers=1)
             outcomes[stage] = attempt(dataclasses.replace(plain, data=data), root / stage)
